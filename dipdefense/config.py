@@ -1,0 +1,145 @@
+"""Every number of the method, with its unit and the paper's value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+MIN_SIDE = 32
+"""Smallest height and width, in pixels, that any configuration accepts by default."""
+
+PAPER_BUDGETS = (500, 750, 1000)
+"""Iteration budgets of Tables 1 and 2 (Kattamis et al. 2019, appendix A.2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DIPConfig:
+    """The network, its input and its optimiser; the defaults are the paper's.
+
+    The network is the restoration default of Ulyanov et al. 2017 (section 4 and appendix A.2 of
+    Kattamis et al. 2019 call it "the original architecture"). The iteration budget is no part of it: a budget
+    says when to stop drawing, not how to draw.
+
+    Attributes:
+        scales: times the network halves the resolution. ``None`` follows the image as the paper does: 5 from 64
+            pixels a side, 3 below (appendix A.3).
+        channels: feature maps of every convolution but the skip branches (128).
+        skip_channels: feature maps of each skip branch (4); 0 leaves the skip branches out, which the paper's
+            section 6 found to fail.
+        input_channels: depth of the fixed noise that the network draws from (32).
+        input_scale: that noise is uniform on [0, input_scale) (0.1).
+        noise_std: standard deviation of the Gaussian noise added to it afresh at every iteration (1/30).
+        learning_rate: of Adam (0.01).
+        betas: Adam's decay rates for the two moments (0.9, 0.999).
+        adam_eps: Adam's ε, on the scale of the gradient of one image's mean squared error (1e-8).
+        leaky_slope: LeakyReLU's slope for negative values (0.2).
+        norm_eps: added to the variance in batch normalisation (1e-5).
+
+    Raises:
+        ValueError: a number is outside its range; the message names it.
+
+    Example:
+        >>> DIPConfig().scales_for(224, 224)
+        5
+        >>> DIPConfig.architecture_2().parameter_count(image_channels=3, scales=3)
+        26575
+    """
+
+    scales: int | None = None
+    channels: int = 128
+    skip_channels: int = 4
+    input_channels: int = 32
+    input_scale: float = 0.1
+    noise_std: float = 1 / 30
+    learning_rate: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    leaky_slope: float = 0.2
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no network could be built or fitted with."""
+        if self.scales is not None:
+            _require_int("scales", self.scales, minimum=1)
+        _require_int("channels", self.channels, minimum=1)
+        _require_int("skip_channels", self.skip_channels, minimum=0)
+        _require_int("input_channels", self.input_channels, minimum=1)
+        for name in ("input_scale", "learning_rate", "adam_eps", "norm_eps"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+        if not (math.isfinite(self.noise_std) and self.noise_std >= 0):
+            raise ValueError(f"noise_std must be zero or a positive finite number, got {self.noise_std!r}")
+        if not 0 <= self.leaky_slope < 1:
+            raise ValueError(f"leaky_slope must lie in [0, 1), got {self.leaky_slope!r}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas!r}")
+
+    @classmethod
+    def paper(cls) -> DIPConfig:
+        """The network of Tables 1 and 2: 5 scales, 128 channels, 2,217,831 parameters for RGB images."""
+        return cls(scales=5)
+
+    @classmethod
+    def architecture_1(cls) -> DIPConfig:
+        """Appendix A.3, Table 3 (CIFAR-10): 3 scales, 128 channels, 1,286,463 parameters.
+
+        The table itself prints 2,217,831, which is the 5-scale network's count.
+        """
+        return cls(scales=3)
+
+    @classmethod
+    def architecture_2(cls) -> DIPConfig:
+        """Appendix A.3, Table 4 (CIFAR-10): 3 scales, 16 channels, 26,575 parameters.
+
+        The table itself prints 2,217,831, which is the 5-scale network's count.
+        """
+        return cls(scales=3, channels=16)
+
+    @classmethod
+    def compact(cls) -> DIPConfig:
+        """For CPUs: 32 channels instead of 128, everything else the paper's. Not in the paper."""
+        return cls(channels=32)
+
+    def scales_for(self, height: int, width: int) -> int:
+        """The number of scales for images of this size in pixels.
+
+        A scale pads its feature map by reflection, so the coarsest one must still have two rows and two columns.
+
+        Raises:
+            ValueError: the image is too small for ``scales``; the message says how many scales fit.
+        """
+        side = min(height, width)
+        if self.scales is None:
+            if side < MIN_SIDE:
+                raise ValueError(
+                    f"images must be at least {MIN_SIDE} pixels high and wide, got {height}×{width}; "
+                    "enlarge them, or give DIPConfig(scales=...) if you mean it"
+                )
+            return 5 if side >= 64 else 3
+        if side <= 2**self.scales:
+            fits = max(side - 1, 1).bit_length() - 1
+            advice = f"at this size at most {fits} scales fit" if fits else "no number of scales fits"
+            raise ValueError(
+                f"images of {height}×{width} pixels are too small for {self.scales} scales, which need more than "
+                f"{2**self.scales} pixels a side; {advice}"
+            )
+        return self.scales
+
+    def parameter_count(self, *, image_channels: int, scales: int) -> int:
+        """Parameters of one image's network as the literature counts them, biases without effect included."""
+        c, s, merged = self.channels, self.skip_channels, self.channels + self.skip_channels
+        total = 0
+        for scale in range(scales):
+            inputs = self.input_channels if scale == 0 else c
+            if s:
+                total += inputs * s + s + 2 * s
+            total += (9 * inputs * c + c + 2 * c) + (9 * c * c + c + 2 * c)
+            total += 2 * merged
+            total += (9 * merged * c + c + 2 * c) + (c * c + c + 2 * c)
+        return total + c * image_channels + image_channels
+
+
+def _require_int(name: str, value: object, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
