@@ -1,0 +1,65 @@
+"""How many images can be fitted at once."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from dipdefense.config import DIPConfig
+
+# Share of the free memory that a chunk may plan for: allocators fragment, and the caller needs some too.
+_SHARE = 0.7
+
+# A CPU gains from a batch while its activations stay in the caches, and pays in page faults beyond that.
+_CPU_PIXELS = 32 * 32 * 32
+
+
+def bytes_per_image(
+    config: DIPConfig, channels: int, height: int, width: int, operands: torch.dtype = torch.float32
+) -> int:
+    """Peak memory that fitting one image takes: its activations, its parameters, their gradients and moments.
+
+    Args:
+        config: the method's numbers.
+        channels: of the image.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        operands: dtype of the convolutions' operands, and so of the activations.
+    """
+    scales = config.scales_for(height, width)
+    c, merged = config.channels, config.channels + config.skip_channels
+    activations = 0
+    for scale in range(scales):
+        pixels = -(-height // 2**scale) * -(-width // 2**scale)
+        inputs = config.input_channels if scale == 0 else c
+        activations += pixels * (2 * inputs + 3 * merged + 5 * c) + pixels // 4 * 6 * c
+    parameters = config.parameter_count(image_channels=channels, scales=scales)
+    images = 8 * (channels + config.input_channels) * height * width
+    return activations * operands.itemsize + parameters * 4 * 4 + images
+
+
+def images_that_fit(config: DIPConfig, images: Tensor, operands: torch.dtype) -> int:
+    """The number of images to fit at once on the device where they are: at least one."""
+    if len(images) == 0:
+        return 1
+    _, channels, height, width = images.shape
+    fitting = int(_SHARE * _free_bytes(images.device)) // bytes_per_image(config, channels, height, width, operands)
+    if images.device.type == "cpu":
+        fitting = min(fitting, _CPU_PIXELS // (height * width))
+    return max(1, fitting)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is an allocator's way of saying that memory ran out, on a GPU or on a CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

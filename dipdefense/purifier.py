@@ -1,0 +1,216 @@
+"""DIPPurifier: the reconstruction as a layer in front of a classifier."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dipdefense.config import PAPER_BUDGETS, DIPConfig
+from dipdefense.memory import images_that_fit, is_out_of_memory
+from dipdefense.reconstruct import (
+    Precision,
+    Reconstruction,
+    Seed,
+    check_budgets,
+    check_images,
+    check_seed,
+    operand_dtype,
+    reconstruct,
+    resolve_seeds,
+)
+
+Gradient = Literal["straight-through", "none"]
+
+
+class DIPPurifier(nn.Module):
+    """Replace every image by what its own untrained network has drawn of it after ``iters`` iterations.
+
+    Kattamis, Adel & Weller 2019, section 4: the drawing keeps what the network learns first, and an adversarial
+    perturbation is learnt last. That is evidence against attackers who do not know of the defence; it is no
+    robustness against those who do.
+
+    The module has no parameters and an empty ``state_dict``, so a classifier's checkpoint still loads, and it works
+    under ``no_grad``, ``inference_mode`` and ``autocast``. ``eval()`` changes nothing: fitting is what it does.
+
+    Args:
+        iters: iterations; the paper tests 500, 750 and 1000.
+        config: the network and its optimiser; the paper's by default.
+        seed: an integer that every image uses, so that a result depends on no position; or one an image; or None,
+            fresh seeds at every call from torch's default generator, which ``torch.manual_seed`` governs.
+        batch_size: images fitted at once, or "auto" to size it from free memory. Where memory runs out all the same
+            the chunk is halved and the work goes on.
+        gradient: "straight-through": the backward pass is the identity (BPDA, Athalye et al. 2018), so white-box
+            attacks get a usable gradient. "none": a backward pass raises.
+        precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
+        progress: show a progress bar with the time left.
+
+    Raises:
+        TypeError, ValueError: an argument is outside its range, at construction; the images are not as described,
+            at the call and before any work.
+
+    Shape:
+        (N, C, H, W) floats in [0, 1], from 32 pixels a side, to the same shape, dtype and device.
+
+    Example:
+        >>> purifier = DIPPurifier(iters=2, config=DIPConfig.architecture_2(), seed=0)
+        >>> purifier(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        iters: int = 1000,
+        *,
+        config: DIPConfig | None = None,
+        seed: Seed = None,
+        batch_size: int | Literal["auto"] = "auto",
+        gradient: Gradient = "straight-through",
+        precision: Precision = "auto",
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        (self.iters,) = check_budgets((iters,))
+        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f'batch_size must be "auto" or an integer of at least 1, got {batch_size!r}')
+        if gradient not in ("straight-through", "none"):
+            raise ValueError(f'gradient must be "straight-through" or "none", got {gradient!r}')
+        operand_dtype(precision, torch.device("cpu"))
+        check_seed(seed)
+        self.config = config or DIPConfig()
+        self.seed = seed
+        self.batch_size = batch_size
+        self.gradient = gradient
+        self.precision = precision
+        self.progress = progress
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify: (N, C, H, W) in [0, 1] to the same shape, dtype and device."""
+        run = self.reconstruct(images, budgets=(self.iters,))
+        diverged = [index for index, status in enumerate(run.status) if status == "diverged"]
+        if diverged:
+            warnings.warn(
+                f"the networks of the images at {diverged} diverged; these images are NaN. "
+                f"Lower the learning rate ({self.config.learning_rate})",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        rule = _StraightThrough if self.gradient == "straight-through" else _NoGradient
+        return rule.apply(images, run.images[0])  # type: ignore[no-any-return]
+
+    def reconstruct(
+        self,
+        images: Tensor,
+        *,
+        budgets: Sequence[int] = PAPER_BUDGETS,
+        seed: Seed = None,
+    ) -> Reconstruction:
+        """Run once to the largest budget and return the drawings at every budget.
+
+        Args:
+            images: (N, C, H, W) floats in [0, 1].
+            budgets: iteration counts, ascending; none above ``iters``.
+            seed: overrides the purifier's seed for this run.
+
+        Raises:
+            TypeError, ValueError: before any work, if the images, budgets or seeds are not as described.
+        """
+        budgets = check_budgets(budgets)
+        if budgets[-1] > self.iters:
+            raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets}")
+        check_images(images, self.config)
+        seeds = resolve_seeds(self.seed if seed is None else seed, len(images))
+        operands = operand_dtype(self.precision, images.device)
+        chunk = self.batch_size
+        if chunk == "auto":
+            chunk = images_that_fit(self.config, images, operands)
+        with _progress_bar(len(images) * budgets[-1], enabled=self.progress) as advance:
+            return _in_chunks(
+                images, seeds, chunk, advance, budgets=budgets, config=self.config, precision=self.precision
+            )
+
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        return f"iters={self.iters}, gradient={self.gradient!r}, precision={self.precision!r}, seed={self.seed}"
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, *, enabled: bool) -> Iterator[Callable[[int], object]]:
+    """Yield what to call with the number of iterations done."""
+    if not enabled:
+        yield lambda _: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc="purifying", unit="iteration", unit_scale=True) as bar:
+        yield bar.update
+
+
+def _in_chunks(
+    images: Tensor, seeds: Sequence[int], chunk: int, advance: Callable[[int], object], **settings: Any
+) -> Reconstruction:
+    """Reconstruct ``chunk`` images at a time; after running out of memory go on with half as many."""
+    parts: list[Reconstruction] = []
+    start = 0
+    while start < len(images) or not parts:
+        stop = min(start + chunk, len(images))
+        try:
+            parts.append(
+                reconstruct(
+                    images[start:stop],
+                    seed=seeds[start:stop],
+                    on_iteration=functools.partial(advance, stop - start),
+                    **settings,
+                )
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or stop - start == 1:
+                raise
+            chunk = (stop - start) // 2
+        else:
+            start = stop
+            continue
+        # Outside the except block, where the traceback no longer holds the failed attempt's tensors.
+        gc.collect()
+        if images.is_cuda:
+            torch.cuda.empty_cache()
+    return Reconstruction(
+        parts[0].budgets,
+        torch.cat([part.images for part in parts], dim=1),
+        torch.cat([part.losses for part in parts], dim=1),
+        sum((part.status for part in parts), ()),
+    )
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: the purified images. Backward: the identity."""
+
+    @staticmethod
+    def forward(images: Tensor, purified: Tensor) -> Tensor:  # noqa: ARG004
+        return purified.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is needed of the forward pass."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return gradient, None
+
+
+class _NoGradient(_StraightThrough):
+    """Forward: the purified images. Backward: an explanation."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        raise RuntimeError(
+            'DIPPurifier(gradient="none") has no gradient: its output is the end of an optimisation, not a '
+            'differentiable function of the input. Use gradient="straight-through" for the identity (BPDA), or '
+            "attack the classifier alone and replay"
+        )

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dipdefense import DIPConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(20190711)
+
+
+@pytest.fixture
+def tiny() -> DIPConfig:
+    """A network small enough to be fitted in milliseconds, with every part that the paper's has."""
+    return DIPConfig(scales=2, channels=6, skip_channels=2, input_channels=4)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images for measuring, beside the checkout; no part of the project."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the measuring images in ../shared/data")
+    return folder
