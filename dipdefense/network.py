@@ -18,36 +18,48 @@ class _Slot(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    start: float | None  # a constant, or None for torch's default, uniform on ±1/sqrt(fan-in)
+    start: float | None = None  # a constant, or None for torch's default, uniform on ±1/sqrt(fan_in)
+    fan_in: int = 1
 
 
 def _conv_norm(name: str, inputs: int, outputs: int, kernel: int) -> Iterator[_Slot]:
-    yield _Slot(f"{name}_weight", (outputs, inputs, kernel, kernel), None)
-    yield _Slot(f"{name}_scale", (outputs,), 1.0)
-    yield _Slot(f"{name}_shift", (outputs,), 0.0)
+    yield _Slot(f"{name}_weight", (outputs, inputs, kernel, kernel), fan_in=inputs * kernel**2)
+    yield from _norm(name, outputs)
+
+
+def _norm(name: str, channels: int) -> Iterator[_Slot]:
+    yield _Slot(f"{name}_scale", (channels,), start=1.0)
+    yield _Slot(f"{name}_shift", (channels,), start=0.0)
 
 
 def _slots(config: DIPConfig, image_channels: int, scales: int) -> Iterator[_Slot]:
     c, s = config.channels, config.skip_channels
     for scale in range(scales):
         inputs = config.input_channels if scale == 0 else c
+        merged_fan_in = 9 * (s + c)
         if s:
             yield from _conv_norm(f"skip{scale}", inputs, s, 1)
+            yield _Slot(f"merge_skip{scale}_scale", (s,), start=1.0)
+            yield _Slot(f"up_skip{scale}_weight", (c, s, 3, 3), fan_in=merged_fan_in)
         yield from _conv_norm(f"down{scale}", inputs, c, 3)
         yield from _conv_norm(f"same{scale}", c, c, 3)
-        yield _Slot(f"merge{scale}_scale", (s + c,), 1.0)
-        yield from _conv_norm(f"up{scale}", s + c, c, 3)
+        yield _Slot(f"merge{scale}_scale", (c,), start=1.0)
+        yield _Slot(f"up{scale}_weight", (c, c, 3, 3), fan_in=merged_fan_in)
+        yield from _norm(f"up{scale}", c)
         yield from _conv_norm(f"mix{scale}", c, c, 1)
-    yield _Slot("draw_weight", (image_channels, c, 1, 1), None)
-    yield _Slot("draw_bias", (image_channels,), 0.0)
+    yield _Slot("draw_weight", (image_channels, c, 1, 1), fan_in=c)
+    yield _Slot("draw_bias", (image_channels,), start=0.0)
 
 
 class SkipNets(nn.Module):
     """One skip network an image; every parameter leads with the image axis, and no two images share anything.
 
-    Parameters without effect are left out: a convolution's bias and the merged normalisation's shift add a constant
-    per channel, which the next normalisation removes. Their gradient is zero in exact arithmetic, and Adam would only
-    walk them about on rounding noise. At the paper's setting that leaves 2,214,591 of 2,217,831 parameters a network.
+    Two things differ from the network as it is written down, neither in what it computes. The merged convolution's
+    kernels are kept apart for the skip branch and for the deeper one, the latter in transposed convolution's layout
+    (:func:`dipdefense.ops.upsampled_convolution`). And parameters without effect are left out: a convolution's bias
+    and the merged normalisation's shift add a constant per channel, which the next normalisation removes. Their
+    gradient is zero in exact arithmetic, and Adam would only walk them about on rounding noise. At the paper's
+    setting that leaves 2,214,591 of 2,217,831 parameters a network.
 
     Args:
         config: widths, slopes and so on.
@@ -81,37 +93,42 @@ class SkipNets(nn.Module):
         for slot in slots:
             shape, size = (count, *slot.shape), math.prod(slot.shape)
             if slot.start is None:
-                bound = 1 / math.sqrt(math.prod(slot.shape[1:]))
-                value = bound * uniform[:, offset : offset + size].reshape(shape)
+                value = uniform[:, offset : offset + size].reshape(shape) / math.sqrt(slot.fan_in)
                 offset += size
             else:
                 value = torch.full(shape, slot.start, device=device, dtype=dtype)
             self.register_parameter(slot.name, nn.Parameter(value))
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Draw each image from its noise: (N, input_channels, H, W) to (N, image_channels, H, W) in [0, 1]."""
-        features = self._scale(noise, 0)
-        drawing = ops.convolution(features, self.get_parameter("draw_weight"))
-        return torch.sigmoid(drawing + self.get_parameter("draw_bias")[:, :, None, None])
+        """Draw each image from its noise: (N, input_channels, H, W) to (N, image_channels, H, W) in [0, 1].
+
+        The convolutions' operands are in the noise's dtype, the last one's in the parameters'.
+        """
+        weight, bias = self.get_parameter("draw_weight"), self.get_parameter("draw_bias")
+        features = self._scale(noise, 0).to(weight.dtype)
+        return torch.sigmoid(ops.convolution(features, weight) + bias[:, :, None, None])
 
     def _scale(self, x: Tensor, scale: int) -> Tensor:
         """One scale: a skip branch beside everything coarser, merged and mixed."""
+        height, width = x.shape[2:]
+        eps = self.config.norm_eps
         deeper = self._block(f"same{scale}", self._block(f"down{scale}", x, stride=2))
         if scale + 1 < self.scales:
             deeper = self._scale(deeper, scale + 1)
-        merged = ops.upsample(deeper, *x.shape[2:])
+        deeper = ops.normalise_upsampled(
+            deeper, self.get_parameter(f"merge{scale}_scale"), height=height, width=width, eps=eps
+        )
+        merged = ops.upsampled_convolution(deeper, self.get_parameter(f"up{scale}_weight"), height=height, width=width)
         if self.config.skip_channels:
-            merged = torch.cat([self._block(f"skip{scale}", x), merged], dim=1)
-        merged = ops.normalise(merged, self.get_parameter(f"merge{scale}_scale"), None, eps=self.config.norm_eps)
-        return self._block(f"mix{scale}", self._block(f"up{scale}", merged))
+            skip = self._block(f"skip{scale}", x)
+            skip = ops.normalise(skip, self.get_parameter(f"merge_skip{scale}_scale"), None, eps=eps)
+            merged = merged + ops.convolution(skip, self.get_parameter(f"up_skip{scale}_weight"))
+        return self._block(f"mix{scale}", self._norm_act(f"up{scale}", merged))
 
     def _block(self, name: str, x: Tensor, *, stride: int = 1) -> Tensor:
         """Convolution, normalisation, LeakyReLU."""
-        y = ops.convolution(x, self.get_parameter(f"{name}_weight"), stride=stride)
-        y = ops.normalise(
-            y,
-            self.get_parameter(f"{name}_scale"),
-            self.get_parameter(f"{name}_shift"),
-            eps=self.config.norm_eps,
-        )
-        return ops.activate(y, slope=self.config.leaky_slope)
+        return self._norm_act(name, ops.convolution(x, self.get_parameter(f"{name}_weight"), stride=stride))
+
+    def _norm_act(self, name: str, x: Tensor) -> Tensor:
+        scale, shift = self.get_parameter(f"{name}_scale"), self.get_parameter(f"{name}_shift")
+        return ops.normalise(x, scale, shift, eps=self.config.norm_eps, slope=self.config.leaky_slope)

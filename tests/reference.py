@@ -6,6 +6,7 @@ batched, folded or left out, and nothing is shared with the package but the conf
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,31 +70,55 @@ class ReferenceNet(nn.Module):
             scale = scale.deeper
         return scales
 
-    def live_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that have an effect, by the names that the batched network gives them."""
-        named: dict[str, nn.Parameter] = {}
+    def live_values(self, of: Callable[[nn.Parameter], Tensor | None] = lambda p: p) -> dict[str, Tensor]:
+        """``of`` every parameter that has an effect, by the names and in the layouts of the batched network."""
+        named: dict[str, Tensor] = {}
         for index, scale in enumerate(self.scales()):
+            skips = 0 if scale.skip is None else scale.skip[0].out_channels
             for name in ("skip", "down", "same", "up", "mix"):
                 block = getattr(scale, name)
                 if block is not None:
-                    named[f"{name}{index}_weight"] = block[0].weight
-                    named[f"{name}{index}_scale"] = block[1].weight
-                    named[f"{name}{index}_shift"] = block[1].bias
-            named[f"merge{index}_scale"] = scale.merge.weight
-        named["draw_weight"] = self.draw.weight
-        named["draw_bias"] = self.draw.bias
+                    named[f"{name}{index}_weight"] = of(block[0].weight)
+                    named[f"{name}{index}_scale"] = of(block[1].weight)
+                    named[f"{name}{index}_shift"] = of(block[1].bias)
+            if skips:
+                named[f"merge_skip{index}_scale"] = of(scale.merge.weight)[:skips]
+                named[f"up_skip{index}_weight"] = of(scale.up[0].weight)[:, :skips]
+            named[f"merge{index}_scale"] = of(scale.merge.weight)[skips:]
+            named[f"up{index}_weight"] = of(scale.up[0].weight)[:, skips:].transpose(0, 1).flip(2, 3)
+        named["draw_weight"] = of(self.draw.weight)
+        named["draw_bias"] = of(self.draw.bias)
         return named
+
+    def dead_parameters(self) -> list[nn.Parameter]:
+        """Those without effect: every bias before a normalisation, every merged normalisation's shift."""
+        blocks = [block for scale in self.scales() for block in scale.children() if isinstance(block, Block)]
+        return [block[0].bias for block in blocks] + [scale.merge.bias for scale in self.scales()]
 
 
 def reference_like(networks: SkipNets, index: int, config: DIPConfig, image_channels: int) -> ReferenceNet:
     """The plain network with the weights of the batched network's image ``index``."""
     own = dict(networks.named_parameters())
     reference = ReferenceNet(config, image_channels, networks.scales).to(next(networks.parameters()))
-    live = reference.live_parameters()
-    assert live.keys() == own.keys()
     with torch.no_grad():
-        for name, parameter in live.items():
-            parameter.copy_(own[name][index])
+        for scale, plain in enumerate(reference.scales()):
+            for name in ("skip", "down", "same", "up", "mix"):
+                block = getattr(plain, name)
+                if block is not None and f"{name}{scale}_scale" in own:
+                    block[1].weight.copy_(own[f"{name}{scale}_scale"][index])
+                    block[1].bias.copy_(own[f"{name}{scale}_shift"][index])
+                if block is not None and name != "up":
+                    block[0].weight.copy_(own[f"{name}{scale}_weight"][index])
+            deep = own[f"up{scale}_weight"][index].transpose(0, 1).flip(2, 3)
+            merge = own[f"merge{scale}_scale"][index]
+            if plain.skip is not None:
+                deep = torch.cat([own[f"up_skip{scale}_weight"][index], deep], dim=1)
+                merge = torch.cat([own[f"merge_skip{scale}_scale"][index], merge])
+            plain.up[0].weight.copy_(deep)
+            plain.merge.weight.copy_(merge)
+        reference.draw.weight.copy_(own["draw_weight"][index])
+        reference.draw.bias.copy_(own["draw_bias"][index])
+    assert reference.live_values().keys() == own.keys()
     return reference
 
 

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "dipdefense"
 LAYERS = [
     {"config"},
     {"kernels"},
+    {"upsampling"},
     {"ops"},
     {"network"},
     {"memory", "reconstruct"},
