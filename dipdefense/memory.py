@@ -21,6 +21,9 @@ def bytes_per_image(
 ) -> int:
     """Peak memory that fitting one image takes: its activations, its parameters, their gradients and moments.
 
+    The numbers of tensors a pixel were fitted to measured peaks on a CPU: 430 to 500 MiB an image at 224×224 with the
+    paper's network, 138 with the compact one, 31 at 32×32 with architecture 1.
+
     Args:
         config: the method's numbers.
         channels: of the image.
@@ -29,12 +32,12 @@ def bytes_per_image(
         operands: dtype of the convolutions' operands, and so of the activations.
     """
     scales = config.scales_for(height, width)
-    c, merged = config.channels, config.channels + config.skip_channels
+    c, skips = config.channels, config.skip_channels
     activations = 0
     for scale in range(scales):
         pixels = -(-height // 2**scale) * -(-width // 2**scale)
         inputs = config.input_channels if scale == 0 else c
-        activations += pixels * (2 * inputs + 3 * merged + 5 * c) + pixels // 4 * 6 * c
+        activations += pixels * (2 * inputs + 8 * skips + 10 * c) + pixels // 4 * 10 * c
     parameters = config.parameter_count(image_channels=channels, scales=scales)
     images = 8 * (channels + config.input_channels) * height * width
     return activations * operands.itemsize + parameters * 4 * 4 + images

@@ -44,7 +44,7 @@ def _slots(config: DIPConfig, image_channels: int, scales: int) -> Iterator[_Slo
         yield from _conv_norm(f"down{scale}", inputs, c, 3)
         yield from _conv_norm(f"same{scale}", c, c, 3)
         yield _Slot(f"merge{scale}_scale", (c,), start=1.0)
-        yield _Slot(f"up{scale}_weight", (c, c, 3, 3), fan_in=merged_fan_in)
+        yield _Slot(f"up{scale}_weight", (c, 3, c, 3), fan_in=merged_fan_in)
         yield from _norm(f"up{scale}", c)
         yield from _conv_norm(f"mix{scale}", c, c, 1)
     yield _Slot("draw_weight", (image_channels, c, 1, 1), fan_in=c)
@@ -55,8 +55,8 @@ class SkipNets(nn.Module):
     """One skip network an image; every parameter leads with the image axis, and no two images share anything.
 
     Two things differ from the network as it is written down, neither in what it computes. The merged convolution's
-    kernels are kept apart for the skip branch and for the deeper one, the latter in transposed convolution's layout
-    (:func:`dipdefense.ops.upsampled_convolution`). And parameters without effect are left out: a convolution's bias
+    kernels are kept apart for the skip branch and for the deeper one, the latter in the layout of
+    :func:`dipdefense.ops.upsampled_convolution`. And parameters without effect are left out: a convolution's bias
     and the merged normalisation's shift add a constant per channel, which the next normalisation removes. Their
     gradient is zero in exact arithmetic, and Adam would only walk them about on rounding noise. At the paper's
     setting that leaves 2,214,591 of 2,217,831 parameters a network.

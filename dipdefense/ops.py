@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.upsampling import NormaliseUpsampled, UpsampledConvolution, fold, unfold
+from dipdefense.upsampling import ConvolveOne, NormaliseUpsampled, convolve_batch
 
 # A matrix product over patches beats a grouped convolution where the patches are short: CPU and GPU kernels for
 # groups want 16 input channels or more.
@@ -39,7 +39,7 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1) -> Tensor:
         height, width = (-(-side // stride) for side in size)
         patches = x.flatten(2) if kernel == 1 else F.unfold(x, kernel, stride=stride)
         return torch.bmm(weight.flatten(2), patches).view(count, out_channels, height, width)
-    return unfold(F.conv2d(fold(x), weight.flatten(0, 1), stride=stride, groups=count), count)
+    return _unfold(F.conv2d(_fold(x), weight.flatten(0, 1), stride=stride, groups=count), count)
 
 
 def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slope: float | None = None) -> Tensor:
@@ -53,13 +53,13 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slo
         slope: of the LeakyReLU for negative values, or none for no activation.
     """
     shift = None if shift is None else shift.flatten()
-    y = F.batch_norm(fold(x), None, None, scale.flatten(), shift, training=True, eps=eps)
+    y = F.batch_norm(_fold(x), None, None, scale.flatten(), shift, training=True, eps=eps)
     if slope is not None:
         # In place, since normalisation's backward pass needs its input and never its output; and before anything
         # makes a view of it: torch 2.15 on the CPU gets the gradient of an in-place change to a view wrong where the
         # channels are innermost.
         y = F.leaky_relu_(y, slope)
-    return unfold(y, len(x))
+    return _unfold(y, len(x))
 
 
 def normalise_upsampled(low: Tensor, scale: Tensor, *, height: int, width: int, eps: float) -> Tensor:
@@ -84,9 +84,22 @@ def upsampled_convolution(low: Tensor, weight: Tensor, *, height: int, width: in
 
     Args:
         low: (N, in_channels, ceil(height / 2), ceil(width / 2)), two rows and columns at least.
-        weight: (N, in_channels, out_channels, 3, 3), the kernels in transposed convolution's layout: axes of input
-            and output exchanged, taps mirrored.
+        weight: (N, in_channels, 3, out_channels, 3), horizontal taps before the outputs and vertical ones behind.
         height: of the result.
         width: of the result.
     """
-    return UpsampledConvolution.apply(low, weight.to(low.dtype), height, width)  # type: ignore[no-any-return]
+    weight = weight.to(low.dtype)
+    if len(low) > 1:
+        return convolve_batch(low, weight, height, width)
+    transposed = weight[0].permute(0, 2, 3, 1).flip(2, 3)
+    return ConvolveOne.apply(low, transposed, height, width)  # type: ignore[no-any-return]
+
+
+def _fold(x: Tensor) -> Tensor:
+    """Images into channels: (N, C, H, W) to (1, N·C, H, W). One image stays as it is and keeps its memory format."""
+    return x if len(x) == 1 else x.flatten(0, 1)[None]
+
+
+def _unfold(x: Tensor, count: int) -> Tensor:
+    """Channels back into images: (1, N·C, H, W) to (N, C, H, W)."""
+    return x if count == 1 else x.view(count, -1, *x.shape[2:])

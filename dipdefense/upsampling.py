@@ -1,22 +1,26 @@
 """The costliest layer at a quarter of its arithmetic: convolving an upsampled tensor at low resolution.
 
-Bilinear upsampling ×2 (without aligned corners) puts zeros between the pixels and filters with [1 3 3 1]/4 along each
-axis. Convolutions commute, so the 3×3 kernels may come first: on the zero-inserted tensor they are a transposed
-convolution of stride 2, nine multiplications a low-resolution pixel instead of 36. The fixed filter follows, a channel
-at a time.
+Upsampling and convolution are both linear and commute, so the 3×3 kernels may be applied to the low-resolution tensor,
+nine multiplications a pixel instead of 36, and what remains is fixed: shifting and upsampling along each axis. Two
+forms of that, each the fastest for its case:
 
-With the low-resolution tensor padded by replication, the result is the convolution of the upsampled tensor padded by
-replication too. The network pads by reflection. The two paddings differ on a ring one pixel wide, so only the outermost
-rows and columns of the result need a correction, the kernels' outer taps applied to that difference. Per axis write
-R for the reflecting extension and P for the replicating one; then
+* **Several images** (:func:`convolve_batch`). Along each axis, upsampling, reflection padding and a tap's shift are one
+  fixed matrix; everything is a batched matrix product.
+* **One image** (:class:`ConvolveOne`). Bilinear upsampling ×2 without aligned corners puts zeros between the pixels and
+  filters with [1 3 3 1]/4 along each axis. The kernels on the zero-inserted tensor are a transposed convolution of
+  stride 2; the fixed filter follows, a channel at a time. Replication of the low-resolution tensor's border comes out
+  as replication of the upsampled one's, where the network reflects. The two differ on a ring one pixel wide, so only
+  the outermost rows and columns of the result need a correction, the kernels' outer taps applied to that difference.
+  Per axis write R for the reflecting extension and P for the replicating one; then
 
-    R⊗R − P⊗P = (R − P)⊗R + P⊗(R − P),
+      R⊗R − P⊗P = (R − P)⊗R + P⊗(R − P),
 
-which is a strip along the top and bottom, extended by reflection, and one along the sides, extended by replication.
+  a strip along the top and bottom, extended by reflection, and one along the sides, extended by replication.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -24,39 +28,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _FILTER = (0.25, 0.75, 0.75, 0.25)
-# Upsampling's Gram matrix per axis: inner products of neighbouring columns of the upsampling operator.
+# Upsampling's Gram matrix along an axis: inner products of neighbouring columns of the upsampling matrix.
 _GRAM = (0.375, 1.25, 0.375)
 _RING = (1, 1, 1, 1)
 
 
-def _depthwise(x: Tensor, taps: tuple[float, ...], *, padding: int = 0) -> Tensor:
-    """Filter every channel of (N, C, H, W) with the same separable taps along both axes."""
-    row = x.new_tensor(taps)
-    channels = x.shape[0] * x.shape[1]
-    kernel = torch.outer(row, row).expand(channels, 1, -1, -1)
-    return unfold(F.conv2d(fold(x), kernel, padding=padding, groups=channels), len(x))
+@functools.lru_cache(maxsize=64)
+def upsampling_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Bilinear ×2 along one axis, cropped to ``size``: (size, ceil(size / 2))."""
+    unit = torch.eye(-(-size // 2), dtype=dtype, device=device)
+    return F.interpolate(unit[None], scale_factor=2, mode="linear", align_corners=False)[0].T[:size]
 
 
-def fold(x: Tensor) -> Tensor:
-    """Images into channels: (N, C, H, W) to (1, N·C, H, W). One image stays as it is and keeps its memory format."""
-    return x if len(x) == 1 else x.flatten(0, 1)[None]
+@functools.lru_cache(maxsize=64)
+def _tap_matrices(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Upsampling as each of the three taps sees it, shifted and reflected: (3, size, ceil(size / 2))."""
+    reach = torch.arange(size, device=device) + torch.arange(-1, 2, device=device)[:, None]
+    last = size - 1
+    return upsampling_matrix(size, dtype, device)[last - (last - reach.abs()).abs()]
 
 
-def unfold(x: Tensor, count: int) -> Tensor:
-    """Channels back into images: (1, N·C, H, W) to (N, C, H, W)."""
-    return x if count == 1 else x.view(count, -1, *x.shape[2:])
+def convolve_batch(low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
+    """See :func:`dipdefense.ops.upsampled_convolution`; for any number of images."""
+    count, _, rows, columns = low.shape
+    outputs = weight.shape[3]
+    vertical = _tap_matrices(height, low.dtype, low.device).transpose(0, 1).flatten(1)
+    horizontal = _tap_matrices(width, low.dtype, low.device).transpose(1, 2)
+    # A plane for every tap, vertical taps next to the rows so that one product sums over both.
+    planes = torch.bmm(weight.flatten(2).transpose(1, 2), low.flatten(2)).view(-1, 3 * rows, columns)
+    tall = torch.bmm(vertical.expand(len(planes), -1, -1), planes).view(count, 3, outputs * height, columns)
+    out = torch.bmm(tall[:, 0], horizontal[0].expand(count, -1, -1))
+    for tap in (1, 2):
+        out = torch.baddbmm(out, tall[:, tap], horizontal[tap].expand(count, -1, -1))
+    return out.view(count, outputs, height, width)
 
 
-class UpsampledConvolution(torch.autograd.Function):
-    """See :func:`dipdefense.ops.upsampled_convolution`."""
+class ConvolveOne(torch.autograd.Function):
+    """See :func:`dipdefense.ops.upsampled_convolution`; for one image, fastest with its channels innermost.
+
+    The weight is in transposed convolution's layout: (in, out, 3, 3) with mirrored taps.
+    """
 
     @staticmethod
     def forward(ctx: Any, low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
         """Transposed convolution, filter, and the strips added along the border."""
         padded = F.pad(low, _RING, mode="replicate")
         ctx.save_for_backward(low, padded, weight)
-        spread = F.conv_transpose2d(fold(padded), weight.flatten(0, 1), stride=2, padding=1, groups=len(low))
-        out = _depthwise(unfold(spread, len(low)), _FILTER)[..., :height, :width]
+        spread = F.conv_transpose2d(padded, weight, stride=2, padding=1)
+        out = _depthwise(spread, _FILTER)[..., :height, :width]
         top, bottom, left, right = _strips(low, _outer_taps(weight), height, width)
         out[:, :, 0] += top
         out[:, :, -1] += bottom
@@ -70,20 +89,10 @@ class UpsampledConvolution(torch.autograd.Function):
         low, padded, weight = ctx.saved_tensors
         height, width = grad.shape[2:]
         whole = F.pad(grad, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else grad
+        spread = _depthwise(whole, _FILTER, padding=3)
         grad_padded, grad_weight, _ = torch.ops.aten.convolution_backward(
-            fold(_depthwise(whole, _FILTER, padding=3)),
-            fold(padded),
-            weight.flatten(0, 1),
-            None,
-            (2, 2),
-            (1, 1),
-            (1, 1),
-            True,
-            (0, 0),
-            len(low),
-            (True, True, False),
+            spread, padded, weight, None, (2, 2), (1, 1), (1, 1), True, (0, 0), 1, (True, True, False)
         )
-        grad_padded, grad_weight = unfold(grad_padded, len(low)), grad_weight.view_as(weight)
         grad_low = torch.ops.aten.replication_pad2d_backward(grad_padded, low, _RING)
         with torch.enable_grad():
             edges = low.detach().requires_grad_()
@@ -96,22 +105,30 @@ class UpsampledConvolution(torch.autograd.Function):
         return grad_low.add_(grad_edges), grad_weight, None, None
 
 
+def _depthwise(x: Tensor, taps: tuple[float, ...], *, padding: int = 0) -> Tensor:
+    """Filter every channel of (1, C, H, W) with the same separable taps along both axes."""
+    row = x.new_tensor(taps)
+    kernel = torch.outer(row, row).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+
+
 def _outer_taps(weight: Tensor) -> list[Tensor]:
-    """The taps (N, in, out, 3) that reach over the top, bottom, left and right border, in transposed layout."""
+    """The taps (in, out, 3) that reach over the top, bottom, left and right border, in transposed layout."""
     return [weight[..., 2, :], weight[..., 0, :], weight[..., 2], weight[..., 0]]
 
 
 def _strips(low: Tensor, taps: list[Tensor], height: int, width: int) -> list[Tensor]:
-    """What reflection adds to replication along the top and bottom (N, out, width) and the sides (N, out, height)."""
+    """What reflection adds to replication along the top and bottom (1, out, width) and the sides (1, out, height)."""
     rows = _beyond(low[:, :, :2], low[:, :, -2:].flip(2), height)
     columns = _beyond(low[..., :2].transpose(2, 3), low[..., -2:].flip(3).transpose(2, 3), width)
     reflected = [F.pad(_upsample_line(line)[..., :width], (1, 1), mode="reflect") for line in rows]
     replicated = [F.pad(_upsample_line(line), (1, 1), mode="replicate")[..., : height + 2] for line in columns]
-    return [_convolve_line(line, tap) for line, tap in zip(reflected + replicated, taps, strict=True)]
+    lines = zip(reflected + replicated, taps, strict=True)
+    return [F.conv1d(line, tap.transpose(0, 1).flip(2)) for line, tap in lines]
 
 
 def _beyond(first: Tensor, last: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Reflection minus replication one pixel beyond either end, from the two outermost lines (N, C, 2, length).
+    """Reflection minus replication one pixel beyond either end, from the two outermost lines (1, C, 2, length).
 
     Upsampled pixel 1 is (3 a + b)/4 of the outermost lines a and b, and replication repeats a. At the far end the
     same holds for an even size; an odd one is cropped by a pixel, so that reflection finds (a + 3 b)/4 there.
@@ -124,27 +141,19 @@ def _upsample_line(line: Tensor) -> Tensor:
     return F.interpolate(line, scale_factor=2, mode="linear", align_corners=False)
 
 
-def _convolve_line(line: Tensor, tap: Tensor) -> Tensor:
-    """Valid 1-D convolution of (N, in, length + 2) with mirrored taps (N, in, out, 3)."""
-    patches = torch.cat([line[..., 2:], line[..., 1:-1], line[..., :-2]], dim=1)
-    return torch.bmm(tap.permute(0, 2, 3, 1).flatten(2), patches)
-
-
 class NormaliseUpsampled(torch.autograd.Function):
     """See :func:`dipdefense.ops.normalise_upsampled`.
 
-    The upsampled tensor is A L Bᵀ, so its sum of squares is ⟨L, G_A L G_B⟩ with the tridiagonal Gram matrix G = AᵀA,
-    which is a 3-tap filter over the replicated tensor, less the outermost pixel where an odd size cropped its copy.
+    The upsampled tensor is A L Bᵀ, so its sum of squares is ⟨L, G_A L G_B⟩ with the Gram matrices G = AᵀA.
     """
 
     @staticmethod
     def forward(ctx: Any, low: Tensor, scale: Tensor, height: int, width: int, eps: float) -> Tensor:
         """Moments of the upsampled tensor from the low-resolution one, in the parameters' dtype."""
         exact = low.to(scale.dtype)
-        gram = _gram_product(exact, height, width)
-        # Columns of A add up to 2, the last to 1 where its copy is cropped: each pixel's share in the upsampled mean.
-        share = _share(exact, height, width)
-        mean = (exact * share).sum(dim=(2, 3), keepdim=True) if height % 2 or width % 2 else exact.mean((2, 3), True)
+        gram = _gram_product_of_one(exact, height, width) if len(low) == 1 else _gram_product(exact, height, width)
+        share = _share(height, width, exact.dtype, exact.device)
+        mean = (exact * share).sum(dim=(2, 3), keepdim=True)
         variance = ((exact - mean) * gram).sum(dim=(2, 3), keepdim=True) / (height * width)
         inverse = (variance + eps).rsqrt()
         ctx.save_for_backward(exact, gram, mean, inverse, scale)
@@ -153,7 +162,7 @@ class NormaliseUpsampled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """The variance's derivative is 2 (gram product − mean · share · pixels) / pixels."""
+        """The variance's derivative is 2 (gram product / pixels − mean · share)."""
         low, gram, mean, inverse, scale = ctx.saved_tensors
         height, width = ctx.size
         factor = scale[:, :, None, None]
@@ -161,12 +170,31 @@ class NormaliseUpsampled(torch.autograd.Function):
         grad_variance = -0.5 * pull * factor * inverse**3
         grad_low = grad * (inverse * factor)
         grad_low = grad_low.addcmul(gram, 2 * grad_variance / (height * width))
-        grad_low -= 2 * grad_variance * mean * _share(low, height, width)
+        grad_low -= 2 * grad_variance * mean * _share(height, width, low.dtype, low.device)
         return grad_low.to(grad.dtype), (pull * inverse)[:, :, 0, 0], None, None, None
+
+
+@functools.lru_cache(maxsize=64)
+def _gram_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    matrix = upsampling_matrix(size, dtype, device)
+    return matrix.T @ matrix
+
+
+@functools.lru_cache(maxsize=64)
+def _share(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Each low-resolution pixel's share in the upsampled mean: (h, w), adding up to 1."""
+    return torch.outer(*(upsampling_matrix(size, dtype, device).mean(dim=0) for size in (height, width)))
 
 
 def _gram_product(low: Tensor, height: int, width: int) -> Tensor:
     """G_A L G_B for the upsampling to (height, width)."""
+    above, beside = (_gram_matrix(size, low.dtype, low.device) for size in (height, width))
+    stacked = low.flatten(0, 1)
+    return (torch.bmm(above.expand(len(stacked), -1, -1), stacked) @ beside).view_as(low)
+
+
+def _gram_product_of_one(low: Tensor, height: int, width: int) -> Tensor:
+    """The same as a filter: G is tridiagonal with the replicating border, less the pixel whose copy is cropped."""
     product = _depthwise(F.pad(low, _RING, mode="replicate"), _GRAM)
     if height % 2:
         product[:, :, -1] -= _gram_line(low[:, :, -1])
@@ -182,13 +210,3 @@ def _gram_line(line: Tensor) -> Tensor:
     near, centre, _ = _GRAM
     padded = F.pad(line, (1, 1), mode="replicate")
     return centre * line + near * (padded[..., :-2] + padded[..., 2:])
-
-
-def _share(low: Tensor, height: int, width: int) -> Tensor:
-    """Each low-resolution pixel's share in the upsampled mean: (h, w), adding up to 1."""
-    shares = []
-    for size, pixels in ((height, low.shape[2]), (width, low.shape[3])):
-        share = low.new_full((pixels,), 2 / size)
-        share[-1] -= (size % 2) / size
-        shares.append(share)
-    return torch.outer(*shares)

@@ -85,7 +85,7 @@ class ReferenceNet(nn.Module):
                 named[f"merge_skip{index}_scale"] = of(scale.merge.weight)[:skips]
                 named[f"up_skip{index}_weight"] = of(scale.up[0].weight)[:, :skips]
             named[f"merge{index}_scale"] = of(scale.merge.weight)[skips:]
-            named[f"up{index}_weight"] = of(scale.up[0].weight)[:, skips:].transpose(0, 1).flip(2, 3)
+            named[f"up{index}_weight"] = of(scale.up[0].weight)[:, skips:].permute(1, 3, 0, 2)
         named["draw_weight"] = of(self.draw.weight)
         named["draw_bias"] = of(self.draw.bias)
         return named
@@ -109,7 +109,7 @@ def reference_like(networks: SkipNets, index: int, config: DIPConfig, image_chan
                     block[1].bias.copy_(own[f"{name}{scale}_shift"][index])
                 if block is not None and name != "up":
                     block[0].weight.copy_(own[f"{name}{scale}_weight"][index])
-            deep = own[f"up{scale}_weight"][index].transpose(0, 1).flip(2, 3)
+            deep = own[f"up{scale}_weight"][index].permute(2, 0, 3, 1)
             merge = own[f"merge{scale}_scale"][index]
             if plain.skip is not None:
                 deep = torch.cat([own[f"up_skip{scale}_weight"][index], deep], dim=1)

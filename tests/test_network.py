@@ -39,14 +39,17 @@ def batched(config: DIPConfig, channels: int, scales: int, *, count: int = 3) ->
     return networks
 
 
+@pytest.mark.parametrize("count", [1, 3], ids=["alone", "in a batch"])
 @pytest.mark.parametrize(("config", "channels", "scales", "size"), CASES.values(), ids=CASES)
-def test_outputs_and_gradients_equal_the_reference(config, channels, scales, size) -> None:
-    networks = batched(config, channels, scales)
-    noise = torch.rand(3, config.input_channels, *size, dtype=torch.float64)
-    pull = torch.randn(3, channels, *size, dtype=torch.float64)
+def test_outputs_and_gradients_equal_the_reference(config, channels, scales, size, count) -> None:
+    networks = batched(config, channels, scales, count=count)
+    noise = torch.rand(count, config.input_channels, *size, dtype=torch.float64)
+    if count == 1:
+        noise = noise.contiguous(memory_format=torch.channels_last)
+    pull = torch.randn(count, channels, *size, dtype=torch.float64)
     drawn = networks(noise)
     (drawn * pull).sum().backward()
-    for index in range(3):
+    for index in range(count):
         reference = reference_like(networks, index, config, channels)
         expected = reference(noise[index : index + 1])
         (expected * pull[index : index + 1]).sum().backward()

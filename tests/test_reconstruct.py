@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from reference import reference_fit, reference_like
@@ -53,6 +55,14 @@ def test_one_image_alone_equals_it_in_any_batch(tiny: DIPConfig, images: torch.T
     # The tolerance tells images apart: with another seed the same image is drawn differently.
     other = reconstruct(images[:1], budgets=(4,), config=tiny, seed=99)
     assert (other.images[:, 0] - together.images[:, 0]).abs().max() > 10 * CLOSE["atol"]
+
+
+def test_the_losses_are_summed_not_averaged(tiny: DIPConfig, images: torch.Tensor) -> None:
+    """With an ε that matters, gradients divided by the batch's size would move the networks less."""
+    config = dataclasses.replace(tiny, adam_eps=1e-3)
+    together = reconstruct(images, budgets=(4,), config=config, seed=1)
+    alone = reconstruct(images[:1], budgets=(4,), config=config, seed=1)
+    torch.testing.assert_close(alone.images[:, 0], together.images[:, 0], **CLOSE)
 
 
 def test_an_integer_seed_depends_on_no_position(tiny: DIPConfig, images: torch.Tensor) -> None:
