@@ -1,0 +1,346 @@
+"""Tables and plots of one run, from its records alone: text, Markdown, CSV and PNG.
+
+Every number has its n and its 95 % interval, and the published ones have columns of their own.
+"""
+
+from __future__ import annotations
+
+import csv
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from dipdefense.evaluation import paper
+from dipdefense.evaluation.protocol import condition_title, network
+from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread, summarise
+from dipdefense.evaluation.store import Run, export
+
+TITLES = {
+    1: "Table 1: top-1 accuracy on clean images (defence-unaware evaluation)",
+    2: "Table 2: top-1 accuracy under defence-unaware attacks",
+}
+STATEMENT = (
+    "Defence-unaware: the attacks were crafted on the undefended classifier, by an attacker who does not know of the "
+    "defence. Accuracy under such attacks is not robustness: randomisation falls to 0 % once the attacker averages "
+    "over its draws (Athalye et al. 2018), and nine adaptive test-time defences gained nothing significant over their "
+    "static models when attacked as what they are (Croce et al. 2022)."
+)
+_PAIRED = (
+    "On the same images: how many only the reconstruction classifies correctly : how many only the other does, and the "
+    "exact two-sided McNemar p of so uneven a split. First seed; not corrected for the number of comparisons."
+)
+
+Rows = Sequence[Sequence[str]]
+Column = tuple[str, int]
+
+
+class Section(NamedTuple):
+    """A part of a report: paragraphs, then a table whose first row is its header, then a list."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    table: Rows = ()
+    items: Sequence[str] = ()
+
+
+def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
+    """Write table{1,2}.txt, .md, .csv, .png and .jsonl, the last with the records that all the others come from.
+
+    Args:
+        run: from ``measure`` or, to write a report once more, from ``read_export``.
+        table: 1 or 2.
+        folder: made if need be.
+
+    Raises:
+        ValueError: there are no records, or not every image has been through everything.
+        ImportError: Matplotlib is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text, markdown, values, picture, records = (
+        folder / f"table{table}.{ending}" for ending in ("txt", "md", "csv", "png", "jsonl")
+    )
+    text.write_text(as_text(run, table=table))
+    markdown.write_text(as_markdown(run, table=table))
+    header, *rows = _one_number_a_line(summarise(run.records))
+    with values.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*header, "classifier", "setting"])
+        writer.writerows([*row, run.configuration["classifier"], "defence-unaware"] for row in rows)
+    plot(run, table=table, path=picture)
+    export(run, records)
+    return [text, markdown, values, picture, records]
+
+
+def as_text(run: Run, *, table: int) -> str:
+    """The report for a terminal, with every number on a line of its own."""
+    lines: list[str] = []
+    for section in _sections(run, table, _one_number_a_line):
+        lines += [section.title, "=" * len(section.title)]
+        lines += [
+            line
+            for paragraph in section.paragraphs
+            for line in (*textwrap.wrap(paragraph, 110, break_on_hyphens=False), "")
+        ]
+        widths = [max(map(len, column)) for column in zip(*section.table, strict=True)]
+        for row in section.table:
+            padded = (value.ljust(width) for value, width in zip(row, widths, strict=True))
+            lines.append("  ".join(padded).rstrip())
+        for item in section.items:
+            lines += textwrap.wrap(item, 110, initial_indent="- ", subsequent_indent="  ")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_markdown(run: Run, *, table: int) -> str:
+    """The report in Markdown, laid out as the paper's table is, with the published numbers to the right."""
+    lines: list[str] = []
+    for section in _sections(run, table, _as_in_the_paper):
+        lines += [f"{'##' if lines else '#'} {section.title}", ""]
+        lines += [line for paragraph in section.paragraphs for line in (paragraph, "")]
+        if section.table:
+            header, *rows = (f"| {' | '.join(row)} |" for row in section.table)
+            lines += [header, "|" + " --- |" * len(section.table[0]), *rows, ""]
+        if section.items:
+            lines += [*(f"- {item}" for item in section.items), ""]
+    return "\n".join(lines)
+
+
+def column_title(defence: str, budget: int) -> str:
+    """What a report calls a defence at a budget.
+
+    Example:
+        >>> column_title("dip", 500), column_title("randomisation", 30)
+        ('DIP 500', 'randomisation ×30')
+    """
+    return {"none": "no defence", "randomisation": f"randomisation ×{budget}", "dip": f"DIP {budget}"}[defence]
+
+
+def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) -> Iterator[Section]:
+    cells = summarise(run.records)
+    yield Section(TITLES[table], [*_banner(run, cells), _subject(run, cells), STATEMENT], _at_a_glance(cells))
+    seeds = max(len(cell.outcomes) for cell in cells)
+    captions = [
+        f"Published: {paper.CLASSIFIER}, n = {paper.IMAGES}; randomisation as quoted there, of another classifier."
+    ]
+    captions += [f"Where the defence draws, the mean over {seeds} seeds."] if seeds > 1 else []
+    yield Section(f"Accuracy in per cent, with Wilson 95 % intervals, n = {cells[0].n}", captions, layout(cells))
+    yield Section("Paired comparisons", [_PAIRED], _pairs(cells))
+    yield _seeds(cells)
+    diverged = Counter(record.status for record in run.records)["diverged"]
+    checks = [f"{'passed' if passed else 'FAILED'}: {check}" for check, passed in sanity_checks(cells)]
+    yield Section(
+        "Sanity checks of the attacks, on the undefended classifier",
+        items=[*checks, f"{diverged} reconstructions diverged, and count as wrong"],
+    )
+    yield Section(
+        "Notes", items=[*paper.NOTES, *paper.about_parameters(network(run.configuration), run.configuration["input"])]
+    )
+    yield Section("How it was measured", items=list(_circumstances(run)))
+
+
+def _banner(run: Run, cells: Sequence[Cell]) -> list[str]:
+    budgets = [budget for defence, budget in _columns(cells) if defence == "dip"]
+    reduced = paper.reductions(network(run.configuration), images=cells[0].n, budgets=budgets)
+    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}."] if reduced else []
+
+
+def _subject(run: Run, cells: Sequence[Cell]) -> str:
+    configuration = run.configuration
+    return (
+        f"Classifier: {configuration['classifier']}. Images: {cells[0].n} of {configuration['data']} that it "
+        "classifies correctly. Setting: defence-unaware."
+    )
+
+
+def _at_a_glance(cells: Sequence[Cell]) -> Rows:
+    """Undefended and defended, on clean images and under attack, and what it costs: always beside each other."""
+    found = {(cell.condition, cell.column): cell for cell in cells}
+    conditions = [name for name in dict.fromkeys(cell.condition for cell in cells) if not name.startswith("noise")]
+    shown = [name for name in ("clean", conditions[-1]) if name in conditions]
+    header = ["defence", *(condition_title(name) for name in shown), "seconds an image"]
+    rows = []
+    for column in _columns(cells):
+        seconds = median(cell.seconds for cell in cells if cell.column == column)
+        rows.append([column_title(*column), *(_number(found[name, column]) for name in shown), f"{seconds:.3g}"])
+    return [header, *rows]
+
+
+def _one_number_a_line(cells: Sequence[Cell]) -> Rows:
+    """Every number by itself, for text and CSV."""
+    rows = [["condition", "defence", "n", "accuracy, %", "from", "to", "published, %", "by", "seconds an image"]]
+    for cell in cells:
+        percents = (f"{100 * share:.1f}" for share in (cell.accuracy, *cell.interval))
+        theirs = paper.published(cell.condition, *cell.column)
+        published = [f"{theirs.percent:.1f}", theirs.source] if theirs else ["", ""]
+        titles = (condition_title(cell.condition), column_title(*cell.column))
+        rows.append([*titles, str(cell.n), *percents, *published, f"{cell.seconds:.3g}"])
+    return rows
+
+
+def _as_in_the_paper(cells: Sequence[Cell]) -> Rows:
+    """A row for each condition; the measured columns, then the published ones."""
+    found = {(cell.condition, cell.column): cell for cell in cells}
+    measured = _columns(cells)
+    published = paper.columns({cell.condition for cell in cells})
+    header = ["condition", *(column_title(*column) for column in measured)]
+    header += [_published_title(*column) for column in published]
+    rows = []
+    for condition in dict.fromkeys(cell.condition for cell in cells):
+        row = [condition_title(condition)]
+        for column in measured:
+            row.append(_number(found[condition, column]))
+        theirs = [paper.published(condition, *column) for column in published]
+        rows.append([*row, *(f"{number.percent:.1f}" if number else "–" for number in theirs)])
+    return [header, *rows]
+
+
+def _pairs(cells: Sequence[Cell]) -> Rows:
+    """The reconstruction, at every budget, against no defence and against randomisation at its most passes."""
+    found = {(cell.condition, cell.column): cell for cell in cells}
+    columns = _columns(cells)
+    others = [column for column in columns if column[0] == "none"]
+    others += [column for column in columns if column[0] == "randomisation"][-1:]
+    rows = [["condition", "defence", *(f"against {column_title(*other)}" for other in others)]]
+    for cell in cells:
+        if cell.defence == "dip" and cell.condition != "average":
+            tests = [compare(cell, found[cell.condition, other]) for other in others]
+            splits = [f"{more} : {less}, p = {p:.2g}" for more, less, p in tests]
+            rows.append([condition_title(cell.condition), column_title(*cell.column), *splits])
+    return rows
+
+
+def _seeds(cells: Sequence[Cell]) -> Section:
+    drawn = [column for column in _columns(cells) if column[0] != "none"]
+    count = max(len(cell.outcomes) for cell in cells)
+    title = "Seeds of the defence"
+    if count == 1:
+        return Section(title, ["One seed: the spread over the defence's draws is unknown; --seed 0 1 2 measures it."])
+    found = {(cell.condition, cell.column): cell for cell in cells}
+    rows = [["condition", *(column_title(*column) for column in drawn)]]
+    for condition in dict.fromkeys(cell.condition for cell in cells):
+        numbers = [spread(found[condition, column].by_seed) for column in drawn]
+        rows.append(
+            [condition_title(condition), *(f"{100 * m:.1f} ± {100 * d:.1f}, {100 * w:.1f}" for m, d, w in numbers)]
+        )
+    return Section(title, [f"Mean ± standard deviation, and the worst, of {count} seeds, in per cent."], rows)
+
+
+def _circumstances(run: Run) -> Iterator[str]:
+    """The configuration, and every set of circumstances with the number of outcomes that it gave."""
+    for name, value in sorted(run.configuration.items()):
+        yield f"{name}: {_plain(value)}"
+    yield f"defence seeds: {', '.join(map(str, sorted({record.seed for record in run.records})))}"
+    alike: Counter[str] = Counter()
+    for session, outcomes in sorted(Counter(record.session for record in run.records).items()):
+        # Two sessions that differ in nothing but their time are one to a reader; the exported records tell them apart.
+        same = {name: value for name, value in run.sessions[session].items() if name != "started"}
+        alike[_plain(same)] += outcomes
+    for circumstances, outcomes in alike.items():
+        yield f"{outcomes} outcomes with {circumstances}"
+
+
+def plot(run: Run, *, table: int, path: Path) -> None:
+    """Draw the table: bars with 95 % intervals, and the published numbers as markers.
+
+    Raises:
+        ImportError: Matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plots need Matplotlib: pip install "dipdefense[demo]"') from error
+
+    cells = summarise(run.records)
+    found = {(cell.condition, cell.column): cell for cell in cells}
+    conditions = list(dict.fromkeys(cell.condition for cell in cells))
+    measured, published = _columns(cells), paper.columns({cell.condition for cell in cells})
+    # A published number stands on the bar of its column, or in a place of its own after the bars if there is none.
+    slots = list(dict.fromkeys([*measured, *published]))
+    width = 1 / (len(slots) + 1.5)
+    colours = {column: _colour(column, measured) for column in measured}
+    markers = dict(zip(paper.columns(("clean", "average")), "oX^sD", strict=True))
+
+    figure = Figure(figsize=(max(8.0, 2.0 + 0.17 * len(slots) * len(conditions)), 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    for place, column in enumerate(slots):
+        positions = [index + (place - (len(slots) - 1) / 2) * width for index in range(len(conditions))]
+        if column in colours:
+            numbers = [found[condition, column] for condition in conditions]
+            heights = [100 * cell.accuracy for cell in numbers]
+            below = [100 * (cell.accuracy - cell.interval.low) for cell in numbers]
+            above = [100 * (cell.interval.high - cell.accuracy) for cell in numbers]
+            axes.bar(positions, heights, 0.92 * width, color=colours[column], label=column_title(*column), zorder=2)
+            axes.errorbar(positions, heights, (below, above), fmt="none", ecolor="0.25", elinewidth=0.8, zorder=3)
+        if column in published:
+            pairs = [(x, paper.published(name, *column)) for x, name in zip(positions, conditions, strict=True)]
+            shown = [(x, number.percent) for x, number in pairs if number]
+            axes.plot(
+                *zip(*shown, strict=True),
+                marker=markers[column],
+                label=_published_title(*column),
+                markersize=5.5,
+                markerfacecolor="white",
+                markeredgecolor="black",
+                linestyle="none",
+                clip_on=False,
+                zorder=4,
+            )
+    axes.set_xticks(range(len(conditions)), [textwrap.fill(condition_title(name), 14) for name in conditions])
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylim=(0, 100), xlim=(-0.5, len(conditions) - 0.5), ylabel="top-1 accuracy, %")
+    axes.grid(axis="y", color="0.88", zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    banner, characters = _banner(run, cells), int(11.5 * figure.get_figwidth())
+    lines = [*banner, f"{_subject(run, cells)} Lines: 95 % Wilson intervals.", ""]
+    wrapped = "\n".join("\n".join(textwrap.wrap(line, characters, break_on_hyphens=False)) for line in lines)
+    axes.set_title(wrapped, loc="left", fontsize=9, color="firebrick" if banner else "black")
+    figure.suptitle(TITLES[table], x=0.01, ha="left", fontweight="bold")
+    handles, labels = axes.get_legend_handles_labels()
+    bars_first = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
+    figure.legend(
+        [handles[index] for index in bars_first],
+        [labels[index] for index in bars_first],
+        loc="outside lower center",
+        ncols=4 if figure.get_figwidth() < 10 else 6,
+        frameon=False,
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _colour(column: Column, columns: Sequence[Column]) -> tuple[float, float, float]:
+    """Grey, oranges and blues for the three defences, darker with the budget."""
+    light, dark = {
+        "none": ((0.62, 0.62, 0.62), (0.62, 0.62, 0.62)),
+        "randomisation": ((0.97, 0.76, 0.47), (0.87, 0.53, 0.16)),
+        "dip": ((0.66, 0.81, 0.93), (0.10, 0.35, 0.62)),
+    }[column[0]]
+    budgets = [budget for defence, budget in columns if defence == column[0]]
+    share = budgets.index(column[1]) / max(len(budgets) - 1, 1)
+    red, green, blue = (a + share * (b - a) for a, b in zip(light, dark, strict=True))
+    return red, green, blue
+
+
+def _columns(cells: Sequence[Cell]) -> list[Column]:
+    return list(dict.fromkeys(cell.column for cell in cells))
+
+
+def _published_title(defence: str, budget: int) -> str:
+    return f"published: {column_title(defence, budget)}{', quoted' if defence == 'randomisation' else ''}"
+
+
+def _number(cell: Cell) -> str:
+    low, high = cell.interval
+    return f"{100 * cell.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _plain(value: object) -> str:
+    """A stored value, for readers."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in sorted(value.items()))
+    if isinstance(value, list):
+        return f"({', '.join(map(_plain, value))})"
+    return f"{value:.6g}" if isinstance(value, float) else "all" if value is None else str(value)

@@ -1,0 +1,236 @@
+"""Shares of correctly classified images: the cells of a table, their intervals, paired tests, the spread over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import NamedTuple
+
+from dipdefense.evaluation.protocol import ADVERSARIES, CONDITIONS
+from dipdefense.evaluation.store import Record
+
+DEFENCES = ("none", "randomisation", "dip")
+"""In the order of a table's columns."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval of a share, both ends in [0, 1]."""
+
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """An exact McNemar test.
+
+    Attributes:
+        only_first: images that the first alone classifies correctly.
+        only_second: images that the second alone classifies correctly.
+        p: two-sided probability of a split at least as uneven, were neither better.
+    """
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+class Spread(NamedTuple):
+    """A number measured with several seeds.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: sample standard deviation (divided by one less than the seeds); NaN for a single seed.
+        worst: the smallest.
+    """
+
+    mean: float
+    deviation: float
+    worst: float
+
+
+def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
+    """The interval of Wilson (1927, "Probable inference, the law of succession, and statistical inference").
+
+    ``share`` may be the mean over n images of any value in [0, 1], such as an image's share of five attacks
+    withstood: the variance of such a value is at most that of a coin with the same mean, p(1 − p), so the interval
+    is then wider than it need be and never too narrow for want of independence between one image's outcomes.
+
+    Args:
+        share: in [0, 1].
+        n: images, the independent units; at least 1.
+        level: of confidence, in (0, 1).
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+        >>> low, high = wilson(0.5, 100)
+        >>> f"{low:.3f} {high:.3f}"
+        '0.404 0.596'
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1], got {share!r}; divide a percentage by 100")
+    if n < 1:
+        raise ValueError(f"an interval needs at least one image, got n={n}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level!r}")
+    z2 = statistics.NormalDist().inv_cdf((1 + level) / 2) ** 2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n) / (1 + z2 / n)
+    # With none or all correct one end is exactly 0 or 1; rounding would leave the share itself outside.
+    return Interval(max(centre - half, 0.0) if share > 0 else 0.0, min(centre + half, 1.0) if share < 1 else 1.0)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """Compare two ways of classifying the same images, by the images that they disagree on.
+
+    Exact: among the disagreements each way is a fair coin if neither is better (McNemar 1947), and the binomial
+    tail is summed in integers.
+
+    Args:
+        first: whether each image was classified correctly one way.
+        second: the same images, in the same order, the other way.
+
+    Raises:
+        ValueError: the two are not of one length.
+
+    Example:
+        >>> mcnemar([True] * 6 + [False], [False] * 6 + [False])
+        Paired(only_first=6, only_second=0, p=0.03125)
+    """
+    if len(first) != len(second):
+        raise ValueError(f"a paired test needs the same images twice, got {len(first)} and {len(second)} outcomes")
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    disagreements = only_first + only_second
+    tail = sum(math.comb(disagreements, k) for k in range(min(only_first, only_second) + 1))
+    return Paired(only_first, only_second, min(1.0, 2 * tail / 2**disagreements))
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, standard deviation and worst of one number over the seeds it was measured with.
+
+    Raises:
+        ValueError: there are no values.
+
+    Example:
+        >>> spread([0.5, 0.6, 0.7]).worst
+        0.5
+    """
+    if not values:
+        raise ValueError("a spread needs at least one value, got none")
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Spread(statistics.fmean(values), deviation, min(values))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+        condition: as in the records, or "average" over the adversaries of Table 2.
+        defence: as in the records.
+        budget: likewise.
+        outcomes: by seed, then by image: 1 for correct and 0 for not, or the average of such.
+        seconds: an image, the median, for the first batch of a session also warms the machine up.
+    """
+
+    condition: str
+    defence: str
+    budget: int
+    outcomes: dict[int, dict[str, float]]
+    seconds: float
+
+    @property
+    def column(self) -> tuple[str, int]:
+        """What its column of the table is known by."""
+        return self.defence, self.budget
+
+    @property
+    def n(self) -> int:
+        """Images: the independent units."""
+        return len(next(iter(self.outcomes.values())))
+
+    @property
+    def by_seed(self) -> list[float]:
+        """The accuracy with each seed."""
+        return [fmean(images.values()) for images in self.outcomes.values()]
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over seeds and images."""
+        return fmean(self.by_seed)
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's, 95 %, of n images; see ``wilson`` for why an average may have one."""
+        return wilson(self.accuracy, self.n)
+
+
+def summarise(records: Iterable[Record]) -> list[Cell]:
+    """The cells of a table, by condition, defence and budget; with the average if all adversaries are there.
+
+    Raises:
+        ValueError: there are no records, or not every image has been through everything.
+    """
+    groups: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: (record.seed, record.position)):
+        groups[record.condition, record.defence, record.budget].append(record)
+    if not groups:
+        raise ValueError("there are no records to report")
+    cells = []
+    for (condition, defence, budget), members in groups.items():
+        outcomes: dict[int, dict[str, float]] = defaultdict(dict)
+        for record in members:
+            outcomes[record.seed][record.image] = float(record.correct)
+        cells.append(Cell(condition, defence, budget, dict(outcomes), median(record.seconds for record in members)))
+    sizes = {frozenset(images): len(images) for cell in cells for images in cell.outcomes.values()}
+    if len(sizes) > 1:
+        low, high = min(sizes.values()), max(sizes.values())
+        raise ValueError(f"some outcomes are of {low} images and some of {high}; finish the run before reporting it")
+    cells += _averages(cells)
+    order = list(dict.fromkeys(("clean", *ADVERSARIES, "average", *CONDITIONS)))
+    return sorted(cells, key=lambda cell: (order.index(cell.condition), DEFENCES.index(cell.defence), cell.budget))
+
+
+def _averages(cells: Sequence[Cell]) -> Iterator[Cell]:
+    columns: dict[tuple[str, int], dict[str, Cell]] = defaultdict(dict)
+    for cell in cells:
+        columns[cell.column][cell.condition] = cell
+    for (defence, budget), rows in columns.items():
+        if set(ADVERSARIES) <= rows.keys():
+            members = [rows[name] for name in ADVERSARIES]
+            outcomes = {
+                seed: {image: fmean(member.outcomes[seed][image] for member in members) for image in images}
+                for seed, images in members[0].outcomes.items()
+            }
+            yield Cell("average", defence, budget, outcomes, median(member.seconds for member in members))
+
+
+def compare(first: Cell, second: Cell) -> Paired:
+    """McNemar's test of two cells of the same images, with the first seed of each."""
+    outcomes = [next(iter(cell.outcomes.values())) for cell in (first, second)]
+    return mcnemar(*([outcome[image] == 1 for image in outcomes[0]] for outcome in outcomes))
+
+
+def sanity_checks(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
+    """What must hold of the attacks on the undefended classifier, and whether it does.
+
+    More steps must not be weaker than one, and random noise of the same norm must not be as strong as an attack.
+    """
+    accuracy = {cell.condition: cell.accuracy for cell in cells if cell.defence == "none"}
+    checks = []
+    if "clean" in accuracy:
+        checks.append(("every clean image is classified correctly, as it was chosen to be", accuracy["clean"] == 1))
+    if {"bi-10", "fgsm-10"} <= accuracy.keys():
+        checks.append(("BI ε=10 is at least as strong as FGSM ε=10", accuracy["bi-10"] <= accuracy["fgsm-10"]))
+    for name in ADVERSARIES:
+        control = f"noise-{name.partition('-')[2]}"
+        if {name, control} <= accuracy.keys():
+            stronger = accuracy[name] < accuracy[control]
+            checks.append((f"{CONDITIONS[name]} is stronger than random noise of its norm", stronger))
+    return checks

@@ -1,0 +1,181 @@
+"""The baseline of Xie et al. 2017: resize every image to a random size, and pad it at a random place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dipdefense.reconstruct import Seed, check_images, check_seed, resolve_seeds
+
+# They resize 299 pixels to r in [299, 331) and pad to 331; other sizes keep that proportion.
+_SIDE, _PADDED_SIDE = 299, 331
+
+# Their code pads with 0 where images lie in [-1, 1].
+_MID_GREY = 0.5
+
+# 331/299 of anything smaller rounds to the side itself and leaves nothing to choose from.
+_MIN_SIDE = 5
+
+
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """The height and width, in pixels, of every defended image of this size.
+
+    Raises:
+        ValueError: a side is below 5 pixels.
+
+    Example:
+        >>> padded_size(299, 299), padded_size(224, 224), padded_size(240, 320)
+        ((331, 331), (248, 248), (266, 354))
+    """
+    if min(height, width) < _MIN_SIDE:
+        raise ValueError(
+            f"images must be at least {_MIN_SIDE} pixels high and wide, got {height}×{width}; enlarge them first"
+        )
+    return round(height * _PADDED_SIDE / _SIDE), round(width * _PADDED_SIDE / _SIDE)
+
+
+def random_resize_pad(images: Tensor, *, seed: Seed = None) -> Tensor:
+    """Resize every image to a random size and pad it with mid-grey at a random place (Xie et al. 2017, section 3).
+
+    Every image has its own draw. At 224×224 it is the size r, uniform on [224, 248), of the nearest-neighbour
+    resize, and then one of the (248 - r + 1)² places in the padded image, all equally likely. In a rectangular image
+    r belongs to the longer side, and the shorter one follows in proportion. Gradients flow to ``images``.
+
+    Args:
+        images: (N, C, H, W) floats in [0, 1], H and W at least 5 pixels.
+        seed: an integer that every image uses, whatever its position; or one an image; or None for fresh ones from
+            torch's default generator. With a seed, no global generator is touched.
+
+    Returns:
+        (N, C, H', W') with H' and W' from `padded_size`, in the dtype and on the device of ``images``.
+
+    Raises:
+        TypeError, ValueError: the input is not as described; nothing has been computed yet.
+
+    Example:
+        >>> random_resize_pad(torch.rand(2, 3, 224, 224), seed=0).shape
+        torch.Size([2, 3, 248, 248])
+    """
+    return _resize_pad(images, _generators(images, seed))
+
+
+class RandomResizePad(nn.Module):
+    """`random_resize_pad` as a layer in front of a classifier that takes images of any size.
+
+    The output is larger than the input, which suits convolutional classifiers with global pooling. The module has no
+    parameters and an empty ``state_dict``; ``eval()`` changes nothing. Its gradient is the exact one for the draws of
+    the same call, so an attacker has to average over draws (EOT), and then the defence falls to 0 % (Athalye et al.
+    2018).
+
+    Args:
+        seed: as in `random_resize_pad`. None, the default, draws afresh at every call, as the defence must in
+            service.
+
+    Raises:
+        TypeError, ValueError: ``seed`` is no seed, at construction; the images are not as described, at the call.
+
+    Shape:
+        (N, C, H, W) floats in [0, 1], from 5 pixels a side, to (N, C, H', W'); 299 becomes 331 and 224 becomes 248.
+
+    Example:
+        >>> defended = nn.Sequential(RandomResizePad(), nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> defended(torch.rand(2, 3, 224, 224)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, *, seed: Seed = None) -> None:
+        super().__init__()
+        check_seed(seed)
+        self.seed = seed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Randomise: (N, C, H, W) in [0, 1] to (N, C, H', W')."""
+        return random_resize_pad(images, seed=self.seed)
+
+    def extra_repr(self) -> str:
+        """The setting that a printed model shows."""
+        return f"seed={self.seed}"
+
+
+class RandomizationDefence(nn.Module):
+    """A classifier behind `random_resize_pad` whose probabilities are averaged over several passes.
+
+    What is averaged is the softmax, as in their challenge submission (30 passes), and what is returned is the mean's
+    logarithm: its softmax is the mean itself, and losses and attacks that expect logits work. The submission also
+    flips at random, draws r from [310, 331) and adds an auxiliary head, none of which the method's section has.
+
+    One pass is the defence whose numbers the literature quotes; it classifies as
+    ``nn.Sequential(RandomResizePad(), classifier)`` does. The gradient is that of the averaged output, so an attack
+    on this module is already one that averages over draws.
+
+    Args:
+        classifier: from images in [0, 1] of any size to (N, classes) logits.
+        passes: draws an image.
+        seed: as in `random_resize_pad`; a seed fixes all passes, which differ all the same.
+
+    Raises:
+        TypeError, ValueError: an argument is outside its range, at construction; the images are not as described,
+            at the call and before any work.
+
+    Shape:
+        (N, C, H, W) floats in [0, 1], from 5 pixels a side, to (N, classes) log probabilities.
+
+    Example:
+        >>> classifier = nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> defended = RandomizationDefence(classifier, passes=3, seed=0)
+        >>> defended(torch.rand(2, 3, 32, 32)).exp().sum(dim=1).allclose(torch.ones(2))
+        True
+    """
+
+    def __init__(self, classifier: nn.Module, *, passes: int = 30, seed: Seed = None) -> None:
+        super().__init__()
+        if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+            raise ValueError(f"passes must be an integer of at least 1, got {passes!r}")
+        check_seed(seed)
+        self.classifier = classifier
+        self.passes = passes
+        self.seed = seed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify: (N, C, H, W) in [0, 1] to (N, classes) log probabilities."""
+        generators = _generators(images, self.seed)
+        scores = [F.log_softmax(self.classifier(_resize_pad(images, generators)), dim=1) for _ in range(self.passes)]
+        return torch.stack(scores).logsumexp(dim=0) - math.log(self.passes)
+
+    def extra_repr(self) -> str:
+        """The settings that a printed model shows."""
+        return f"passes={self.passes}, seed={self.seed}"
+
+
+def _generators(images: Tensor, seed: Seed) -> list[torch.Generator]:
+    """One an image, after the checks. They live on the CPU, so that a seed means the same on every device."""
+    check_images(images)
+    padded_size(*images.shape[2:])
+    return [torch.Generator().manual_seed(seed) for seed in resolve_seeds(seed, len(images))]
+
+
+def _resize_pad(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    height, width = images.shape[2:]
+    padded_height, padded_width = padded_size(height, width)
+    longer, padded_longer = max(height, width), max(padded_height, padded_width)
+    # The empty part lets an empty batch be concatenated like any other.
+    defended = [images.new_empty(0, images.shape[1], padded_height, padded_width)]
+    for image, generator in zip(images, generators, strict=True):
+        size = _draw(longer, padded_longer, generator)
+        # At most 331/299 of the side before rounding, so it always fits.
+        resized_height, resized_width = round(height * size / longer), round(width * size / longer)
+        spare_rows, spare_columns = padded_height - resized_height, padded_width - resized_width
+        top, left = _draw(0, spare_rows + 1, generator), _draw(0, spare_columns + 1, generator)
+        resized = F.interpolate(image[None], size=(resized_height, resized_width), mode="nearest")
+        defended.append(F.pad(resized, (left, spare_columns - left, top, spare_rows - top), value=_MID_GREY))
+    return torch.cat(defended)
+
+
+def _draw(low: int, high: int, generator: torch.Generator) -> int:
+    """A uniform integer from [low, high)."""
+    return cast(int, torch.randint(low, high, (), generator=generator, device="cpu").item())

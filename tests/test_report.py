@@ -1,0 +1,223 @@
+"""Reports of made-up records: every number, its n, its interval and the published one, and what must always be said."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from test_runner import CONFIGURATION
+
+from dipdefense import DIPConfig
+from dipdefense.evaluation import paper
+from dipdefense.evaluation.protocol import ADVERSARIES, TABLES
+from dipdefense.evaluation.report import as_markdown, as_text, write_report
+from dipdefense.evaluation.statistics import compare, sanity_checks, summarise, wilson
+from dipdefense.evaluation.store import Record, Run, read_export
+
+CIRCUMSTANCES = {"command": "python benchmarks/table2.py", "commit": "c0ffee", "hardware": "abacus", "torch": "2.15"}
+
+
+def made_up(
+    *,
+    images: int = 40,
+    budgets: Sequence[int] = (500, 750, 1000),
+    seeds: Sequence[int] = (0,),
+    conditions: Sequence[str] = TABLES[2],
+    config: DIPConfig | None = None,
+    classifier: str = "efficientnet-lite0",
+) -> Run:
+    """Records whose accuracies are near the published ones."""
+    draw = random.Random(0)
+    columns = [("none", 0), ("randomisation", 1), ("randomisation", 30), *(("dip", budget) for budget in budgets)]
+    records = []
+    for condition in conditions:
+        for defence, budget in columns:
+            theirs = paper.published(condition, defence, budget)
+            share = theirs.percent / 100 if theirs else 0.95 if defence == "none" else 0.5
+            for seed in seeds if defence != "none" else seeds[:1]:
+                for position in range(images):
+                    prediction = 3 if draw.random() < share else 4
+                    records.append(
+                        Record(
+                            condition=condition,
+                            defence=defence,
+                            budget=budget,
+                            seed=seed,
+                            position=position,
+                            image=f"{position}.JPEG",
+                            label=3,
+                            prediction=prediction,
+                            confidence=0.5,
+                            loss=None,
+                            status="ok",
+                            seconds=0.01 * (budget + 1),
+                            session=1,
+                        )
+                    )
+    dip = dataclasses.asdict(config or DIPConfig.paper())
+    configuration = CONFIGURATION | {"classifier": classifier, "dip": dip, "input": [3, 224, 224]}
+    return Run(json.loads(json.dumps(configuration)), tuple(records), {1: CIRCUMSTANCES})
+
+
+def row(markdown: str, section: str, condition: str) -> list[str]:
+    """The cells of the first line of a section's table that begins so."""
+    lines = markdown[markdown.index(section) :].splitlines()
+    line = next(line for line in lines if line.startswith(f"| {condition} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_every_number_has_its_interval_and_the_published_one_beside_it() -> None:
+    run = made_up()
+    markdown = as_markdown(run, table=2)
+    assert "n = 40" in markdown
+    header = row(markdown, "## Accuracy", "condition")
+    measured = ["no defence", "randomisation ×1", "randomisation ×30", "DIP 500", "DIP 750", "DIP 1000"]
+    published = ["no defence", "randomisation ×1, quoted", "DIP 500", "DIP 750", "DIP 1000"]
+    assert header == ["condition", *measured, *(f"published: {title}" for title in published)]
+    cells = row(markdown, "## Accuracy", "FGSM ε=5")
+    assert cells[7:] == ["3.5", "54.5", "61.2", "69.0", "70.1"]
+    outcomes = [r for r in run.records if (r.condition, r.defence, r.budget) == ("fgsm-5", "dip", 750)]
+    right = sum(r.correct for r in outcomes)
+    low, high = wilson(right / 40, 40)
+    assert cells[5] == f"{100 * right / 40:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert row(markdown, "## Accuracy", "BI ε=10")[7:9] == ["0.2", "–"]
+
+
+def test_the_average_is_over_the_adversaries_alone() -> None:
+    run = made_up()
+    cells = summarise(run.records)
+    average = next(cell for cell in cells if cell.condition == "average" and cell.column == ("dip", 500))
+    members = [r.correct for r in run.records if r.condition in ADVERSARIES and (r.defence, r.budget) == ("dip", 500)]
+    assert len(members) == 200
+    assert average.accuracy == pytest.approx(sum(members) / 200)
+    assert average.n == 40
+    assert not any(cell.condition == "average" for cell in summarise(made_up(conditions=TABLES[2][:5]).records))
+
+
+def test_conditions_stand_in_the_papers_order_with_the_controls_last() -> None:
+    order = list(dict.fromkeys(cell.condition for cell in summarise(reversed(made_up(images=1).records))))
+    assert order == ["clean", *ADVERSARIES, "average", "noise-2", "noise-5", "noise-10"]
+
+
+@pytest.mark.parametrize("table", [1, 2])
+@pytest.mark.parametrize("form", [as_text, as_markdown], ids=["text", "Markdown"])
+def test_what_every_report_says(table: int, form) -> None:
+    report = " ".join(form(made_up(conditions=TABLES[table]), table=table).split())
+    for words in (
+        "defence-unaware",
+        "is not robustness",
+        "efficientnet-lite0",
+        "quoted there from Xie et al. 2017, for another classifier",
+        "claimed for ResNet18 on 500 images",
+        "2,217,831 parameters",
+        *CIRCUMSTANCES.values(),
+        "defence seeds: 0",
+        "selection seed: 0",
+    ):
+        assert words in report
+    glance = report[: report.index("Accuracy in per cent")]
+    for words in ("no defence", "DIP 1000", "clean", "seconds an image", "BI ε=10" if table == 1 else "average"):
+        assert words in glance
+
+
+REDUCED = {
+    "images": ({"images": 20}, "20 images instead of 500"),
+    "budgets": ({"budgets": (100, 200)}, "200 iterations at most instead of 1000"),
+    "network": ({"config": DIPConfig(scales=5, channels=32)}, "channels 32 instead of 128"),
+    "scales": ({"config": DIPConfig.architecture_1()}, "scales 3 instead of 5"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), REDUCED.values(), ids=REDUCED)
+def test_a_reduced_setting_is_named_at_the_top(changes: dict, words: str) -> None:
+    for form in (as_text, as_markdown):
+        top = " ".join(form(made_up(conditions=TABLES[1], **changes), table=1).split())[:400]
+        assert "REDUCED SETTING, NOT THE PAPER'S" in top
+        assert words in top
+
+
+def test_the_papers_own_setting_is_not_called_reduced() -> None:
+    assert "REDUCED" not in as_text(made_up(images=500, conditions=TABLES[1]), table=1)
+
+
+def test_the_appendixs_parameter_count_is_corrected_where_it_matters() -> None:
+    report = as_markdown(made_up(conditions=("clean",), config=DIPConfig.architecture_2()), table=1)
+    assert "has 26,575 parameters" in report
+    assert "print 2,217,831 parameters for both of its 3-scale networks" in report
+    assert "appendix" not in as_markdown(made_up(conditions=("clean",)), table=1)
+
+
+def test_seeds_are_reported_with_mean_spread_and_worst() -> None:
+    run = made_up(seeds=(0, 1, 2), conditions=("clean",))
+    report = as_markdown(run, table=1)
+    (accuracies,) = [cell.by_seed for cell in summarise(run.records) if cell.column == ("dip", 500)]
+    assert len(set(accuracies)) > 1
+    mean = sum(accuracies) / 3
+    deviation = (sum((a - mean) ** 2 for a in accuracies) / 2) ** 0.5
+    expected = f"{100 * mean:.1f} ± {100 * deviation:.1f}, {100 * min(accuracies):.1f}"
+    assert row(report, "## Seeds", "clean")[3] == expected
+    # The interval is of the images, the independent units, and not of three times as many.
+    low, high = wilson(mean, 40)
+    assert row(report, "## Accuracy", "clean")[4] == f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert "spread over the defence's draws is unknown" in as_markdown(made_up(conditions=("clean",)), table=1)
+
+
+def test_paired_tests_are_of_the_same_images() -> None:
+    run = made_up(conditions=("bi-10",))
+    right = {
+        column: {r.image for r in run.records if (r.defence, r.budget) == column and r.correct}
+        for column in (("none", 0), ("dip", 1000))
+    }
+    more, less = right["dip", 1000] - right["none", 0], right["none", 0] - right["dip", 1000]
+    cells = {cell.column: cell for cell in summarise(run.records)}
+    assert compare(cells["dip", 1000], cells["none", 0])[:2] == (len(more), len(less))
+    shuffled = sorted(run.records, key=lambda r: (r.defence, -r.position))
+    assert summarise(shuffled) == summarise(run.records)
+
+
+def test_a_failed_sanity_check_is_printed() -> None:
+    run = made_up()
+    assert all(passed for _, passed in sanity_checks(summarise(run.records)) if "clean" not in _)
+    weak = [dataclasses.replace(r, prediction=3) if r.condition == "bi-10" else r for r in run.records]
+    report = as_markdown(Run(run.configuration, tuple(weak), run.sessions), table=2)
+    assert "- FAILED: BI ε=10 is at least as strong as FGSM ε=10" in report
+    assert "- FAILED: BI ε=10 is stronger than random noise of its norm" in report
+    assert "- passed: FGSM ε=10 is stronger than random noise of its norm" in report
+
+
+def test_diverged_reconstructions_are_counted() -> None:
+    run = made_up(conditions=("clean",))
+    first, *rest = run.records
+    diverged = dataclasses.replace(first, status="diverged", prediction=-1, confidence=None)
+    assert "1 reconstructions diverged" in as_markdown(Run(run.configuration, (diverged, *rest), run.sessions), table=1)
+
+
+def test_an_unfinished_run_is_not_reported() -> None:
+    run = made_up(conditions=("clean",))
+    with pytest.raises(ValueError, match="some outcomes are of 39 images and some of 40; finish the run"):
+        as_text(Run(run.configuration, run.records[1:], run.sessions), table=1)
+    with pytest.raises(ValueError, match="no records"):
+        as_text(Run(run.configuration, (), {}), table=1)
+
+
+def test_files(tmp_path: Path) -> None:
+    run = made_up(images=7)
+    text, markdown, values, picture, records = write_report(run, table=2, folder=tmp_path / "new")
+    assert text.read_text() == as_text(run, table=2)
+    assert markdown.read_text() == as_markdown(run, table=2)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader(values.open()))
+    assert len(rows) == 10 * 6
+    assert {row["setting"] for row in rows} == {"defence-unaware"}
+    quoted = next(r for r in rows if (r["condition"], r["defence"]) == ("FGSM ε=2", "randomisation ×1"))
+    assert (quoted["published, %"], quoted["by"], quoted["n"]) == ("65.1", "Xie et al. 2017, quoted", "7")
+    # The exported records are all that it takes to write the same report again.
+    again = write_report(read_export(records), table=2, folder=tmp_path / "again")
+    assert [path.read_bytes() for path in again] == [
+        path.read_bytes() for path in (text, markdown, values, picture, records)
+    ]

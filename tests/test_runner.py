@@ -1,0 +1,305 @@
+"""The choice of images, the order of the work, and what a run stores; on images and networks of a few pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dipdefense import DIPConfig, DIPPurifier
+from dipdefense.datasets import LabelledImages
+from dipdefense.evaluation.protocol import (
+    CONDITIONS,
+    TABLES,
+    choose,
+    derive_seed,
+    parse_arguments,
+    seeded_order,
+)
+from dipdefense.evaluation.runner import Defence, Outcome, deep_image_prior, randomisation, run, undefended
+from dipdefense.evaluation.store import Run, Store
+
+CONFIG = DIPConfig(scales=2, channels=4, skip_channels=2, input_channels=4)
+CONFIGURATION = {
+    "classifier": "tiny",
+    "weights": "0123",
+    "data": "noise",
+    "images": "4567",
+    "classes": None,
+    "selection seed": 0,
+    "dip": dataclasses.asdict(CONFIG),
+    "precision": "fp32",
+    "device": "cpu",
+    "input": [3, 32, 32],
+    "library": "0.1.0",
+}
+
+
+class TinyImages:
+    """Random images, all of which the tiny classifier gets right but every third."""
+
+    def __init__(self, classifier: nn.Module, count: int) -> None:
+        self.pixels = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        # Contrasts of their own, or all would look alike to a network that averages over the image.
+        self.pixels *= torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            predictions = classifier(self.pixels).argmax(dim=1).tolist()
+        self.labels = [(p + 1) % 5 if index % 3 == 2 else p for index, p in enumerate(predictions)]
+        self.ids = [f"class{label}/{index}.png" for index, label in enumerate(self.labels)]
+
+    def stack(self, indices: Sequence[int]) -> LabelledImages:
+        chosen = list(indices)
+        labels = torch.tensor([self.labels[index] for index in chosen])
+        return LabelledImages(tuple(self.ids[index] for index in chosen), self.pixels[chosen], labels, ())
+
+
+def tiny_classifier() -> nn.Module:
+    torch.manual_seed(3)
+    layers = nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    with torch.no_grad():
+        layers[-1].weight.mul_(20)
+        layers[-1].bias.sub_(layers(torch.rand(64, 3, 1, 1).mul(0.5).expand(-1, -1, 32, 32)).mean(dim=0))
+    return layers.eval()
+
+
+def tiny_defences(budgets: tuple[int, ...] = (2, 4)) -> list[Defence]:
+    return [undefended(), randomisation((1, 2)), deep_image_prior(budgets, config=CONFIG)]
+
+
+def tiny_run(
+    store: Store,
+    *,
+    images: int = 5,
+    conditions: Sequence[str] = ("clean", "fgsm-10", "noise-10"),
+    defences: Sequence[Defence] | None = None,
+    seeds: Sequence[int] = (0,),
+    batch: int = 2,
+    configuration: dict = CONFIGURATION,
+) -> Run:
+    classifier = tiny_classifier()
+    data = TinyImages(classifier, 60)
+    key = run(
+        store,
+        configuration,
+        {"commit": "c0ffee"},
+        data=data,
+        chosen=choose(data, classifier, images=images),
+        classifier=classifier,
+        conditions={name: CONDITIONS[name] for name in conditions},
+        defences=tiny_defences() if defences is None else defences,
+        seeds=seeds,
+        batch=batch,
+    )
+    return store.load(key)
+
+
+def timeless(stored: Run) -> Run:
+    """All but the circumstances, which differ from run to run."""
+    records = tuple(dataclasses.replace(record, seconds=0.0, session=1) for record in stored.records)
+    return Run(stored.configuration, records, {1: {"commit": "c0ffee"}})
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "outcomes.sqlite") as opened:
+        yield opened
+
+
+def test_images_are_chosen_correctly_classified_and_in_one_order() -> None:
+    classifier = tiny_classifier()
+    data = TinyImages(classifier, 60)
+    few, many = (choose(data, classifier, images=n, batch=7) for n in (5, 30))
+    assert many.indices[:5] == few.indices
+    assert len(set(many.indices)) == 30
+    assert all(index % 3 != 2 for index in many.indices)
+    # Every image that was tried and not taken is one that the classifier gets wrong.
+    order = [data.ids.index(name) for name in seeded_order(data.ids, 0)]
+    assert [index for index in order[: many.tried] if index % 3 != 2] == list(many.indices)
+    assert order[many.tried - 1] == many.indices[-1]
+    assert choose(data, classifier, images=5, seed=1).indices != few.indices
+    assert len(choose(data, classifier, images=None).indices) == 40
+
+
+def test_classes_are_drawn_first_and_more_classes_keep_those_there_were() -> None:
+    classifier = tiny_classifier()
+    data = TinyImages(classifier, 60)
+
+    def drawn(classes: int, seed: int = 0) -> set[int]:
+        chosen = choose(data, classifier, images=None, classes=classes, seed=seed)
+        return {data.labels[index] for index in chosen.indices}
+
+    assert drawn(1) < drawn(3) < drawn(5)
+    assert all(len(drawn(classes)) <= classes for classes in range(1, 6))
+    assert len({frozenset(drawn(1, seed)) for seed in range(3, 9)}) > 1
+
+
+def test_too_few_images_or_classes_are_refused_with_their_number() -> None:
+    classifier = tiny_classifier()
+    data = TinyImages(classifier, 60)
+    with pytest.raises(
+        ValueError, match=r"41 correctly classified images .* of the 60 images .* only 40 right; .*--images 40"
+    ):
+        choose(data, classifier, images=41)
+    with pytest.raises(ValueError, match="6 classes were asked for, but the data set has images of 5"):
+        choose(data, classifier, images=1, classes=6)
+    data.labels = [9] * 60
+    with pytest.raises(ValueError, match="only 0 right"):
+        choose(data, classifier, images=None)
+    data.ids[1] = data.ids[0]
+    with pytest.raises(ValueError, match="different ids"):
+        choose(data, classifier, images=1)
+
+
+def test_seeds_depend_on_every_part_and_are_the_same_for_ever() -> None:
+    assert derive_seed(0, "dip", "n01440764/1.JPEG") == 6227449971908734730
+    parts = [
+        (0, "dip", "a"),
+        (1, "dip", "a"),
+        (0, "randomisation", "a"),
+        (0, "dip", "b"),
+        (0, "di", "pa"),
+        ("0di", "pa"),
+    ]
+    seeds = {derive_seed(*part) for part in parts}
+    assert len(seeds) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_every_image_goes_through_everything(store: Store) -> None:
+    stored = tiny_run(store, images=5, seeds=(0, 7))
+    keys = [record.key for record in stored.records]
+    assert len(keys) == len(set(keys)) == 5 * 3 * (1 + 2 * (2 + 2))
+    assert {record.position for record in stored.records} == set(range(5))
+    assert all(record.seconds > 0 and record.status == "ok" for record in stored.records)
+    assert all((record.loss is not None) == (record.defence == "dip") for record in stored.records)
+    assert all(r.correct for r in stored.records if (r.condition, r.defence) == ("clean", "none"))
+    assert {r.seed for r in stored.records if r.defence == "none"} == {0}
+
+
+def test_a_record_is_what_the_parts_give_by_hand(store: Store) -> None:
+    stored = tiny_run(store, images=3, conditions=("fgsm-10",), batch=1)
+    classifier = tiny_classifier()
+    data = TinyImages(classifier, 60)
+    for record in (r for r in stored.records if r.defence == "dip"):
+        _, images, labels, _ = dataclasses.astuple(data.stack([data.ids.index(record.image)]))
+        attacked = CONDITIONS["fgsm-10"](classifier, images, labels)
+        seed = derive_seed(0, "dip", record.image)
+        purified = DIPPurifier(record.budget, config=CONFIG, seed=seed)(attacked)
+        with torch.no_grad():
+            scores = classifier(purified).softmax(dim=1)[0]
+        assert record.label == labels.item()
+        assert record.prediction == scores.argmax()
+        assert record.confidence == pytest.approx(scores[record.label].item(), rel=1e-4)
+
+
+def test_a_defence_draws_the_same_for_an_image_whatever_the_attack(store: Store) -> None:
+    seen: dict[str, list[int]] = {}
+
+    def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]):
+        seen.setdefault(str(sorted(seeds)), []).extend(seeds)
+        yield Outcome(1, classifier(images), None, ["ok"] * len(images), 0.1)
+
+    tiny_run(store, images=4, batch=4, defences=[Defence("dip", (1,), classify)], seeds=(0, 1))
+    assert [len(seeds) for seeds in seen.values()] == [12, 12]
+    assert len({seed for seeds in seen.values() for seed in seeds}) == 8
+
+
+def test_the_noise_of_two_images_differs(store: Store) -> None:
+    noisy: list[Tensor] = []
+
+    def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]):
+        noisy.append(images)
+        yield Outcome(0, classifier(images), None, ["ok"] * len(images), 0.1)
+
+    tiny_run(store, images=2, conditions=("clean", "noise-5"), defences=[Defence("none", (0,), classify, draws=False)])
+    signs = (noisy[1] - noisy[0]).sign()
+    assert 0.4 < (signs[0] == signs[1]).float().mean() < 0.6
+
+
+def test_what_is_done_is_not_done_again(store: Store) -> None:
+    first = tiny_run(store)
+
+    def never(*_: object):
+        raise AssertionError("this was done already")
+
+    defences = [dataclasses.replace(defence, classify=never) for defence in tiny_defences()]
+    again = tiny_run(store, defences=defences)
+    assert again == first
+
+
+def test_more_images_budgets_conditions_and_seeds_extend_a_run(store: Store, tmp_path: Path) -> None:
+    tiny_run(store, images=2, conditions=("clean",), defences=tiny_defences((4,)))
+    grown = tiny_run(store, images=6, seeds=(0, 3))
+    with Store(tmp_path / "fresh.sqlite") as fresh:
+        assert timeless(tiny_run(fresh, images=6, seeds=(0, 3))) == timeless(grown)
+
+
+def test_a_run_of_another_configuration_begins_anew(store: Store) -> None:
+    tiny_run(store, images=2)
+    other = CONFIGURATION | {"dip": CONFIGURATION["dip"] | {"learning_rate": 0.02}}
+    assert len(tiny_run(store, images=1, configuration=other).records) == 3 * 5
+
+
+def test_output_that_is_not_finite_is_wrong_and_has_no_confidence(store: Store) -> None:
+    def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]):
+        scores = classifier(images)
+        scores[0] = torch.nan
+        losses = torch.tensor([torch.nan, 0.25])
+        yield Outcome(2, scores, losses, ["diverged", "ok"], 0.1)
+
+    stored = tiny_run(store, images=2, conditions=("clean",), defences=[Defence("dip", (2,), classify)])
+    bad, good = stored.records
+    assert (bad.prediction, bad.confidence, bad.loss, bad.status, bad.correct) == (-1, None, None, "diverged", False)
+    assert (good.loss, good.status, good.correct) == (0.25, "ok", True)
+
+
+ARGUMENTS = {
+    "bare on a CPU": ("--device cpu", {"images": 3, "classes": None, "batch": 1, "seeds": (0,), "data": None}),
+    "bare on a GPU": ("--device cuda", {"images": None, "classes": None, "batch": 32, "budgets": (500, 750, 1000)}),
+    "the paper's": (
+        "--device cuda --data val --classifier resnet18",
+        {"images": 500, "classes": 200, "data": Path("val")},
+    ),
+    "seeds": ("--device cpu --seed 4 5 4", {"seeds": (4, 5)}),
+    "conditions": ("--device cpu --conditions bi-10 clean", {"conditions": ("clean", "bi-10")}),
+    "config": (
+        "--device cpu --config architecture-2 --budgets 7",
+        {"config": DIPConfig.architecture_2(), "budgets": (7,)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_arguments(line: str, expected: dict) -> None:
+    setting = parse_arguments(table=2, description="", arguments=line.split())
+    assert {name: getattr(setting, name) for name in expected} == expected
+
+
+def test_tables_show_an_attack_beside_clean_images() -> None:
+    for table, names in TABLES.items():
+        setting = parse_arguments(table=table, description="", arguments=[])
+        assert setting.conditions == names
+        assert "clean" in names
+        assert any(name.startswith("bi") for name in names)
+
+
+@pytest.mark.parametrize(
+    "line", ["--budgets 500 100", "--conditions nothing", "--config huge", "--im 3"], ids=lambda line: line.split()[0]
+)
+def test_bad_arguments_are_refused(line: str) -> None:
+    with pytest.raises((SystemExit, ValueError)):
+        parse_arguments(table=1, description="", arguments=["--device", "cpu", *line.split()])
