@@ -21,7 +21,7 @@ from dipdefense.reconstruct import Precision, Seed
 Array = npt.NDArray[Any]
 ClipValues = Sequence[float | Array] | Array
 
-# ART's attacks leave the range now and then (PGD by rounding, NewtonFool by 6 % of it, ZOO by up to 28 % as seen) and
+# ART's attacks leave the range now and then (PGD by rounding, NewtonFool by 6 % of it, ZOO by 28 %) and
 # are clipped. Values that are half the range away were not made by an attack: they are on another scale.
 _MARGIN = 0.5
 

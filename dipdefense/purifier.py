@@ -19,6 +19,7 @@ from dipdefense.reconstruct import (
     Reconstruction,
     Seed,
     check_budgets,
+    check_config,
     check_images,
     check_seed,
     operand_dtype,
@@ -77,13 +78,13 @@ class DIPPurifier(nn.Module):
     ) -> None:
         super().__init__()
         (self.iters,) = check_budgets((iters,))
-        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        if batch_size != "auto" and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f'batch_size must be "auto" or an integer of at least 1, got {batch_size!r}')
         if gradient not in ("straight-through", "none"):
             raise ValueError(f'gradient must be "straight-through" or "none", got {gradient!r}')
         operand_dtype(precision, torch.device("cpu"))
         check_seed(seed)
-        self.config = config or DIPConfig()
+        self.config = check_config(config)
         self.seed = seed
         self.batch_size = batch_size
         self.gradient = gradient

@@ -30,7 +30,8 @@ class Reconstruction:
         images: (len(budgets), N, C, H, W) in [0, 1], in the dtype and on the device of the input. The drawing at
             budget k is the network's k-th output, the one whose error ``losses[k - 1]`` is.
         losses: (iterations, N) float32, each network's mean squared error at each iteration.
-        status: one an image: "ok", or "diverged" where a loss was not finite; such an image holds NaN.
+        status: one an image: "ok", or "diverged" where a loss was not finite; from that iteration on its drawings
+            are NaN.
     """
 
     budgets: tuple[int, ...]
@@ -72,7 +73,7 @@ def reconstruct(
         >>> run.images.shape, run.status
         (torch.Size([2, 2, 3, 32, 32]), ('ok', 'ok'))
     """
-    config = config or DIPConfig()
+    config = check_config(config)
     budgets = check_budgets(budgets)
     check_images(images, config)
     seeds = resolve_seeds(seed, len(images))
@@ -131,7 +132,6 @@ def _fit(
         on_iteration()
 
     finite = losses.isfinite().all(dim=0)
-    drawings[:, ~finite] = torch.nan
     return Reconstruction(budgets, drawings, losses, tuple("ok" if ok else "diverged" for ok in finite.tolist()))
 
 
@@ -155,6 +155,17 @@ def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         raise ValueError(f'{device} has no bf16 arithmetic; use precision="fp32" or "auto"')
     wants_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and has_bf16)
     return torch.bfloat16 if wants_bf16 else torch.float32
+
+
+def check_config(config: DIPConfig | None) -> DIPConfig:
+    """The configuration, or the paper's for None.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not isinstance(config, DIPConfig | None):
+        raise TypeError(f"config must be a DIPConfig such as DIPConfig.compact(), or None, got {config!r}")
+    return config or DIPConfig()
 
 
 def check_budgets(budgets: Sequence[int]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The defence inside an ART classifier: a replayed attack, and the gradient that an attacker who knows of it gets.
 
-python examples/art_pipeline.py
+Usage: python examples/art_pipeline.py [--iters N] [--images N]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Put the defence in front of any classifier of [0, 1] images, and read one run at three budgets.
 
-python examples/wrap_classifier.py
+Usage: python examples/wrap_classifier.py [--iters N] [--images N]
 """
 
 from __future__ import annotations

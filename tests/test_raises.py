@@ -84,6 +84,8 @@ def test_bad_budgets(budgets, message: str) -> None:
         ({"iters": 2.0}, ValueError, "integers"),
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"batch_size": "all"}, ValueError, "batch_size"),
+        ({"batch_size": True}, ValueError, "batch_size"),
+        ({"config": "paper"}, TypeError, "config must be a DIPConfig"),
         ({"gradient": "exact"}, ValueError, "straight-through"),
         ({"precision": "fp16"}, ValueError, "bf16"),
         ({"seed": -1}, ValueError, "seeds must lie"),

@@ -159,6 +159,23 @@ def test_the_dtype_is_the_inputs(tiny: DIPConfig, images: torch.Tensor, dtype: t
     assert torch.equal(run.images, expected.to(dtype))
 
 
+def test_a_late_divergence_keeps_the_drawings_before_it(tiny: DIPConfig, images: torch.Tensor, monkeypatch) -> None:
+    calls = []
+    forward = SkipNets.forward
+
+    def spoiled(self, noise: torch.Tensor) -> torch.Tensor:
+        calls.append(noise)
+        drawn = forward(self, noise)
+        return drawn if len(calls) < 3 else drawn * torch.tensor([1, torch.nan, 1, 1]).view(4, 1, 1, 1)
+
+    monkeypatch.setattr(SkipNets, "forward", spoiled)
+    run = reconstruct(images, budgets=(2, 3), config=tiny, seed=3)
+    assert run.status == ("ok", "diverged", "ok", "ok")
+    assert run.images[0].isfinite().all()
+    assert run.images[1, 1].isnan().all()
+    assert run.images[1, 0].isfinite().all()
+
+
 def test_bf16_operands_stay_near_fp32(tiny: DIPConfig, images: torch.Tensor) -> None:
     full = reconstruct(images, budgets=(5,), config=tiny, seed=0, precision="fp32")
     half = reconstruct(images, budgets=(5,), config=tiny, seed=0, precision="bf16")
