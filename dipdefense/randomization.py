@@ -155,7 +155,6 @@ class RandomizationDefence(nn.Module):
 def _generators(images: Tensor, seed: Seed) -> list[torch.Generator]:
     """One an image, after the checks. They live on the CPU, so that a seed means the same on every device."""
     check_images(images)
-    padded_size(*images.shape[2:])
     return [torch.Generator().manual_seed(seed) for seed in resolve_seeds(seed, len(images))]
 
 

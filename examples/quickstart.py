@@ -50,10 +50,8 @@ for column, (stage, shown) in enumerate(stages.items()):
     with torch.no_grad():
         confidence, predicted = classifier(shown).softmax(dim=1).max(dim=1)
     for row, axis in enumerate(axes[:, column]):
-        name = classifier.categories[int(predicted[row])]
-        correct = bool(predicted[row] == labels[row])
-        verdict = "right" if correct else "wrong"
-        print(f"image {row}  {stage:20}  {name:28} {confidence[row]:.2f}  {verdict}")
+        name, correct = classifier.categories[int(predicted[row])], bool(predicted[row] == labels[row])
+        print(f"image {row}  {stage:20}  {name:28} {confidence[row]:.2f}  {'right' if correct else 'wrong'}")
         axis.imshow(shown[row].permute(1, 2, 0).cpu().clamp(0, 1))
         axis.set_title(f"{stage}\n{name} ({confidence[row]:.2f})", fontsize=9, color="black" if correct else "crimson")
         axis.axis("off")

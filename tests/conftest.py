@@ -10,6 +10,9 @@ from dipdefense import DIPConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+# The tests' tensors are tiny: a second thread costs more than it brings, and on a busy machine far more.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).parents[1]
 
 

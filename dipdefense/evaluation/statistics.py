@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import NamedTuple
 
-from dipdefense.evaluation.protocol import ADVERSARIES, CONDITIONS
+from dipdefense.evaluation.protocol import ADVERSARIES, CONDITIONS, DEFENCES
 from dipdefense.evaluation.store import Record
-
-DEFENCES = ("none", "randomisation", "dip")
-"""In the order of a table's columns."""
 
 
 class Interval(NamedTuple):

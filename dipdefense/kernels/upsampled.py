@@ -1,0 +1,171 @@
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
+"""What the upsampled convolution needs beside its transposed convolution: the filter's adjoint, and the border.
+
+The mathematics is :mod:`dipdefense.upsampling`'s, with the channels innermost. The border strips are a few lines an
+image, so torch's own operators do for them.
+
+The kernel has been checked in Triton's interpreter on a CPU; not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dipdefense.kernels.epilogues import filter_tap
+from dipdefense.kernels.tiles import Operand, load_operand
+
+
+@triton.jit
+def _filter_adjoint(
+    grad, grad_coef, grad_raw, out, height, width, spread_h, spread_w, channels,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Filter the gradient of the raw sums, completed on load, with [1 3 3 1]/4 along both axes.
+
+    Each program computes PIXELS squares of 2 × 2 results, which share the 25 gradients that they read.
+
+    Checked in Triton's interpreter; not yet run on a GPU.
+    """
+    image = tl.program_id(2).to(tl.int64)
+    squares_w = tl.cdiv(spread_w, 2)
+    square = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    row, column = square // squares_w * 2, square % squares_w * 2
+    n = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    grad += image * height * width * channels
+    grad_coef += image * 4 * channels
+    grad_raw += image * height * width * channels
+    top_left = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
+    top_right = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
+    bottom_left = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
+    bottom_right = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
+    for i in range(5):
+        y = row - 3 + i
+        first = tl.where(i < 4, filter_tap(i), 0.0)
+        second = tl.where(i > 0, filter_tap(i - 1), 0.0)
+        left = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
+        right = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
+        for j in range(5):
+            x = column - 3 + j
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            mask = inside[:, None] & (n < channels)[None, :]
+            offsets = ((y * width + x) * channels)[:, None] + n[None, :]
+            value = load_operand(grad, grad_coef, grad_raw, offsets, n[None, :], channels, mask, 0.0)
+            left += tl.where(j < 4, filter_tap(j), 0.0) * value
+            right += tl.where(j > 0, filter_tap(j - 1), 0.0) * value
+        top_left += first * left
+        top_right += first * right
+        bottom_left += second * left
+        bottom_right += second * right
+    out += image * spread_h * spread_w * channels
+    at = out + ((row * spread_w + column) * channels)[:, None] + n[None, :]
+    below, beside = row + 1 < spread_h, column + 1 < spread_w
+    inside = (row < spread_h)[:, None] & (n < channels)[None, :]
+    dtype = out.dtype.element_ty
+    tl.store(at, top_left.to(dtype), mask=inside)
+    tl.store(at + channels, top_right.to(dtype), mask=inside & beside[:, None])
+    tl.store(at + spread_w * channels, bottom_left.to(dtype), mask=inside & below[:, None])
+    tl.store(at + (spread_w + 1) * channels, bottom_right.to(dtype), mask=inside & (below & beside)[:, None])
+
+
+def spread_size(height: int, width: int) -> tuple[int, int]:
+    """The size of the transposed convolution's result, of which (height, width) are filtered and cropped."""
+    return 2 * (-(-height // 2)) + 3, 2 * (-(-width // 2)) + 3
+
+
+def filter_adjoint(grad: Operand) -> Tensor:
+    """The gradient of the transposed convolution's result, (N, *spread_size(H, W), C), from that of the raw sums."""
+    count, height, width, channels = grad.values.shape
+    size = spread_size(height, width)
+    out = torch.empty(count, *size, channels, dtype=grad.values.dtype, device=grad.values.device)
+    pixels, block = 16, min(128, triton.next_power_of_2(channels))
+    squares = -(-size[0] // 2) * -(-size[1] // 2)
+    _filter_adjoint[triton.cdiv(squares, pixels), triton.cdiv(channels, block), count](
+        grad.values, grad.coefficients, grad.raw, out, height, width, *size, channels,
+        PIXELS=pixels, CHANNELS=block, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def lines_of(feature: Operand, slope: float) -> tuple[Tensor, Tensor]:
+    """Rows 0, 1, −2, −1, (N, 4, W, C), and columns, (N, 4, H, C), of the activation, in fp32."""
+    raw, coef, _ = feature
+    assert coef is not None
+    height, width = raw.shape[1:3]
+    a, b = coef[:, :2, None, None].unbind(dim=1)
+    rows = torch.stack([raw[:, y] for y in (0, 1, height - 2, height - 1)], dim=1)
+    columns = torch.stack([raw[:, :, x] for x in (0, 1, width - 2, width - 1)], dim=1)
+    return F.leaky_relu(a * rows + b, slope), F.leaky_relu(a * columns + b, slope)
+
+
+def ends_of(grad: Operand) -> tuple[Tensor, Tensor]:
+    """First and last row, (N, 2, W, C), and column, (N, 2, H, C), of the raw sums' gradient, in fp32."""
+    values, coef, raw = grad
+    assert coef is not None
+    assert raw is not None
+    p, q, r = coef[:, :3, None, None].unbind(dim=1)
+    (rows, raw_rows), (columns, raw_columns) = (
+        [torch.stack([tensor.select(axis, end) for end in (0, -1)], dim=1) for tensor in (values, raw)]
+        for axis in (1, 2)
+    )
+    return p * rows + q * raw_rows + r, p * columns + q * raw_columns + r
+
+
+def strips(
+    rows: Tensor, columns: Tensor, weight: Tensor, size: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What reflection adds to replication: (N, 2, width, out) for top and bottom, (N, 2, height, out) for the sides.
+
+    Args:
+        rows: what :func:`lines_of` returned, and ``columns``.
+        columns: the same, along the other axis.
+        weight: (N, 9, in, out).
+        size: height and width of the upsampled tensor.
+        dtype: of the operands of the products.
+    """
+    height, width = size
+    taps = weight.unflatten(1, (3, 3))
+    along_rows = upsample_line(beyond_border(rows, height))[:, :, :width]
+    along_columns = upsample_line(beyond_border(columns, width))
+    index = torch.arange(-1, width + 1, device=rows.device).abs()
+    reflected = along_rows[:, :, torch.where(index < width, index, 2 * (width - 1) - index)]
+    repeated = torch.cat([along_columns[:, :, :1], along_columns, along_columns[:, :, -1:]], dim=2)[:, :, : height + 2]
+    above_below = torch.stack([taps[:, 2], taps[:, 0]], dim=1)
+    sides = torch.stack([taps[:, :, 2], taps[:, :, 0]], dim=1)
+    return convolve_line(reflected, above_below, dtype), convolve_line(repeated, sides, dtype)
+
+
+def beyond_border(lines: Tensor, size: int) -> Tensor:
+    """Reflection minus replication one pixel beyond either end, (N, 2, L, C); an odd size crops the far end."""
+    return torch.stack(
+        [(lines[:, 1] - lines[:, 0]) / 4, (lines[:, 2] - lines[:, 3]) * (0.75 if size % 2 else 0.25)], dim=1
+    )
+
+
+def upsample_line(line: Tensor) -> Tensor:
+    """Linear upsampling ×2 along the third axis of (N, 2, L, C)."""
+    before = torch.cat([line[:, :, :1], line[:, :, :-1]], dim=2)
+    after = torch.cat([line[:, :, 1:], line[:, :, -1:]], dim=2)
+    return torch.stack([0.75 * line + 0.25 * before, 0.75 * line + 0.25 * after], dim=3).flatten(2, 3)
+
+
+def convolve_line(line: Tensor, taps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Valid convolution of (N, 2, L + 2, in) with mirrored taps (N, 2, 3, in, out): (N, 2, L, out) in fp32."""
+    patches = torch.cat([line[:, :, 2:], line[:, :, 1:-1], line[:, :, :-2]], dim=3)
+    return (patches.to(dtype) @ taps.flatten(2, 3).to(dtype)).float()
+
+
+def strip_gradients(
+    rows: Tensor, columns: Tensor, weight: Tensor, size: tuple[int, int], dtype: torch.dtype, grads: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of :func:`strips` with respect to rows, columns and weight."""
+    with torch.enable_grad():
+        rows, columns, weight = (leaf.detach().requires_grad_() for leaf in (rows, columns, weight))
+        results = strips(rows, columns, weight, size, dtype)
+        grad_rows, grad_columns, grad_weight = torch.autograd.grad(results, (rows, columns, weight), list(grads))
+    return grad_rows, grad_columns, grad_weight
