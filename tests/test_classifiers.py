@@ -73,6 +73,31 @@ def test_checkpoints_load(tmp_path: Path, tiny_weights, wrap) -> None:
     assert torch.equal(first, second)
 
 
+def test_lite0_takes_a_head_of_another_size(tmp_path: Path) -> None:
+    network = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name(
+        "efficientnet-lite0", num_classes=10
+    )
+    torch.save(network.state_dict(), tmp_path / "ten.pt")
+    classifier = classifiers.load("efficientnet-lite0", weights=tmp_path / "ten.pt")
+    assert classifier(torch.rand(1, 3, 224, 224)).shape == (1, 10)
+    assert classifier.categories == ()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("auxiliary", [True, False], ids=["with auxiliary heads", "without"])
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_inceptions_from_a_file_are_those_from_the_hub(tmp_path: Path, name: str, auxiliary: bool) -> None:
+    # These are the settings that torchvision itself chooses for its pretrained weights.
+    hub = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
+    network = torchvision.models.get_model(name, weights=None, num_classes=5, **hub).eval()
+    torch.save(network.state_dict(), tmp_path / "inception.pt")
+    classifier = classifiers.load(name, weights=tmp_path / "inception.pt")
+    image = torch.rand(1, 3, 96, 96)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(image), network((image - mean) / std))
+
+
 def test_it_is_frozen_and_gradients_reach_the_image(tiny_weights) -> None:
     classifier = copy.deepcopy(classifiers.load("squeezenet1_1", weights=tiny_weights[0]))
     assert not classifier.training
@@ -93,15 +118,45 @@ def test_weights_that_do_not_fit(tiny_weights, tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="no state dict"):
         classifiers.load("resnet18", weights=tmp_path / "list.pt")
+    torch.save({**tiny_weights[1].state_dict(), "epoch": torch.tensor(3)}, tmp_path / "scalar.pt")
+    with pytest.raises(ValueError, match="do not fit SqueezeNet"):
+        classifiers.load("squeezenet1_1", weights=tmp_path / "scalar.pt")
+    with pytest.raises(FileNotFoundError):
+        classifiers.load("resnet18", weights=tmp_path / "missing.pt")
 
 
-def test_a_failed_download_says_what_to_do(monkeypatch) -> None:
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>"], ids=["empty", "a web page"])
+def test_files_that_are_none_of_tensors(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.pt cannot be read as a file of tensors"):
+        classifiers.load("resnet18", weights=tmp_path / "broken.pt")
+
+
+def test_checkpoints_with_other_objects_are_refused(tmp_path: Path, tiny_weights) -> None:
+    torch.save({"state_dict": tiny_weights[1].state_dict(), "path": Path("x")}, tmp_path / "objects.pt")
+    with pytest.raises(ValueError, match=r"objects\.pt cannot be read as a file of tensors"):
+        classifiers.load("squeezenet1_1", weights=tmp_path / "objects.pt")
+
+
+@pytest.mark.parametrize("failure", [OSError("no route to host"), RuntimeError("invalid hash value")], ids=repr)
+def test_a_failed_download_says_what_to_do(monkeypatch, failure: Exception) -> None:
     def offline(*args, **kwargs):
-        raise OSError("no route to host")
+        raise failure
 
     monkeypatch.setattr(torchvision.models, "get_model", offline)
     with pytest.raises(OSError, match=r"weights=PATH.*efficientnet-lite0"):
         classifiers.load("resnet18")
+
+
+def test_loading_prints_nothing(monkeypatch, capfd, tiny_weights) -> None:
+    def download(*args, **kwargs):
+        print("Downloading")
+        return tiny_weights[1]
+
+    monkeypatch.setattr(torchvision.models, "get_model", download)
+    classifiers.load("squeezenet1_1")
+    classifiers.load("efficientnet-lite0")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_missing_packages_say_what_to_install(monkeypatch) -> None:

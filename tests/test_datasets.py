@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -82,6 +83,38 @@ def test_stacking_and_loading_in_batches(imagenet: Path) -> None:
     assert tuple(ids) == folder.ids
 
 
+def test_other_modes_become_rgb_before_preprocessing(tmp_path: Path) -> None:
+    for name, mode in (("a.png", "L"), ("b.jpg", "CMYK"), ("c.png", "RGBA"), ("d.png", "P")):
+        picture(tmp_path / "n02088364" / name, 100, mode)
+    seen: list[str] = []
+
+    def preprocess(given: Image.Image) -> torch.Tensor:
+        seen.append(given.mode)
+        return Preprocess(resize=36, crop=32)(given)
+
+    assert datasets.image_folder(tmp_path, preprocess=preprocess).stack().images.shape == (4, 3, 32, 32)
+    assert seen == ["RGB"] * 4
+
+
+def test_a_failing_preprocess_is_not_blamed_on_the_file(imagenet: Path) -> None:
+    def broken(given: Image.Image) -> torch.Tensor:
+        raise OSError("its own fault")
+
+    with pytest.raises(OSError, match=r"^its own fault$"):
+        datasets.image_folder(imagenet, preprocess=broken)[0]
+
+
+def test_images_of_several_sizes_are_no_batch(imagenet: Path) -> None:
+    Image.new("RGB", (33, 34)).save(imagenet / "n02088364" / "b.JPEG")
+    with pytest.raises(ValueError, match=r"\(3, 34, 33\) and \(3, 40, 50\); give the data set a preprocess"):
+        datasets.image_folder(imagenet).stack()
+
+
+def test_it_can_be_sent_to_other_processes(imagenet: Path) -> None:
+    folder = datasets.image_folder(imagenet)
+    assert torch.equal(pickle.loads(pickle.dumps(folder))[1].image, folder[1].image)
+
+
 @pytest.mark.parametrize("archived", [False, True], ids=["folder", "zip"])
 def test_cifar10(tmp_path: Path, archived: bool) -> None:
     for split, name, grey in (("train", "cat", 1), ("test", "truck", 2), ("test", "airplane", 3)):
@@ -99,6 +132,40 @@ def test_cifar10(tmp_path: Path, archived: bool) -> None:
     assert datasets.cifar10(root, split="train").labels == (3,)
 
 
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    picture(tmp_path / "image.png", 9)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.write(tmp_path / "image.png", f"test/cat/{number}.png")
+    return tmp_path / "images.zip"
+
+
+def test_an_archive_is_opened_once_in_each_process(archive: Path, monkeypatch) -> None:
+    opened: list[Path] = []
+
+    class Counted(zipfile.ZipFile):
+        def __init__(self, file, *args, **kwargs) -> None:
+            opened.append(file)
+            super().__init__(file, *args, **kwargs)
+
+    monkeypatch.setattr(zipfile, "ZipFile", Counted)
+    images = datasets.cifar10(archive)
+    images.stack()
+    assert len(opened) == 1
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    images.stack()
+    assert len(opened) == 2
+
+
+def test_a_broken_file_in_an_archive_is_named(archive: Path) -> None:
+    content = bytearray(archive.read_bytes())
+    content[60] ^= 255
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=r"images\.zip/test/cat/0\.png cannot be read"):
+        datasets.cifar10(archive)[0]
+
+
 def test_the_measuring_archive(shared_data: Path) -> None:
     test = datasets.cifar10(shared_data / "cifar10-images.zip")
     assert len(test) == 10_000
@@ -114,8 +181,26 @@ def test_bad_roots_and_folders(tmp_path: Path, imagenet: Path) -> None:
     picture(imagenet / "beagle" / "a.png", 0)
     with pytest.raises(ValueError, match="'beagle'"):
         datasets.image_folder(imagenet)
+    with pytest.raises(FileNotFoundError, match="only a file"):
+        datasets.image_folder(imagenet / "n02088364" / "a.png")
     with pytest.raises(ValueError, match="packaged images are"):
         datasets.packaged_images("mnist")
+
+
+@pytest.mark.parametrize("place", ["val/n02088364", "n02088364/deeper", "."], ids=["above", "below", "no folder"])
+def test_images_lie_directly_in_their_class(tmp_path: Path, place: str) -> None:
+    picture(tmp_path / place / "a.png", 0)
+    with pytest.raises(ValueError, match=f"the folder '{place}'"):
+        datasets.image_folder(tmp_path)
+
+
+def test_bad_cifar10_roots(tmp_path: Path, archive: Path) -> None:
+    with pytest.raises(ValueError, match="'val'"):
+        datasets.cifar10(archive, split="val")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match=r"laid out as 'train/cat/any\.jpg'"):
+        datasets.cifar10(archive, split="train")
+    with pytest.raises(ValueError, match="neither a folder nor a zip"):
+        datasets.cifar10(tmp_path / "image.png")
 
 
 def test_missing_package_says_what_to_install(monkeypatch) -> None:

@@ -167,17 +167,24 @@ def test_seeds_are_reported_with_mean_spread_and_worst() -> None:
     assert "spread over the defence's draws is unknown" in as_markdown(made_up(conditions=("clean",)), table=1)
 
 
-def test_paired_tests_are_of_the_same_images() -> None:
-    run = made_up(conditions=("bi-10",))
+def test_paired_tests_are_of_the_same_images_with_the_first_seed() -> None:
+    run = made_up(conditions=("fgsm-2",), seeds=(0, 1))
     right = {
-        column: {r.image for r in run.records if (r.defence, r.budget) == column and r.correct}
-        for column in (("none", 0), ("dip", 1000))
+        column: {r.image for r in run.records if (r.defence, r.budget, r.seed) == (*column, 0) and r.correct}
+        for column in (("randomisation", 30), ("dip", 1000))
     }
-    more, less = right["dip", 1000] - right["none", 0], right["none", 0] - right["dip", 1000]
-    cells = {cell.column: cell for cell in summarise(run.records)}
-    assert compare(cells["dip", 1000], cells["none", 0])[:2] == (len(more), len(less))
-    shuffled = sorted(run.records, key=lambda r: (r.defence, -r.position))
-    assert summarise(shuffled) == summarise(run.records)
+    more = right["dip", 1000] - right["randomisation", 30]
+    less = right["randomisation", 30] - right["dip", 1000]
+    shuffled = list(run.records)
+    random.Random(1).shuffle(shuffled)
+    for records in (run.records, shuffled):
+        cells = {cell.column: cell for cell in summarise(records)}
+        split = compare(cells["dip", 1000], cells["randomisation", 30])[:2]
+        assert split == (len(more), len(less))
+        assert min(split) > 0
+    report = as_markdown(run, table=2)
+    line = next(line for line in report.splitlines() if line.startswith("| FGSM ε=2 | DIP 1000 |"))
+    assert f"| {len(more)} : {len(less)}, p = " in line
 
 
 def test_a_failed_sanity_check_is_printed() -> None:

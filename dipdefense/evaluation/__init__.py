@@ -70,7 +70,9 @@ def measure(setting: Setting) -> Run:
     )
     _, *shape = data.stack(chosen.indices[:1]).images.shape
     config = replace(setting.config, scales=setting.config.scales_for(*shape[1:]))
-    if reduced := reductions(config, images=len(chosen.indices), budgets=setting.budgets):
+    if "dip" in setting.defences and (
+        reduced := reductions(config, images=len(chosen.indices), budgets=setting.budgets)
+    ):
         print(f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}.", file=sys.stderr)
     configuration = {
         "classifier": classifier.name,
@@ -118,7 +120,9 @@ def measure(setting: Setting) -> Run:
         for seed in setting.seeds
         for index in chosen.indices
     }
-    return replace(stored, records=tuple(record for record in stored.records if record.key in asked))
+    records = tuple(record for record in stored.records if record.key in asked)
+    sessions = {session: stored.sessions[session] for session in sorted({record.session for record in records})}
+    return Run(stored.configuration, records, sessions)
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:

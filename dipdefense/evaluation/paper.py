@@ -1,6 +1,6 @@
 """The published numbers, in one place, each with its table, row and column.
 
-Source: D. Kattamis, T. Adel, A. Weller, "Exploring Properties of the Deep Image Prior", 2019, Tables 1 and 2. Every one
+Source: A. Kattamis, T. Adel, A. Weller, "Exploring Properties of the Deep Image Prior", 2019, Tables 1 and 2. Every one
 is the top-1 accuracy, in per cent, of ResNet18 on 500 ImageNet images of 200 classes that it classifies correctly
 undefended.
 """

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from dipdefense.config import DIPConfig
 from dipdefense.evaluation import paper
 from dipdefense.evaluation.protocol import condition_title, network
 from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread, summarise
@@ -108,6 +109,15 @@ def as_markdown(run: Run, *, table: int) -> str:
     return "\n".join(lines)
 
 
+def headline(run: Run) -> str:
+    """A README's table, in Markdown: what was measured on what, and accuracy beside the published numbers."""
+    cells = summarise(run.records)
+    header, *rows = (f"| {' | '.join(row)} |" for row in _as_in_the_paper(cells))
+    rule = "|" + " --- |" * (header.count(" | ") + 1)
+    about = " ".join([*_banner(run, cells), _subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals."])
+    return "\n".join([about, "", header, rule, *rows])
+
+
 def column_title(defence: str, budget: int) -> str:
     """What a report calls a defence at a budget.
 
@@ -143,14 +153,18 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) ->
 
 def _banner(run: Run, cells: Sequence[Cell]) -> list[str]:
     budgets = [budget for defence, budget in _columns(cells) if defence == "dip"]
-    reduced = paper.reductions(network(run.configuration), images=cells[0].n, budgets=budgets)
+    # A network that nothing was drawn with reduces nothing.
+    config = network(run.configuration) if budgets else DIPConfig.paper()
+    reduced = paper.reductions(config, images=cells[0].n, budgets=budgets)
     return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}."] if reduced else []
 
 
 def _subject(run: Run, cells: Sequence[Cell]) -> str:
     configuration = run.configuration
+    data = configuration["data"]
+    source = data if data.startswith("packaged") else f'the folder "{data}"'
     return (
-        f"Classifier: {configuration['classifier']}. Images: {cells[0].n} of {configuration['data']} that it "
+        f"Classifier: {configuration['classifier']}. Images: {cells[0].n} of {source} that it "
         "classifies correctly. Setting: defence-unaware."
     )
 
@@ -273,7 +287,9 @@ def plot(run: Run, *, table: int, path: Path) -> None:
             below = [100 * (cell.accuracy - cell.interval.low) for cell in numbers]
             above = [100 * (cell.interval.high - cell.accuracy) for cell in numbers]
             axes.bar(positions, heights, 0.92 * width, color=colours[column], label=column_title(*column), zorder=2)
-            axes.errorbar(positions, heights, (below, above), fmt="none", ecolor="0.25", elinewidth=0.8, zorder=3)
+            red, green, blue = colours[column]
+            darker = (0.55 * red, 0.55 * green, 0.55 * blue)
+            axes.errorbar(positions, heights, (below, above), fmt="none", ecolor=darker, elinewidth=1.2, zorder=3)
         if column in published:
             pairs = [(x, paper.published(name, *column)) for x, name in zip(positions, conditions, strict=True)]
             shown = [(x, number.percent) for x, number in pairs if number]
@@ -304,7 +320,7 @@ def plot(run: Run, *, table: int, path: Path) -> None:
         [handles[index] for index in bars_first],
         [labels[index] for index in bars_first],
         loc="outside lower center",
-        ncols=4 if figure.get_figwidth() < 10 else 6,
+        ncols=4 if figure.get_figwidth() < 14 else 6,
         frameon=False,
         fontsize=8,
     )
