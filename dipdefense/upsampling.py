@@ -57,9 +57,10 @@ def convolve_batch(low: Tensor, weight: Tensor, height: int, width: int) -> Tens
     # A plane for every tap, vertical taps next to the rows so that one product sums over both.
     planes = torch.bmm(weight.flatten(2).transpose(1, 2), low.flatten(2)).view(-1, 3 * rows, columns)
     tall = torch.bmm(vertical.expand(len(planes), -1, -1), planes).view(count, 3, outputs * height, columns)
-    out = torch.bmm(tall[:, 0], horizontal[0].expand(count, -1, -1))
-    for tap in (1, 2):
-        out = torch.baddbmm(out, tall[:, tap], horizontal[tap].expand(count, -1, -1))
+    left, centre, right = tall.unbind(1)
+    out = torch.bmm(left, horizontal[0].expand(count, -1, -1))
+    out = torch.baddbmm(out, centre, horizontal[1].expand(count, -1, -1))
+    out = torch.baddbmm(out, right, horizontal[2].expand(count, -1, -1))
     return out.view(count, outputs, height, width)
 
 
