@@ -83,19 +83,33 @@ def test_lite0_takes_a_head_of_another_size(tmp_path: Path) -> None:
     assert classifier.categories == ()
 
 
+def received(classifier: classifiers.Classifier, layer: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What a layer is given; the logits of a random deep network hardly depend on its input, and would show nothing."""
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    classifier(images)
+    handle.remove()
+    return seen[0]
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("auxiliary", [True, False], ids=["with auxiliary heads", "without"])
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_inceptions_from_a_file_are_those_from_the_hub(tmp_path: Path, name: str, auxiliary: bool) -> None:
-    # These are the settings that torchvision itself chooses for its pretrained weights.
-    hub = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
-    network = torchvision.models.get_model(name, weights=None, num_classes=5, **hub).eval()
+@pytest.mark.parametrize(("name", "first"), [("googlenet", "conv1"), ("inception_v3", "Conv2d_1a_3x3")])
+def test_inceptions_from_a_file_are_those_from_the_hub(tmp_path: Path, name: str, first: str, auxiliary: bool) -> None:
+    # The published weights were trained on images in [-1, 1].
+    network = torchvision.models.get_model(name, weights=None, num_classes=5, init_weights=False, aux_logits=auxiliary)
     torch.save(network.state_dict(), tmp_path / "inception.pt")
     classifier = classifiers.load(name, weights=tmp_path / "inception.pt")
-    image = torch.rand(1, 3, 96, 96)
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
-    with torch.no_grad():
-        torch.testing.assert_close(classifier(image), network((image - mean) / std))
+    images = torch.rand(1, 3, 96, 96)
+    assert classifier(images).shape == (1, 5)
+    given = received(classifier, classifier.network.get_submodule(first), images)
+    torch.testing.assert_close(given, 2 * images - 1)
+
+
+def test_lite0_is_given_its_own_normalisation() -> None:
+    classifier = classifiers.load("efficientnet-lite0")
+    images = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(received(classifier, classifier.network, images), (images - 0.498) / 0.502)
 
 
 def test_it_is_frozen_and_gradients_reach_the_image(tiny_weights) -> None:
