@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dipdefense import DIPConfig, DIPPurifier
+from dipdefense import DIPConfig, DIPPurifier, Reconstruction
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation import measure, read_export, reproduce
 from dipdefense.evaluation.protocol import (
@@ -268,6 +268,20 @@ def test_output_that_is_not_finite_is_wrong_and_has_no_confidence(store: Store) 
     bad, good = stored.records
     assert (bad.prediction, bad.confidence, bad.loss, bad.status, bad.correct) == (-1, None, None, "diverged", False)
     assert (good.loss, good.status, good.correct) == (0.25, "ok", True)
+
+
+def test_a_divergence_counts_from_the_budget_where_it_happened(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reconstruct(self: DIPPurifier, images: Tensor, **_: object) -> Reconstruction:
+        drawings = torch.stack([images, torch.full_like(images, torch.nan)])
+        losses = torch.tensor([[0.3], [0.2], [torch.nan], [torch.nan]])
+        return Reconstruction((2, 4), drawings, losses, ("diverged",))
+
+    monkeypatch.setattr(DIPPurifier, "reconstruct", reconstruct)
+    stored = tiny_run(store, images=1, batch=1, conditions=("clean",), defences=tiny_defences()[-1:])
+    assert [(r.status, r.correct, r.prediction == -1) for r in stored.records] == [
+        ("ok", True, False),
+        ("diverged", False, True),
+    ]
 
 
 ARGUMENTS = {

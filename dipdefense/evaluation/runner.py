@@ -109,7 +109,10 @@ def deep_image_prior(budgets: tuple[int, ...], *, config: DIPConfig, precision: 
             started = _clock(images)
             scores = classifier(drawn)
             seconds = fitting * budget / budgets[-1] + _clock(images) - started
-            yield Outcome(budget, scores, run.losses[budget - 1], run.status, seconds)
+            # Of this budget, not of the whole run: a network that diverges at 900 was still fine at 500.
+            finite = run.losses[:budget].isfinite().all(dim=0).tolist()
+            status = ["ok" if fine else "diverged" for fine in finite]
+            yield Outcome(budget, scores, run.losses[budget - 1], status, seconds)
 
     return Defence("dip", budgets, classify)
 
