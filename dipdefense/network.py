@@ -48,7 +48,7 @@ def _slots(config: DIPConfig, image_channels: int, scales: int) -> Iterator[_Slo
         yield from _norm(f"up{scale}", c)
         yield from _conv_norm(f"mix{scale}", c, c, 1)
     yield _Slot("draw_weight", (image_channels, c, 1, 1), fan_in=c)
-    yield _Slot("draw_bias", (image_channels,), start=0.0)
+    yield _Slot("draw_bias", (image_channels,), fan_in=c)
 
 
 class SkipNets(nn.Module):
