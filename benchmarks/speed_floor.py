@@ -1,0 +1,164 @@
+"""The least time that an iteration can take: its operations and bytes, and what the machine does of either a second.
+
+Formulas, not counts of what a contender happens to do, so that the floor is the same for all. The operations of the
+published network are checked against PyTorch's own counter.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from dipdefense.config import DIPConfig
+
+
+class Layer(NamedTuple):
+    """One convolution of one network.
+
+    Attributes:
+        weights: multiplications a pixel.
+        pixels: of the output.
+        input_gradient: whether its input needs one; the noise does not.
+        coarse_pixels: of the input, where that is upsampled and the convolution can be done before; otherwise of
+            the output.
+    """
+
+    weights: int
+    pixels: int
+    input_gradient: bool
+    coarse_pixels: int
+
+
+def flops(config: DIPConfig, *, image_channels: int, height: int, width: int, rewritten: bool) -> int:
+    """Operations of the convolutions of one image and iteration, forward and backward; a multiply-add counts two.
+
+    Args:
+        config: the method's numbers.
+        image_channels: to be drawn.
+        height: in pixels.
+        width: in pixels.
+        rewritten: count convolutions of upsampled tensors as done at low resolution, which is exact and the least
+            that is known; otherwise as published.
+    """
+    total = 0
+    for layer in _layers(config, image_channels, height, width):
+        pixels = layer.coarse_pixels if rewritten else layer.pixels
+        total += 2 * layer.weights * pixels * (3 if layer.input_gradient else 2)
+    return total
+
+
+def least_bytes(config: DIPConfig, *, image_channels: int, height: int, width: int, operand_bytes: int) -> int:
+    """Bytes that one image and iteration must move, if nothing is read or written twice for want of fusion.
+
+    Every convolution reads its input and writes its output once, with whatever is pointwise, upsampling and the
+    statistics done on the way; backwards, one pass reads the output and its gradient, reads the input, and writes the
+    input's gradient. Adam and the weights are in fp32, with a copy of the weights in the operands' dtype.
+
+    Args:
+        config: the method's numbers.
+        image_channels: to be drawn.
+        height: in pixels.
+        width: in pixels.
+        operand_bytes: 4 for fp32 operands and activations, 2 for bf16.
+    """
+    elements = 0
+    for scale, (pixels, coarse) in enumerate(_resolutions(config, height, width)):
+        x = pixels * (config.channels if scale else config.input_channels)
+        x_gradient = x if scale else 0
+        skip, fine, low = pixels * config.skip_channels, pixels * config.channels, coarse * config.channels
+        if skip:
+            elements += (x + skip) + (2 * skip + x + x_gradient)
+        elements += (x + low) + (2 * low + x + x_gradient)  # the convolution with stride 2
+        elements += 2 * low + 4 * low  # the one after it
+        elements += (low + skip + fine) + (2 * fine + 2 * low + 2 * skip)  # the one after merging
+        elements += 2 * fine + 4 * fine  # 1×1
+    image = height * width * image_channels
+    drawing = height * width * config.channels
+    elements += (drawing + image) + (2 * drawing + image)
+    # The weights are read forwards and backwards, their gradient written and read, three states read and written.
+    a_parameter = 2 * operand_bytes + 2 * 4 + 6 * 4 + (operand_bytes if operand_bytes < 4 else 0)
+    parameters = config.parameter_count(image_channels=image_channels, scales=config.scales_for(height, width))
+    return elements * operand_bytes + parameters * a_parameter
+
+
+class Ceilings(NamedTuple):
+    """What the machine was seen to do.
+
+    Attributes:
+        flops: of a large matrix product, a second.
+        bytes: of a large copy, read and written, a second.
+    """
+
+    flops: float
+    bytes: float
+
+    def least_seconds(self, flops: int, moved: int) -> float:
+        """The time that neither the operations nor the bytes can be done under."""
+        return max(flops / self.flops, moved / self.bytes)
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype, *, side: int, copied: int, repeats: int = 7) -> Ceilings:
+    """Time a product of two random matrices and a copy of random numbers; medians.
+
+    On a GPU fp32 products may use tf32 if convolutions may, as they do by default.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+        side: of the matrices.
+        copied: bytes to copy.
+        repeats: of each.
+    """
+    left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    source = torch.rand(copied // 4, device=device)
+    target = torch.empty_like(source)
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
+    try:
+        product = _median_seconds(lambda: left @ right, device, repeats)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return Ceilings(2 * side**3 / product, 2 * copied / _median_seconds(lambda: target.copy_(source), device, repeats))
+
+
+def _median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    work()
+    seconds = []
+    for _ in range(repeats):
+        started = synchronised_clock(device)
+        work()
+        seconds.append(synchronised_clock(device) - started)
+    return statistics.median(seconds)
+
+
+def synchronised_clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _layers(config: DIPConfig, image_channels: int, height: int, width: int) -> Iterator[Layer]:
+    c, s = config.channels, config.skip_channels
+    for scale, (pixels, coarse) in enumerate(_resolutions(config, height, width)):
+        inputs, gradient = (c if scale else config.input_channels), scale > 0
+        yield Layer(inputs * s, pixels, gradient, pixels)
+        yield Layer(9 * inputs * c, coarse, gradient, coarse)
+        yield Layer(9 * c * c, coarse, True, coarse)
+        yield Layer(9 * s * c, pixels, True, pixels)
+        yield Layer(9 * c * c, pixels, True, coarse)
+        yield Layer(c * c, pixels, True, pixels)
+    yield Layer(c * image_channels, height * width, True, height * width)
+
+
+def _resolutions(config: DIPConfig, height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Pixels of each scale, and of the next coarser one."""
+    for _ in range(config.scales_for(height, width)):
+        coarse = -(-height // 2), -(-width // 2)
+        yield height * width, coarse[0] * coarse[1]
+        height, width = coarse

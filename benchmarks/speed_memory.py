@@ -1,0 +1,56 @@
+"""Peak memory of one contender on a CPU, in a process that does nothing else.
+
+A process's peak never falls, so two contenders in one process could not be told apart; ``speed.py`` starts this script
+once for each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from speed_contenders import contenders
+
+from dipdefense.config import DIPConfig
+
+_STATUS = Path("/proc/self/status")
+_ITERATIONS = 3
+
+
+def peak_in_fresh_process(contender: str, config: DIPConfig, *, batch: int, side: int) -> float | None:
+    """MiB that fitting takes beyond what the process held before; None where there is no /proc to read it from."""
+    if not _STATUS.exists():
+        return None
+    what = {"contender": contender, "config": asdict(config), "batch": batch, "side": side}
+    command = [sys.executable, __file__, json.dumps(what)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _measure(what: Mapping[str, Any]) -> float:
+    config = DIPConfig(**(what["config"] | {"betas": tuple(what["config"]["betas"])}))
+    fit = contenders(torch.device("cpu"))[what["contender"]].fit
+    images = torch.rand(what["batch"], 3, what["side"], what["side"])
+    # What torch loads when it is first used is no contender's.
+    fit(torch.rand(1, 3, 32, 32), budgets=(2,), config=DIPConfig(channels=4), on_iteration=lambda: None)
+    # Forget the peak so far.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kibibytes("VmRSS")
+    fit(images, budgets=(_ITERATIONS,), config=config, on_iteration=lambda: None)
+    return (_kibibytes("VmHWM") - before) / 1024
+
+
+def _kibibytes(name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+if __name__ == "__main__":
+    print(_measure(json.loads(sys.argv[1])))

@@ -1,0 +1,103 @@
+"""What the speed costs: loss curves, PSNR and a classifier's decisions beside those of the published loop."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from speed_contenders import contenders, published_loop
+from torch import Tensor
+
+from dipdefense.config import DIPConfig
+from dipdefense.reconstruct import Reconstruction
+
+_POINTS = 20
+Loop = Callable[..., Reconstruction]
+
+
+def loops(device: torch.device) -> dict[str, tuple[Loop, int]]:
+    """The loops to compare and their seeds, by name.
+
+    The first is what the others are compared with. The second is the same with another seed: the yardstick, since no
+    two loops have the same random numbers.
+    """
+    own = {name: found.fit for name, found in contenders(device).items() if name.startswith("dipdefense")}
+    named: dict[str, tuple[Any, int]] = {"published loop": (published_loop, 0)}
+    named["published loop, another seed"] = (published_loop, 1)
+    return named | {name: (fit, 2) for name, fit in own.items()}
+
+
+def compare(
+    images: Tensor,
+    labels: Tensor,
+    classify: Callable[[Tensor], Tensor],
+    compared: Mapping[str, tuple[Loop, int]],
+    *,
+    config: DIPConfig,
+    budgets: Sequence[int],
+) -> dict[str, Any]:
+    """Fit to the same images with every loop, and set the results side by side.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        labels: (N,) class indices.
+        classify: from images to (N, classes) logits.
+        compared: as ``loops`` gives them.
+        config: the network.
+        budgets: iterations, ascending.
+
+    Returns:
+        ``budgets``, ``labels``, and by loop in ``loops``: ``psnr`` in dB, ``predictions`` and the true class's
+        ``confidences`` (budgets × images); ``log_loss``, the natural logarithm's mean over the images in up to 20
+        stretches of iterations; and compared with the first loop, ``psnr_difference`` (mean over the images, by
+        budget), ``log_loss_difference`` (mean of the absolute differences over images and stretches) and
+        ``same_decisions`` (images by budget).
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    curves: dict[str, Tensor] = {}
+    for name, (fit, seed) in compared.items():
+        torch.manual_seed(seed)
+        run = fit(images, budgets=tuple(budgets), config=config)
+        with torch.no_grad():
+            scores = torch.stack([classify(drawn) for drawn in run.images]).softmax(dim=2)
+        confidences = scores.gather(2, labels.view(1, -1, 1).expand(len(budgets), -1, -1))[..., 0]
+        curves[name] = torch.stack([part.log().mean(dim=0) for part in run.losses.tensor_split(_POINTS) if len(part)])
+        rows[name] = {
+            "psnr": psnr(run.images, images).tolist(),
+            "predictions": scores.argmax(dim=2).tolist(),
+            "confidences": confidences.tolist(),
+            "log_loss": curves[name].mean(dim=1).tolist(),
+        }
+    base, *_ = rows
+    for name, row in rows.items():
+        own, other = (torch.tensor(entry["psnr"]) for entry in (row, rows[base]))
+        row["psnr_difference"] = (own - other).mean(dim=1).tolist()
+        row["log_loss_difference"] = (curves[name] - curves[base]).abs().mean().item()
+        own, other = (torch.tensor(entry["predictions"]) for entry in (row, rows[base]))
+        row["same_decisions"] = (own == other).sum(dim=1).tolist()
+    return {"budgets": list(budgets), "labels": labels.tolist(), "loops": rows}
+
+
+def psnr(drawings: Tensor, images: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of (…, N, C, H, W) drawings of (N, C, H, W) images in [0, 1]: (…, N)."""
+    return -10 * (drawings.double() - images).square().mean(dim=(-3, -2, -1)).log10()
+
+
+def on_packaged_images(
+    device: torch.device, *, count: int, config: DIPConfig, budgets: Sequence[int]
+) -> dict[str, Any]:
+    """The comparison on packaged ImageNet images at 224×224, classified by EfficientNet-Lite0.
+
+    Raises:
+        ImportError: the packages with the images or the weights are not installed.
+    """
+    from dipdefense.classifiers import load
+    from dipdefense.datasets import packaged_images
+
+    classifier = load("efficientnet-lite0", device=device)
+    packaged = packaged_images("imagenet", preprocess=classifier.preprocess)
+    images, labels = packaged.images[:count].to(device), packaged.labels[:count].to(device)
+    found = compare(images, labels, functools.partial(classifier), loops(device), config=config, budgets=budgets)
+    return {"classifier": classifier.name, "images": list(packaged.ids[:count])} | found

@@ -1,0 +1,171 @@
+"""One setting's measurement: who runs for how long, the rounds, and the numbers that come out of them."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from speed_contenders import PUBLISHED, Contender
+
+from dipdefense.config import DIPConfig
+
+FEWEST, MOST = 3, 200
+"""Timed iterations of one fit, however slow or fast it is."""
+
+_FEWEST_ROUNDS = 3
+
+_WARM_UP = {"cpu": 2, "cuda": 5}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Images of one size, and the network to fit to them."""
+
+    name: str
+    side: int
+    config: DIPConfig
+
+
+@dataclass
+class Cell:
+    """One contender with one batch size.
+
+    Attributes:
+        contender: who.
+        batch: images at once.
+        iterations: timed ones of each fit.
+        seconds: by round, an image and 1,000 iterations.
+        memory: peak bytes on a GPU.
+        skipped: why it is not timed, if it is not.
+    """
+
+    contender: Contender
+    batch: int
+    iterations: int = FEWEST
+    seconds: list[float] = field(default_factory=list)
+    memory: int = 0
+    skipped: str | None = None
+
+
+class Stopwatch:
+    """Times the iterations after the first ``warm_up`` ones, when it is called at the end of each.
+
+    On a GPU by events in its queue, so that the device need not be waited for.
+    """
+
+    def __init__(self, device: torch.device, *, warm_up: int, iterations: int) -> None:
+        self._device = device
+        self._bounds = (warm_up, warm_up + iterations)
+        self._calls = 0
+        self._marks: list[Any] = []
+
+    def __call__(self) -> None:
+        """One more iteration is done, or on a GPU asked for."""
+        self._calls += 1
+        if self._calls in self._bounds:
+            if self._device.type == "cuda":
+                event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                event.record(torch.cuda.current_stream(self._device))
+                self._marks.append(event)
+            else:
+                self._marks.append(time.perf_counter())
+
+    def seconds_an_iteration(self) -> float:
+        """The mean of those timed."""
+        start, stop = self._marks
+        if self._device.type == "cuda":
+            stop.synchronize()
+            elapsed = start.elapsed_time(stop) / 1000
+        else:
+            elapsed = stop - start
+        return float(elapsed) / (self._bounds[1] - self._bounds[0])
+
+
+def measure(
+    setting: Setting, cells: Sequence[Cell], *, device: torch.device, rounds: int, seconds: float, seed: int
+) -> None:
+    """Fill the cells: a pilot of each, then rounds in which all take turns, so that whatever drifts hits all alike.
+
+    Args:
+        setting: what to fit.
+        cells: in order; of one contender's the small batches first.
+        device: where.
+        rounds: as many as there is time for, at least three of those asked for.
+        seconds: for all of it. A contender whose fewest iterations would take a quarter of it is not timed, nor with
+            larger batches.
+        seed: of images and noise, others in every round.
+    """
+    started = time.perf_counter()
+    pilots: list[tuple[Cell, float, float]] = []
+    given_up: dict[str, str] = {}
+    for cell in cells:
+        name = cell.contender.name
+        if name in given_up:
+            cell.skipped = f"not tried, for a smaller batch {given_up[name]}"
+            continue
+        begun = time.perf_counter()
+        an_iteration = _fit(setting, cell, device, seed)
+        if an_iteration is None:
+            given_up[name] = "failed"
+        elif name != PUBLISHED and rounds * _iterations(device, FEWEST) * an_iteration > seconds / 4:
+            given_up[name] = "was too slow"
+            cell.skipped = f"too slow: {an_iteration:.2g} s an iteration"
+        else:
+            pilots.append((cell, an_iteration, time.perf_counter() - begun))
+    share = (seconds - (time.perf_counter() - started)) / (rounds * max(len(pilots), 1))
+    for cell, an_iteration, elapsed in pilots:
+        cell.iterations = max(FEWEST, min(MOST, FEWEST + int((share - elapsed) / an_iteration)))
+    for number in range(1, rounds + 1):
+        for cell, *_ in pilots:
+            if cell.skipped is None and (an_iteration := _fit(setting, cell, device, seed + number)) is not None:
+                cell.seconds.append(1000 * an_iteration / cell.batch)
+        if number >= _FEWEST_ROUNDS and time.perf_counter() - started > seconds:
+            break
+
+
+def _iterations(device: torch.device, timed: int) -> int:
+    """Iterations of a fit: the warm-up, those timed, and one more, for a loop's last need do no more than draw."""
+    return _WARM_UP[device.type] + timed + 1
+
+
+def _fit(setting: Setting, cell: Cell, device: torch.device, seed: int) -> float | None:
+    """Seconds an iteration of the whole batch, in the steady state; None, and the cell is skipped, where it fails."""
+    torch.manual_seed(seed)
+    images = torch.rand(cell.batch, 3, setting.side, setting.side, device=device)
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    watch = Stopwatch(device, warm_up=_WARM_UP[device.type], iterations=cell.iterations)
+    budgets = (_iterations(device, cell.iterations),)
+    try:
+        cell.contender.fit(images, budgets=budgets, config=setting.config, on_iteration=watch)
+    except RuntimeError as error:
+        if cell.contender.name == PUBLISHED:
+            raise
+        # Out of memory, or beyond what a kernel can index: a finding about this contender, not the end of the run.
+        cell.skipped = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+        cell.seconds.clear()
+        return None
+    if device.type == "cuda":
+        cell.memory = max(cell.memory, torch.cuda.max_memory_allocated(device))
+    return watch.seconds_an_iteration()
+
+
+def speedups(cells: Sequence[Cell]) -> list[list[float]]:
+    """By cell and round, how many times less it takes than the published loop in that round; none if not timed."""
+    (published,) = (cell for cell in cells if cell.contender.name == PUBLISHED)
+    return [
+        [base / own for base, own in zip(published.seconds, cell.seconds, strict=True)] if cell.seconds else []
+        for cell in cells
+    ]
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Median and range of the rounds, and the rounds themselves."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "rounds": list(values)}

@@ -1,0 +1,331 @@
+"""The speed benchmark on networks of a few channels: who is let in, who is compared with whom, and the floor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from reference import ReferenceNet, reference_fit
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import speed
+import speed_timing
+from speed_contenders import PUBLISHED, Contender, check, contenders, published_loop
+from speed_floor import Ceilings, flops, least_bytes
+from speed_memory import peak_in_fresh_process
+from speed_networks import Networks, PlainNet, grouped
+from speed_quality import compare, psnr
+from speed_timing import Cell, Setting, Stopwatch, measure, speedups
+
+from dipdefense import DIPConfig
+from dipdefense.network import SkipNets
+
+CPU = torch.device("cpu")
+EVERYONE = contenders(CPU)
+SETTINGS = {
+    "paper": (DIPConfig.paper(), 224, 88.06e9, 43.7e9),
+    "architecture 1": (DIPConfig.architecture_1(), 32, 1.768e9, 0.876e9),
+    "architecture 2": (DIPConfig.architecture_2(), 32, 0.0367e9, 0.0228e9),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_smoke(device: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    command = f"benchmarks/speed.py --device {device} --sides 32 --channels 4 --batch-sizes 2 3 --rounds 2 --no-quality"
+    everyone = contenders(torch.device(device))
+    monkeypatch.setattr(sys, "argv", command.split())
+    monkeypatch.setattr(speed_timing, "MOST", 4)
+    monkeypatch.setattr(speed, "peak_in_fresh_process", lambda *_, **__: 7.0)
+    monkeypatch.setattr(speed, "_CEILINGS", {device: {"side": 64, "copied": 2**16}})
+    path = speed.main([*sys.argv[1:], "--out", str(tmp_path)])
+    record = json.loads(path.read_text())
+    assert list(tmp_path.glob("*.png")) == [path.with_suffix(".png")]
+
+    known = record["circumstances"]
+    assert known["command"] == f"python {command}"
+    assert known["hardware"]
+    assert len(known["commit"]) >= 40 or "checkout" in known["commit"]
+    assert torch.__version__.startswith(known["versions"]["torch"])
+    assert record["arguments"]["seed"] == 0
+    assert "out" not in record["arguments"]
+    assert record["ceilings"]["fp32"].keys() == {"flops", "bytes"}
+    (setting,) = record["settings"]
+    assert (setting["side"], setting["config"]["channels"]) == (32, 4)
+    assert setting["checks"].keys() == everyone.keys()
+
+    rows = {(row["contender"], row["batch"]): row for row in record["results"]}
+    assert rows.keys() == {(n, b) for n, c in everyone.items() for b in ((2, 3) if c.batched else (1,))}
+    base = rows[PUBLISHED, 1]["seconds"]["rounds"]
+    for row in rows.values():
+        own = row["seconds"]["rounds"]
+        assert len(own) == 2
+        assert 3 <= row["iterations"] <= 4
+        assert row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
+        assert row["speedup"]["rounds"] == pytest.approx([b / o for b, o in zip(base, own, strict=True)])
+        assert row["peak_memory_mib"] == 7 if device == "cpu" else row["peak_memory_mib"] > 0
+        floor = setting["floor_seconds"][row["precision"]]
+        assert row["share_of_floor"] * row["seconds"]["median"] == pytest.approx(floor)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in everyone)
+
+
+def broken(**changes: object) -> Contender:
+    return dataclasses.replace(EVERYONE["grouped"], name="broken", **changes)
+
+
+def drawing(change: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Contender:
+    """The grouped networks, but for what is done with their drawing."""
+
+    def build(*arguments) -> Networks:
+        networks = grouped(*arguments)
+        return networks._replace(draw=lambda noise: change(networks.draw, noise))
+
+    return broken(build=build)
+
+
+def another_slope(config: DIPConfig, *rest) -> Networks:
+    return grouped(dataclasses.replace(config, leaky_slope=0.8), *rest)
+
+
+def padded_by_repetition(*arguments) -> Networks:
+    networks = grouped(*arguments)
+    for module in networks.draw.modules():
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "reflect":
+            module.padding_mode = "replicate"
+    return networks
+
+
+def with_gradient(drawn: Tensor, factor: float) -> Tensor:
+    return drawn.detach() + factor * (drawn - drawn.detach())
+
+
+WRONG = {
+    "another slope": broken(build=another_slope),
+    "another padding": broken(build=padded_by_repetition),
+    "one image's weights for all": broken(
+        own=lambda stacked: {name: value[:1].expand_as(value).flatten(0, 1) for name, value in stacked.items()}
+    ),
+    "another image's noise": drawing(lambda draw, noise: draw(noise.flip(0))),
+    "noise left out": drawing(lambda draw, noise: draw(torch.zeros_like(noise))),
+    "gradients of a mean over the images": drawing(lambda draw, noise: with_gradient(draw(noise), 1 / len(noise))),
+    "NaN": drawing(lambda draw, noise: draw(noise) * torch.nan),
+}
+
+
+@pytest.mark.parametrize("name", EVERYONE)
+@pytest.mark.parametrize("config", [DIPConfig(channels=5), DIPConfig(channels=16, skip_channels=0)], ids=["", "bare"])
+def test_right_contenders_pass_the_check(name: str, config: DIPConfig) -> None:
+    errors = check(EVERYONE[name], config, scales=3, device=CPU, seed=0)
+    assert errors.drawing < 1e-5
+    assert errors.gradient < 1e-2
+
+
+def test_bf16_passes_a_check_of_its_own_and_not_that_of_fp32() -> None:
+    bf16 = dataclasses.replace(EVERYONE["dipdefense, fp32"], operands=torch.bfloat16)
+    errors = check(bf16, DIPConfig(channels=16), scales=3, device=CPU, seed=0)
+    assert errors.drawing > 1e-4
+    rounded = drawing(lambda draw, noise: draw(noise.bfloat16().float()))
+    with pytest.raises(ValueError, match="broken is not the published network"):
+        check(rounded, DIPConfig(channels=16), scales=3, device=CPU, seed=0)
+
+
+@pytest.mark.parametrize("contender", WRONG.values(), ids=WRONG)
+def test_a_wrong_contender_is_refused(contender: Contender) -> None:
+    with pytest.raises(ValueError, match=r"broken is not the published network: .* it is not timed"):
+        check(contender, DIPConfig(channels=4), scales=2, device=CPU, seed=0)
+
+
+def test_a_wrong_contender_ends_the_run_before_it_is_timed(tmp_path: Path, monkeypatch) -> None:
+    published = EVERYONE[PUBLISHED]
+    monkeypatch.setattr(speed, "contenders", lambda _: {PUBLISHED: published, "broken": WRONG["another slope"]})
+    monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr(speed, "_CEILINGS", {"cpu": {"side": 64, "copied": 2**16}})
+    with pytest.raises(ValueError, match="broken is not the published network"):
+        speed.main(["--sides", "32", "--channels", "4", "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plain_network_and_its_loop_are_the_references(tiny: DIPConfig) -> None:
+    config = dataclasses.replace(tiny, scales=None)
+    image = torch.rand(3, 33, 36)
+    torch.manual_seed(4)
+    run = published_loop(image[None], budgets=(2, 4), config=config)
+    torch.manual_seed(4)
+    net = ReferenceNet(config, 3, 3)
+    assert net.state_dict().keys() == PlainNet(config, 3, 3).state_dict().keys()
+    torch.manual_seed(4)
+    net = ReferenceNet(config, 3, 3)
+    noise = torch.rand(4, 33, 36) * 0.1
+    fresh = [torch.randn(1, 4, 33, 36)[0] / 30 for _ in range(4)]
+    plain = reference_fit(image, iterations=4, config=config, net=net, noise=noise, fresh=fresh)
+    torch.testing.assert_close(run.losses[:, 0], torch.tensor(plain.losses), rtol=1e-4, atol=0)
+    torch.testing.assert_close(run.images[0, 0], plain.drawings[1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(run.images[1, 0], plain.drawings[3], rtol=0, atol=1e-4)
+
+
+def fake(name: str, log: list, seconds: float, clock: list, *, fails_from: int = 10**9) -> Contender:
+    """Takes ``seconds`` an iteration and image by a clock of its own, ten times as long while it warms up."""
+
+    def fit(images: Tensor, *, budgets, config, on_iteration) -> None:
+        log.append((name, len(images), images.sum().item()))
+        if len(images) >= fails_from:
+            raise torch.OutOfMemoryError("too large\nand more")
+        for iteration in range(budgets[-1]):
+            clock[0] += seconds * len(images) * (10 if iteration < 2 else 1)
+            on_iteration()
+
+    return Contender(name, grouped, lambda stacked: stacked, fit)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(speed_timing.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_contenders_take_turns_on_fresh_images_and_the_steady_state_is_timed(clock) -> None:
+    log: list = []
+    cells = [Cell(fake(PUBLISHED, log, 0.4, clock), 1), Cell(fake("b", log, 0.1, clock), 2)]
+    measure(Setting("", 32, DIPConfig()), cells, device=CPU, rounds=4, seconds=100, seed=0)
+    assert [name for name, *_ in log] == [PUBLISHED, "b"] * 5
+    assert len({pixels for *_, pixels in log}) == 10
+    assert cells[0].seconds == pytest.approx([400] * 4)
+    assert cells[1].seconds == pytest.approx([100] * 4)
+    assert cells[1].iterations > cells[0].iterations > 3
+    assert 80 < clock[0] < 100
+
+
+def test_slow_contenders_get_few_iterations_and_hopeless_ones_none(clock) -> None:
+    log: list = []
+    slow, failing = fake("slow", log, 0.5, clock), fake("failing", log, 0.01, clock, fails_from=4)
+    cells = [Cell(fake(PUBLISHED, log, 1.0, clock), 1)]
+    cells += [Cell(contender, batch) for contender in (slow, failing) for batch in (2, 4, 8)]
+    measure(Setting("", 32, DIPConfig()), cells, device=CPU, rounds=3, seconds=100, seed=0)
+    published, slow2, slow4, slow8, failing2, failing4, failing8 = cells
+    assert published.iterations == slow2.iterations == 3
+    assert published.skipped is slow2.skipped is failing2.skipped is None
+    assert "too slow: 2 s an iteration" in slow4.skipped
+    assert "smaller batch was too slow" in slow8.skipped
+    assert failing4.skipped == "failed: OutOfMemoryError: too large"
+    assert "smaller batch failed" in failing8.skipped
+    assert not slow4.seconds
+    assert {(name, batch) for name, batch, _ in log}.isdisjoint({("slow", 8), ("failing", 8)})
+    assert [len(values) for values in speedups(cells)] == [3, 3, 0, 0, 3, 0, 0]
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    published, other = EVERYONE[PUBLISHED], EVERYONE["vmap"]
+    cells = [
+        Cell(other, 2, seconds=[1.0, 2.0, 8.0]),
+        Cell(published, 1, seconds=[2.0, 8.0, 4.0]),
+        Cell(other, 4, skipped="too slow"),
+    ]
+    assert speedups(cells) == [[2.0, 4.0, 0.5], [1.0, 1.0, 1.0], []]
+
+
+def test_stopwatch_leaves_out_the_warm_up_and_the_last_iteration(clock) -> None:
+    watch = Stopwatch(CPU, warm_up=2, iterations=3)
+    for seconds in (50, 50, 1, 2, 3, 50):
+        clock[0] += seconds
+        watch()
+    assert watch.seconds_an_iteration() == 2
+
+
+@pytest.mark.parametrize(("config", "side", "published", "least"), SETTINGS.values(), ids=SETTINGS)
+def test_operations_are_those_that_torch_counts(config: DIPConfig, side: int, published: float, least: float) -> None:
+    shape = {"image_channels": 3, "height": side, "width": side}
+    with torch.device("meta"):
+        plain = PlainNet(config, 3, config.scales)
+        own = SkipNets(config, image_channels=3, scales=config.scales, generators=[None], device=torch.device("meta"))
+        noise = torch.empty(1, 32, side, side)
+    counted = []
+    for network in (plain, own):
+        with FlopCounterMode(display=False) as counter:
+            network(noise).sum().backward()
+        counted.append(counter.get_total_flops())
+    assert flops(config, **shape, rewritten=False) == counted[0] == pytest.approx(published, rel=1e-3)
+    assert flops(config, **shape, rewritten=True) == pytest.approx(least, rel=2e-3)
+    # The library's network: the fewest, and what fixed filters and borders take.
+    assert least < counted[1] < least * 1.25
+    if side == 224:
+        assert counted[1] / counted[0] == pytest.approx(0.52, abs=0.01)
+
+
+def test_an_odd_size_has_the_operations_that_torch_counts() -> None:
+    config = DIPConfig(scales=3, channels=8)
+    with torch.device("meta"):
+        plain, noise = PlainNet(config, 1, 3), torch.empty(1, 32, 37, 50)
+    with FlopCounterMode(display=False) as counter:
+        plain(noise).sum().backward()
+    assert flops(config, image_channels=1, height=37, width=50, rewritten=False) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "activations"),
+    [(DIPConfig.paper(), 224, 286.1e6), (DIPConfig.architecture_1(), 32, 5.746e6)],
+    ids=["paper", "architecture 1"],
+)
+def test_least_bytes_in_bf16(config: DIPConfig, side: int, activations: float) -> None:
+    """Adam in fp32 with its gradients, and a bf16 copy of the weights: 38 bytes a parameter."""
+    moved = least_bytes(config, image_channels=3, height=side, width=side, operand_bytes=2)
+    parameters = config.parameter_count(image_channels=3, scales=config.scales)
+    assert moved - 38 * parameters == pytest.approx(activations, rel=1e-3)
+    twice = least_bytes(config, image_channels=3, height=side, width=side, operand_bytes=4)
+    assert twice - 40 * parameters == 2 * (moved - 38 * parameters)
+
+
+def test_the_floor_is_the_larger_of_two_times() -> None:
+    assert Ceilings(flops=100, bytes=10).least_seconds(200, 50) == 5
+    assert Ceilings(flops=100, bytes=10).least_seconds(900, 50) == 9
+
+
+def test_peak_memory_is_of_the_contender_alone() -> None:
+    peak = peak_in_fresh_process("grouped", DIPConfig.architecture_1(), batch=4, side=32)
+    if peak is None:
+        pytest.skip("needs /proc")
+    # About 30 MiB an image; the process itself holds several hundred.
+    assert 60 < peak < 240
+
+
+def test_quality_sets_loops_side_by_side(tiny: DIPConfig) -> None:
+    config, images = dataclasses.replace(tiny, scales=None), torch.rand(2, 3, 32, 32)
+    labels = torch.tensor([0, 2])
+    own = EVERYONE["dipdefense, fp32"].fit
+    loops = {"first": (published_loop, 0), "again": (published_loop, 0), "own": (own, 1)}
+    found = compare(images, labels, lambda x: x.mean(dim=(2, 3)), loops, config=config, budgets=(2, 5))
+    first, again, other = found["loops"].values()
+    assert first["psnr"] == again["psnr"]
+    assert again["psnr_difference"] == [0, 0]
+    assert again["log_loss_difference"] == 0
+    assert again["same_decisions"] == [2, 2]
+    assert other["log_loss_difference"] > 0
+    torch.manual_seed(1)
+    run = own(images, budgets=(2, 5), config=config)
+    means = run.images.mean(dim=(3, 4))
+    assert other["predictions"] == means.argmax(dim=2).tolist()
+    assert other["confidences"][1][1] == pytest.approx(means[1, 1].softmax(dim=0)[2].item())
+    expected = torch.tensor(other["psnr"]) - torch.tensor(first["psnr"])
+    assert other["psnr_difference"] == pytest.approx(expected.mean(dim=1).tolist())
+    same = [
+        sum(a == b for a, b in zip(*pair, strict=True))
+        for pair in zip(first["predictions"], other["predictions"], strict=True)
+    ]
+    assert other["same_decisions"] == same
+    assert found["labels"] == [0, 2]
+
+
+def test_psnr_is_scikit_images() -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    images, drawings = torch.rand(2, 3, 8, 9), torch.rand(4, 2, 3, 8, 9)
+    expected = metrics.peak_signal_noise_ratio(images[1].numpy(), drawings[2, 1].numpy(), data_range=1)
+    assert psnr(drawings, images)[2, 1].item() == pytest.approx(expected, rel=1e-5)
