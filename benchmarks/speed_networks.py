@@ -106,7 +106,8 @@ def is_dead(name: str) -> bool:
 
 def grouped(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
     """Grouped convolutions and no rewrites; one network is the published one."""
-    network = PlainNet(config, image_channels, scales, count).to(device)
+    with device:
+        network = PlainNet(config, image_channels, scales, count)
     return Networks(dict(network.named_parameters()), network)
 
 
@@ -117,7 +118,8 @@ def side_by_side(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def vmapped(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
     """``torch.func.vmap`` over stacked plain networks."""
-    networks = [PlainNet(config, image_channels, scales).to(device) for _ in range(count)]
+    with device:
+        networks = [PlainNet(config, image_channels, scales) for _ in range(count)]
     for network in networks:
         # vmap cannot update running statistics, which nothing here reads.
         replace_all_batch_norm_modules_(network)
