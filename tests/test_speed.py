@@ -1,4 +1,4 @@
-"""The speed benchmark on networks of a few channels: who is let in, who is compared with whom, and the floor."""
+"""The speed benchmark on networks of a few channels: who is let in, who takes turns, who is compared with whom."""
 
 from __future__ import annotations
 

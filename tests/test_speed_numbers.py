@@ -1,0 +1,118 @@
+"""The numbers beside the times of the speed benchmark: operations, bytes, memory, and what the speed costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from speed_contenders import contenders, published_loop
+from speed_floor import Ceilings, flops, least_bytes
+from speed_memory import peak_in_fresh_process
+from speed_networks import PlainNet
+from speed_quality import compare, psnr
+
+from dipdefense import DIPConfig
+from dipdefense.network import SkipNets
+
+SETTINGS = {
+    "paper": (DIPConfig.paper(), 224, 88.06e9, 43.7e9),
+    "architecture 1": (DIPConfig.architecture_1(), 32, 1.768e9, 0.876e9),
+    "architecture 2": (DIPConfig.architecture_2(), 32, 0.0367e9, 0.0228e9),
+}
+
+
+@pytest.mark.parametrize(("config", "side", "published", "least"), SETTINGS.values(), ids=SETTINGS)
+def test_operations_are_those_that_torch_counts(config: DIPConfig, side: int, published: float, least: float) -> None:
+    shape = {"image_channels": 3, "height": side, "width": side}
+    with torch.device("meta"):
+        plain = PlainNet(config, 3, config.scales)
+        own = SkipNets(config, image_channels=3, scales=config.scales, generators=[None], device=torch.device("meta"))
+        noise = torch.empty(1, 32, side, side)
+    counted = []
+    for network in (plain, own):
+        with FlopCounterMode(display=False) as counter:
+            network(noise).sum().backward()
+        counted.append(counter.get_total_flops())
+    assert flops(config, **shape, rewritten=False) == counted[0] == pytest.approx(published, rel=1e-3)
+    assert flops(config, **shape, rewritten=True) == pytest.approx(least, rel=2e-3)
+    # The library's network: the fewest, and what fixed filters and borders take.
+    assert least < counted[1] < least * 1.25
+    if side == 224:
+        assert counted[1] / counted[0] == pytest.approx(0.52, abs=0.01)
+
+
+def test_an_odd_size_has_the_operations_that_torch_counts() -> None:
+    config = DIPConfig(scales=3, channels=8)
+    with torch.device("meta"):
+        plain, noise = PlainNet(config, 1, 3), torch.empty(1, 32, 37, 50)
+    with FlopCounterMode(display=False) as counter:
+        plain(noise).sum().backward()
+    assert flops(config, image_channels=1, height=37, width=50, rewritten=False) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "activations"),
+    [(DIPConfig.paper(), 224, 286.1e6), (DIPConfig.architecture_1(), 32, 5.746e6)],
+    ids=["paper", "architecture 1"],
+)
+def test_least_bytes_in_bf16(config: DIPConfig, side: int, activations: float) -> None:
+    """Adam in fp32 with its gradients, and a bf16 copy of the weights: 38 bytes a parameter."""
+    moved = least_bytes(config, image_channels=3, height=side, width=side, operand_bytes=2)
+    parameters = config.parameter_count(image_channels=3, scales=config.scales)
+    assert moved - 38 * parameters == pytest.approx(activations, rel=1e-3)
+    twice = least_bytes(config, image_channels=3, height=side, width=side, operand_bytes=4)
+    assert twice - 40 * parameters == 2 * (moved - 38 * parameters)
+
+
+def test_the_floor_is_the_larger_of_two_times() -> None:
+    assert Ceilings(flops=100, bytes=10).least_seconds(200, 50) == 5
+    assert Ceilings(flops=100, bytes=10).least_seconds(900, 50) == 9
+
+
+def test_peak_memory_is_of_the_contender_alone() -> None:
+    peak = peak_in_fresh_process("grouped", DIPConfig.architecture_1(), batch=4, side=32)
+    if peak is None:
+        pytest.skip("needs /proc")
+    # About 30 MiB an image; the process itself holds several hundred.
+    assert 60 < peak < 240
+
+
+def test_quality_sets_loops_side_by_side(tiny: DIPConfig) -> None:
+    config, images = dataclasses.replace(tiny, scales=None), torch.rand(2, 3, 32, 32)
+    labels = torch.tensor([0, 2])
+    own = contenders(torch.device("cpu"))["dipdefense, fp32"].fit
+    loops = {"first": (published_loop, 0), "again": (published_loop, 0), "own": (own, 1)}
+    found = compare(images, labels, lambda x: x.mean(dim=(2, 3)), loops, config=config, budgets=(2, 5))
+    first, again, other = found["loops"].values()
+    assert first["psnr"] == again["psnr"]
+    assert again["psnr_difference"] == [0, 0]
+    assert again["log_loss_difference"] == 0
+    assert again["same_decisions"] == [2, 2]
+    assert other["log_loss_difference"] > 0
+    torch.manual_seed(1)
+    run = own(images, budgets=(2, 5), config=config)
+    means = run.images.mean(dim=(3, 4))
+    assert other["predictions"] == means.argmax(dim=2).tolist()
+    assert other["confidences"][1][1] == pytest.approx(means[1, 1].softmax(dim=0)[2].item())
+    expected = torch.tensor(other["psnr"]) - torch.tensor(first["psnr"])
+    assert other["psnr_difference"] == pytest.approx(expected.mean(dim=1).tolist())
+    same = [
+        sum(a == b for a, b in zip(*pair, strict=True))
+        for pair in zip(first["predictions"], other["predictions"], strict=True)
+    ]
+    assert other["same_decisions"] == same
+    assert found["labels"] == [0, 2]
+
+
+def test_psnr_is_scikit_images() -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    images, drawings = torch.rand(2, 3, 8, 9), torch.rand(4, 2, 3, 8, 9)
+    expected = metrics.peak_signal_noise_ratio(images[1].numpy(), drawings[2, 1].numpy(), data_range=1)
+    assert psnr(drawings, images)[2, 1].item() == pytest.approx(expected, rel=1e-5)
