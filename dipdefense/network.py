@@ -65,8 +65,8 @@ class SkipNets(nn.Module):
         config: widths, slopes and so on.
         image_channels: channels to draw.
         scales: how often the resolution is halved.
-        generators: one an image; each draws its network's start, as torch's own layers start: convolutions uniform
-            on ±1/sqrt(fan-in), normalisations at scale 1 and shift 0.
+        generators: one an image; each draws its network's start, as torch's own layers start: convolutions and
+            the last one's bias uniform on ±1/sqrt(fan-in), normalisations at scale 1 and shift 0.
         device, dtype: of the parameters.
     """
 
