@@ -122,7 +122,7 @@ class SkipNets(nn.Module):
         if self.config.skip_channels:
             skip = self._block(f"skip{scale}", x)
             skip = ops.normalise(skip, self.get_parameter(f"merge_skip{scale}_scale"), None, eps=eps)
-            merged = merged + ops.convolution(skip, self.get_parameter(f"up_skip{scale}_weight"))
+            merged = ops.convolution(skip, self.get_parameter(f"up_skip{scale}_weight"), addend=merged)
         return self._block(f"mix{scale}", self._norm_act(f"up{scale}", merged))
 
     def _block(self, name: str, x: Tensor, *, stride: int = 1) -> Tensor:

@@ -9,37 +9,77 @@ Operands are in the activations' dtype; scales, shifts and statistics stay in th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.upsampling import ConvolveOne, NormaliseUpsampled, convolve_batch
+from dipdefense import upsampling
 
 # A matrix product over patches beats a grouped convolution where the patches are short: CPU and GPU kernels for
 # groups want 16 input channels or more.
 _NARROW = 16
+_RING = (1, 1, 1, 1)
 
 
-def convolution(x: Tensor, weight: Tensor, *, stride: int = 1) -> Tensor:
+def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | None = None) -> Tensor:
     """Convolve each image with its own kernels; 3×3 kernels pad by reflection, which keeps the size at stride 1.
 
     Args:
         x: (N, in_channels, height, width).
         weight: (N, out_channels, in_channels, k, k) with k = 1 or 3.
         stride: 1 or 2; 1 for 1×1 kernels.
+        addend: of the result's shape, to be added to it.
 
     Returns:
         (N, out_channels, ceil(height / stride), ceil(width / stride)).
     """
     count, out_channels, in_channels, kernel, _ = weight.shape
     size, weight = x.shape[2:], weight.to(x.dtype)
-    if kernel == 3:
-        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
     if count > 1 and (kernel == 1 or in_channels < _NARROW):
         height, width = (-(-side // stride) for side in size)
-        patches = x.flatten(2) if kernel == 1 else F.unfold(x, kernel, stride=stride)
-        return torch.bmm(weight.flatten(2), patches).view(count, out_channels, height, width)
-    return _unfold(F.conv2d(_fold(x), weight.flatten(0, 1), stride=stride, groups=count), count)
+        patches = x.flatten(2) if kernel == 1 else _Patches.apply(x, stride)
+        if addend is None:
+            out = torch.bmm(weight.flatten(2), patches)
+        else:
+            out = torch.baddbmm(addend.flatten(2), weight.flatten(2), patches)
+        return out.view(count, out_channels, height, width)
+    if kernel == 3:
+        x = F.pad(x, _RING, mode="reflect")
+    out = F.conv2d(_fold(x), weight.flatten(0, 1), stride=stride, groups=count)
+    if addend is not None:
+        out += _fold(addend)
+    return _unfold(out, count)
+
+
+class _Patches(torch.autograd.Function):
+    """3×3 patches of images reflected at the border: (N, C, H, W) to (N, 9 · C, h · w), taps within channels.
+
+    As torch's unfold, in a third of the time: one strided copy forth and nine additions back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
+        """A strided view of the padded images, copied."""
+        ctx.save_for_backward(x)
+        ctx.stride = stride
+        patches = F.pad(x, _RING, mode="reflect").unfold(2, 3, stride).unfold(3, 3, stride)
+        ctx.size = patches.shape[2:4]
+        return patches.permute(0, 1, 4, 5, 2, 3).reshape(len(x), 9 * x.shape[1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Every tap's gradient added where the tap was."""
+        (x,) = ctx.saved_tensors
+        count, channels, height, width = x.shape
+        rows, columns = (ctx.stride * (side - 1) + 1 for side in ctx.size)
+        taps = grad.view(count, channels, 3, 3, *ctx.size)
+        padded = grad.new_zeros(count, channels, height + 2, width + 2)
+        for dy in range(3):
+            for dx in range(3):
+                padded[:, :, dy : dy + rows : ctx.stride, dx : dx + columns : ctx.stride] += taps[:, :, dy, dx]
+        return torch.ops.aten.reflection_pad2d_backward(padded, x, _RING), None
 
 
 def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slope: float | None = None) -> Tensor:
@@ -76,7 +116,7 @@ def normalise_upsampled(low: Tensor, scale: Tensor, *, height: int, width: int, 
         width: of the upsampled tensor, after cropping.
         eps: added to the biased variance.
     """
-    return NormaliseUpsampled.apply(low, scale, height, width, eps)  # type: ignore[no-any-return]
+    return upsampling.NormaliseUpsampled.apply(low, scale, height, width, eps)  # type: ignore[no-any-return]
 
 
 def upsampled_convolution(low: Tensor, weight: Tensor, *, height: int, width: int) -> Tensor:
@@ -88,16 +128,12 @@ def upsampled_convolution(low: Tensor, weight: Tensor, *, height: int, width: in
         height: of the result.
         width: of the result.
     """
-    weight = weight.to(low.dtype)
-    if len(low) > 1:
-        return convolve_batch(low, weight, height, width)
-    transposed = weight[0].permute(0, 2, 3, 1).flip(2, 3)
-    return ConvolveOne.apply(low, transposed, height, width)  # type: ignore[no-any-return]
+    return upsampling.convolve(low, weight.to(low.dtype), height, width)
 
 
 def _fold(x: Tensor) -> Tensor:
     """Images into channels: (N, C, H, W) to (1, N·C, H, W). One image stays as it is and keeps its memory format."""
-    return x if len(x) == 1 else x.flatten(0, 1)[None]
+    return x if len(x) == 1 else x.reshape(1, -1, *x.shape[2:])
 
 
 def _unfold(x: Tensor, count: int) -> Tensor:

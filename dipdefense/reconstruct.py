@@ -20,6 +20,9 @@ Seed = int | Sequence[int] | None
 # An image that was normalised and denormalised again misses [0, 1] by rounding; that is no reason to refuse it.
 _ROUNDING = 1e-4
 
+# Pixels from which channels that are innermost pay, on a CPU.
+_LARGE = 160 * 160
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -109,8 +112,9 @@ def _fit(
     optimiser = torch.optim.Adam(
         networks.parameters(), lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True
     )
-    # Convolutions of one image are fastest with the channels innermost; groups of channels have no such layout.
-    layout = torch.channels_last if count == 1 else torch.contiguous_format
+    # Convolutions of one large image are fastest with the channels innermost; groups of channels have no such layout.
+    innermost = count == 1 and height * width >= _LARGE
+    layout = torch.channels_last if innermost else torch.contiguous_format
     fixed_noise = target.new_empty(count, config.input_channels, height, width)
     for noise, generator in zip(fixed_noise, generators, strict=True):
         noise.uniform_(0, config.input_scale, generator=generator)

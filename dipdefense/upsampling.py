@@ -2,16 +2,16 @@
 
 Upsampling and convolution are both linear and commute, so the 3×3 kernels may be applied to the low-resolution tensor,
 nine multiplications a pixel instead of 36, and what remains is fixed: shifting and upsampling along each axis. Two
-forms of that, each the fastest for its case:
+forms of that, each the faster at its sizes:
 
-* **Several images** (:func:`convolve_batch`). Along each axis, upsampling, reflection padding and a tap's shift are one
-  fixed matrix; everything is a batched matrix product.
-* **One image** (:class:`ConvolveOne`). Bilinear upsampling ×2 without aligned corners puts zeros between the pixels and
-  filters with [1 3 3 1]/4 along each axis. The kernels on the zero-inserted tensor are a transposed convolution of
-  stride 2; the fixed filter follows, a channel at a time. Replication of the low-resolution tensor's border comes out
-  as replication of the upsampled one's, where the network reflects. The two differ on a ring one pixel wide, so only
-  the outermost rows and columns of the result need a correction, the kernels' outer taps applied to that difference.
-  Per axis write R for the reflecting extension and P for the replicating one; then
+* **Small maps** (:func:`convolve_dense`). Along each axis, upsampling, reflection padding and a tap's shift are one
+  fixed matrix; everything is a batched matrix product. Few calls, but the matrices' work grows with the map's side.
+* **Large maps** (:class:`ConvolveTransposed`). Bilinear upsampling ×2 without aligned corners puts zeros between the
+  pixels and filters with [1 3 3 1]/4 along each axis. The kernels on the zero-inserted tensor are a transposed
+  convolution of stride 2; the fixed filter follows, a channel at a time. Replication of the low-resolution tensor's
+  border comes out as replication of the upsampled one's, where the network reflects. The two differ on a ring one pixel
+  wide, so only the outermost rows and columns of the result need a correction, the kernels' outer taps applied to that
+  difference. Per axis write R for the reflecting extension and P for the replicating one; then
 
       R⊗R − P⊗P = (R − P)⊗R + P⊗(R − P),
 
@@ -31,6 +31,9 @@ _FILTER = (0.25, 0.75, 0.75, 0.25)
 # Upsampling's Gram matrix along an axis: inner products of neighbouring columns of the upsampling matrix.
 _GRAM = (0.375, 1.25, 0.375)
 _RING = (1, 1, 1, 1)
+# Pixels of a low-resolution map from which transposed convolution and filters beat matrix products on a CPU: measured
+# in batches and alone, with 16 to 128 channels.
+_LARGE = 48 * 48
 
 
 @functools.lru_cache(maxsize=64)
@@ -48,8 +51,24 @@ def _tap_matrices(size: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return upsampling_matrix(size, dtype, device)[last - (last - reach.abs()).abs()]
 
 
-def convolve_batch(low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
-    """See :func:`dipdefense.ops.upsampled_convolution`; for any number of images."""
+def convolve(low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
+    """See :func:`dipdefense.ops.upsampled_convolution`."""
+    count, inputs, rows, columns = low.shape
+    if _favours_products(low):
+        return _in_format_of(low, convolve_dense(low, weight, height, width))
+    transposed = weight.permute(0, 1, 3, 4, 2).flip(3, 4).flatten(0, 1)
+    folded = low.reshape(1, count * inputs, rows, columns) if count > 1 else low
+    out: Tensor = ConvolveTransposed.apply(folded, transposed, height, width, count)
+    return out.view(count, -1, height, width) if count > 1 else out
+
+
+def _favours_products(low: Tensor) -> bool:
+    """Whether dense matrices are the faster form; on a GPU they are taken for every size, unmeasured."""
+    return low.is_cuda or low.shape[2] * low.shape[3] < _LARGE
+
+
+def convolve_dense(low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
+    """The same by matrix products."""
     count, _, rows, columns = low.shape
     outputs = weight.shape[3]
     vertical = _tap_matrices(height, low.dtype, low.device).transpose(0, 1).flatten(1)
@@ -64,20 +83,21 @@ def convolve_batch(low: Tensor, weight: Tensor, height: int, width: int) -> Tens
     return out.view(count, outputs, height, width)
 
 
-class ConvolveOne(torch.autograd.Function):
-    """See :func:`dipdefense.ops.upsampled_convolution`; for one image, fastest with its channels innermost.
+class ConvolveTransposed(torch.autograd.Function):
+    """The same by transposed convolution, filter and strips, for (1, groups · in, rows, columns).
 
-    The weight is in transposed convolution's layout: (in, out, 3, 3) with mirrored taps.
+    The weight is in transposed convolution's layout: (groups · in, out, 3, 3) with mirrored taps.
     """
 
     @staticmethod
-    def forward(ctx: Any, low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
+    def forward(ctx: Any, low: Tensor, weight: Tensor, height: int, width: int, groups: int) -> Tensor:
         """Transposed convolution, filter, and the strips added along the border."""
         padded = F.pad(low, _RING, mode="replicate")
         ctx.save_for_backward(low, padded, weight)
-        spread = F.conv_transpose2d(padded, weight, stride=2, padding=1)
+        ctx.groups = groups
+        spread = F.conv_transpose2d(padded, weight, stride=2, padding=1, groups=groups)
         out = _depthwise(spread, _FILTER)[..., :height, :width]
-        top, bottom, left, right = _strips(low, _outer_taps(weight), height, width)
+        top, bottom, left, right = _strips(low, _outer_taps(weight), height, width, groups)
         out[:, :, 0] += top
         out[:, :, -1] += bottom
         out[..., 0] += left
@@ -85,25 +105,30 @@ class ConvolveOne(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """The same steps from the last to the first."""
         low, padded, weight = ctx.saved_tensors
         height, width = grad.shape[2:]
         whole = F.pad(grad, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else grad
         spread = _depthwise(whole, _FILTER, padding=3)
         grad_padded, grad_weight, _ = torch.ops.aten.convolution_backward(
-            spread, padded, weight, None, (2, 2), (1, 1), (1, 1), True, (0, 0), 1, (True, True, False)
+            spread, padded, weight, None, (2, 2), (1, 1), (1, 1), True, (0, 0), ctx.groups, (True, True, False)
         )
         grad_low = torch.ops.aten.replication_pad2d_backward(grad_padded, low, _RING)
         with torch.enable_grad():
             edges = low.detach().requires_grad_()
             taps = [tap.detach().requires_grad_() for tap in _outer_taps(weight)]
-            strips = _strips(edges, taps, height, width)
+            strips = _strips(edges, taps, height, width, ctx.groups)
         sides = (grad[:, :, 0], grad[:, :, -1], grad[..., 0], grad[..., -1])
         grad_edges, *grad_taps = torch.autograd.grad(strips, (edges, *taps), sides)
         for tap, grad_tap in zip(_outer_taps(grad_weight), grad_taps, strict=True):
             tap += grad_tap
-        return grad_low.add_(grad_edges), grad_weight, None, None
+        return grad_low.add_(grad_edges), grad_weight, None, None, None
+
+
+def _in_format_of(example: Tensor, x: Tensor) -> Tensor:
+    """``x`` with its channels innermost where the example's are."""
+    return x if example.is_contiguous() else x.contiguous(memory_format=torch.channels_last)
 
 
 def _depthwise(x: Tensor, taps: tuple[float, ...], *, padding: int = 0) -> Tensor:
@@ -118,14 +143,15 @@ def _outer_taps(weight: Tensor) -> list[Tensor]:
     return [weight[..., 2, :], weight[..., 0, :], weight[..., 2], weight[..., 0]]
 
 
-def _strips(low: Tensor, taps: list[Tensor], height: int, width: int) -> list[Tensor]:
-    """What reflection adds to replication along the top and bottom (1, out, width) and the sides (1, out, height)."""
+def _strips(low: Tensor, taps: list[Tensor], height: int, width: int, groups: int) -> list[Tensor]:
+    """What reflection adds to replication: top and bottom (1, groups · out, width), sides (1, groups · out, height)."""
     rows = _beyond(low[:, :, :2], low[:, :, -2:].flip(2), height)
     columns = _beyond(low[..., :2].transpose(2, 3), low[..., -2:].flip(3).transpose(2, 3), width)
     reflected = [F.pad(_upsample_line(line)[..., :width], (1, 1), mode="reflect") for line in rows]
     replicated = [F.pad(_upsample_line(line), (1, 1), mode="replicate")[..., : height + 2] for line in columns]
-    lines = zip(reflected + replicated, taps, strict=True)
-    return [F.conv1d(line, tap.transpose(0, 1).flip(2)) for line, tap in lines]
+    kernels = [tap.view(groups, -1, *tap.shape[1:]).transpose(1, 2).flatten(0, 1).flip(2) for tap in taps]
+    lines = zip(reflected + replicated, kernels, strict=True)
+    return [F.conv1d(line, kernel, groups=groups) for line, kernel in lines]
 
 
 def _beyond(first: Tensor, last: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -152,7 +178,7 @@ class NormaliseUpsampled(torch.autograd.Function):
     def forward(ctx: Any, low: Tensor, scale: Tensor, height: int, width: int, eps: float) -> Tensor:
         """Moments of the upsampled tensor from the low-resolution one, in the parameters' dtype."""
         exact = low.to(scale.dtype)
-        gram = _gram_product_of_one(exact, height, width) if len(low) == 1 else _gram_product(exact, height, width)
+        gram = _gram_product(exact, height, width)
         share = _share(height, width, exact.dtype, exact.device)
         mean = (exact * share).sum(dim=(2, 3), keepdim=True)
         variance = ((exact - mean) * gram).sum(dim=(2, 3), keepdim=True) / (height * width)
@@ -189,22 +215,22 @@ def _share(height: int, width: int, dtype: torch.dtype, device: torch.device) ->
 
 def _gram_product(low: Tensor, height: int, width: int) -> Tensor:
     """G_A L G_B for the upsampling to (height, width)."""
-    above, beside = (_gram_matrix(size, low.dtype, low.device) for size in (height, width))
-    stacked = low.flatten(0, 1)
-    return (torch.bmm(above.expand(len(stacked), -1, -1), stacked) @ beside).view_as(low)
-
-
-def _gram_product_of_one(low: Tensor, height: int, width: int) -> Tensor:
-    """The same as a filter: G is tridiagonal with the replicating border, less the pixel whose copy is cropped."""
-    product = _depthwise(F.pad(low, _RING, mode="replicate"), _GRAM)
+    count, channels, rows, columns = low.shape
+    if _favours_products(low):
+        above, beside = (_gram_matrix(size, low.dtype, low.device) for size in (height, width))
+        stacked = low.flatten(0, 1)
+        return _in_format_of(low, (torch.bmm(above.expand(len(stacked), -1, -1), stacked) @ beside).view(low.shape))
+    # As a filter: G is tridiagonal with the replicating border, less the pixel whose copy is cropped.
+    folded = low.reshape(1, count * channels, rows, columns) if count > 1 else low
+    product = _depthwise(F.pad(folded, _RING, mode="replicate"), _GRAM)
     if height % 2:
-        product[:, :, -1] -= _gram_line(low[:, :, -1])
+        product[:, :, -1] -= _gram_line(folded[:, :, -1])
     if width % 2:
-        last = _gram_line(low[..., -1])
+        last = _gram_line(folded[..., -1])
         if height % 2:
-            last[..., -1] -= low[..., -1, -1]
+            last[..., -1] -= folded[..., -1, -1]
         product[..., -1] -= last
-    return product
+    return product.view(low.shape) if count > 1 else product
 
 
 def _gram_line(line: Tensor) -> Tensor:

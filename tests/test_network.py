@@ -13,6 +13,9 @@ SMALL = DIPConfig(channels=8, skip_channels=4, input_channels=5)
 CASES = {
     "five scales, even": (SMALL, 3, 5, (64, 64)),
     "five scales, odd": (SMALL, 3, 5, (67, 81)),
+    "large, even": (SMALL, 3, 3, (96, 96)),
+    "large, odd": (SMALL, 3, 2, (99, 97)),
+    "large, odd and even": (SMALL, 3, 1, (97, 96)),
     "four scales at 32": (SMALL, 3, 4, (32, 32)),
     "three scales, odd and tall": (SMALL, 1, 3, (45, 32)),
     "one scale": (SMALL, 4, 1, (32, 33)),
@@ -39,13 +42,15 @@ def batched(config: DIPConfig, channels: int, scales: int, *, count: int = 3) ->
     return networks
 
 
-@pytest.mark.parametrize("count", [1, 3], ids=["alone", "in a batch"])
+@pytest.mark.parametrize(
+    ("count", "layout"),
+    [(1, torch.contiguous_format), (1, torch.channels_last), (3, torch.contiguous_format)],
+    ids=["alone", "alone, channels innermost", "in a batch"],
+)
 @pytest.mark.parametrize(("config", "channels", "scales", "size"), CASES.values(), ids=CASES)
-def test_outputs_and_gradients_equal_the_reference(config, channels, scales, size, count) -> None:
+def test_outputs_and_gradients_equal_the_reference(config, channels, scales, size, count, layout) -> None:
     networks = batched(config, channels, scales, count=count)
-    noise = torch.rand(count, config.input_channels, *size, dtype=torch.float64)
-    if count == 1:
-        noise = noise.contiguous(memory_format=torch.channels_last)
+    noise = torch.rand(count, config.input_channels, *size, dtype=torch.float64).contiguous(memory_format=layout)
     pull = torch.randn(count, channels, *size, dtype=torch.float64)
     drawn = networks(noise)
     (drawn * pull).sum().backward()
