@@ -145,6 +145,7 @@ class Attack:
     Attributes:
         name: "FGSM", "BI", "LLCI" or "noise".
         epsilon: in units of 1/255.
+        rounded: whether the adversarial images are rounded to 8 bits, as a file would have them (see `quantise`).
 
     Raises:
         ValueError: the name is unknown, or ε is no number in [1, 255].
@@ -156,6 +157,7 @@ class Attack:
 
     name: AttackName
     epsilon: float
+    rounded: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could not be run."""
@@ -165,16 +167,18 @@ class Attack:
 
     def __str__(self) -> str:
         """Name and strength, as tables print them."""
-        return f"{self.name} ε={self.epsilon:g}"
+        return f"{self.name} ε={self.epsilon:g}{' in 8 bits' if self.rounded else ''}"
 
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 32, seed: Seed = None
     ) -> Tensor:
         """Attack the images; see `fgsm`, `bi`, `llci` and `noise`, which alone uses ``seed`` and nothing else."""
         if self.name == "noise":
-            return noise(images, epsilon=self.epsilon, seed=seed)
-        attack = {"FGSM": fgsm, "BI": bi, "LLCI": llci}[self.name]
-        return attack(classifier, images, labels, epsilon=self.epsilon, batch_size=batch_size)
+            adversarial = noise(images, epsilon=self.epsilon, seed=seed)
+        else:
+            attack = {"FGSM": fgsm, "BI": bi, "LLCI": llci}[self.name]
+            adversarial = attack(classifier, images, labels, epsilon=self.epsilon, batch_size=batch_size)
+        return quantise(adversarial) if self.rounded else adversarial
 
 
 def _craft(

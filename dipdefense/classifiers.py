@@ -20,7 +20,11 @@ from torchvision.transforms.v2 import functional as transforms
 IMAGENET_CATEGORIES: tuple[str, ...] = tuple(torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"])
 """The names of the 1,000 ImageNet classes, in class order."""
 
+CIFAR10_CATEGORIES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""The names of the 10 CIFAR-10 classes, in class order."""
+
 _LITE0 = "efficientnet-lite0"
+_CIFAR10 = "cifar10-cnn"
 
 # Their published weights expect images scaled otherwise than torchvision's usual normalisation leaves them. The network
 # rescales them itself when ``transform_input`` is set, which torchvision does only for weights that it fetched.
@@ -113,6 +117,7 @@ def load(
             and need no download. Its resize to 256 is bicubic, then comes a crop to 224. So it gets 18 of the 20
             packaged images right, against 17 after a bilinear resize: one image, no evidence for either. Of 600 other
             ImageNet images, one a class, it gets 519 right (86.5 %) with both, but only 60 of them needed a resize.
+            Or "cifar10-cnn", for 32×32 images, with weights that ``benchmarks/train_cifar10.py`` makes in minutes.
         weights: a file with the model's state dict, for machines without a network; a checkpoint that holds it under
             "state_dict" or "model" will do, and the number of classes is the file's. They are taken to be trained with
             the normalisation of torchvision's own.
@@ -122,7 +127,8 @@ def load(
         The classifier, frozen and in eval mode.
 
     Raises:
-        ValueError: the name is unknown (the message lists those like it), or the file holds no weights that fit.
+        ValueError: the name is unknown (the message lists those like it), the file holds no weights that fit, or there
+            is no file where one is needed.
         FileNotFoundError: there is no such file.
         OSError: the weights could not be downloaded; the message says what to do instead.
         ImportError: the packages that hold EfficientNet-Lite0 are not installed.
@@ -132,8 +138,48 @@ def load(
         >>> classifier(torch.rand(1, 3, 224, 224)).shape
         torch.Size([1, 1000])
     """
-    classifier = _load_lite0(weights) if name == _LITE0 else _load_torchvision(name, weights)
+    loaders = {_LITE0: _load_lite0, _CIFAR10: _load_cifar10}
+    classifier = loaders[name](weights) if name in loaders else _load_torchvision(name, weights)
     return classifier.to(device)
+
+
+def untrained_cifar10() -> Classifier:
+    """The network of "cifar10-cnn" before training: six convolutions, 0.6 million parameters, started by torch."""
+
+    def block(inputs: int, outputs: int, *, pool: bool) -> list[nn.Module]:
+        layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        return [*layers, nn.MaxPool2d(2)] if pool else layers
+
+    network = nn.Sequential(
+        *block(3, 32, pool=True),
+        *block(32, 64, pool=False),
+        *block(64, 64, pool=True),
+        *block(64, 128, pool=False),
+        *block(128, 128, pool=True),
+        *block(128, 256, pool=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(256, len(CIFAR10_CATEGORIES)),
+    )
+    return Classifier(
+        network,
+        name="small CIFAR-10 CNN",
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.247, 0.2435, 0.2616),
+        preprocess=Preprocess(resize=32, crop=32),
+        categories=CIFAR10_CATEGORIES,
+    )
+
+
+def _load_cifar10(weights: str | Path | None) -> Classifier:
+    if weights is None:
+        raise ValueError(
+            f"{_CIFAR10} comes without weights: make them with python benchmarks/train_cifar10.py --data CIFAR10.zip, "
+            "then give weights=PATH"
+        )
+    classifier = untrained_cifar10()
+    _load_state(classifier.network, _read_state(weights), weights)
+    return classifier
 
 
 def _load_lite0(weights: str | Path | None) -> Classifier:

@@ -18,10 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dipdefense.classifiers import IMAGENET_CATEGORIES, Preprocess, to_tensor
-
-CIFAR10_CATEGORIES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-"""The names of the 10 CIFAR-10 classes, in class order."""
+from dipdefense.classifiers import CIFAR10_CATEGORIES, IMAGENET_CATEGORIES, Preprocess, to_tensor
 
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 

@@ -394,6 +394,14 @@ def test_bad_arguments_of_noise(images, epsilon, seed, error, message: str) -> N
         noise(images, epsilon=epsilon, seed=seed)
 
 
+def test_a_rounded_attack_is_the_attack_rounded(classifier, images, labels) -> None:
+    plain, rounded = Attack("FGSM", 5), Attack("FGSM", 5, rounded=True)
+    adversarial = plain(classifier, images, labels)
+    assert not torch.equal(quantise(adversarial), adversarial)
+    assert torch.equal(rounded(classifier, images, labels), quantise(adversarial))
+    assert str(rounded) == "FGSM ε=5 in 8 bits"
+
+
 def test_quantise_keeps_8_bit_images_in_the_ball(classifier, labels) -> None:
     pixels = torch.randint(256, (6, 3, 14, 13))
     images = pixels / 255

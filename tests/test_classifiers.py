@@ -39,6 +39,19 @@ def test_efficientnet_lite0_knows_the_packaged_images() -> None:
     assert classifier.categories[243] == "bull mastiff"
 
 
+def test_the_cifar10_classifier_is_loaded_from_a_file_and_needs_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    untrained = classifiers.untrained_cifar10()
+    torch.save(untrained.network.state_dict(), tmp_path / "weights.pt")
+    classifier = classifiers.load("cifar10-cnn", weights=tmp_path / "weights.pt")
+    images = packaged_images("cifar10", preprocess=classifier.preprocess).images
+    assert torch.equal(images, packaged_images("cifar10").images)
+    assert classifier(images).shape == (20, len(classifier.categories))
+    assert torch.equal(classifier(images), untrained(images))
+    with pytest.raises(ValueError, match=r"train_cifar10\.py"):
+        classifiers.load("cifar10-cnn")
+
+
 def test_preprocessing_and_normalisation_are_torchvisions(picture: Image.Image, tiny_weights) -> None:
     path, network = tiny_weights
     classifier = classifiers.load("squeezenet1_1", weights=path)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from dipdefense import DIPConfig, DIPPurifier, Reconstruction
+from dipdefense.classifiers import CIFAR10_CATEGORIES, untrained_cifar10
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation import measure, read_export, reproduce
 from dipdefense.evaluation.protocol import (
@@ -354,3 +356,29 @@ def test_a_table_end_to_end_extends_its_store_and_returns_what_was_asked(
     other = measured("1", "--config", "compact", "--defences", "none")
     assert other.configuration["dip"] != exported.configuration["dip"]
     assert {r.session for r in other.records}.isdisjoint(exported.sessions)
+
+    # A folder of exported records without its store is gone on with: nothing is measured anew.
+    (tmp_path / "outcomes.sqlite").unlink()
+    assert [dataclasses.replace(r, session=0) for r in measured("1", "2").records] == [
+        dataclasses.replace(r, session=0) for r in exported.records
+    ]
+
+
+def test_a_classifier_of_cifar10_gets_images_of_cifar10(tmp_path: Path) -> None:
+    pytest.importorskip("foolbox")
+    torch.manual_seed(0)
+    torch.save(untrained_cifar10().network.state_dict(), tmp_path / "weights.pt")
+    line = f"--device cpu --classifier cifar10-cnn --weights {tmp_path}/weights.pt --images 1 --out {tmp_path}"
+    line += " --defences none --conditions clean fgsm-5 fgsm-5-8bit"
+    packaged = measure(parse_arguments(table=2, description="", arguments=line.split()))
+    assert packaged.configuration["data"] == "packaged CIFAR-10 images"
+    assert packaged.configuration["input"] == [3, 32, 32]
+    assert [r.condition for r in packaged.records] == ["clean", "fgsm-5", "fgsm-5-8bit"]
+
+    folder = tmp_path / "images"
+    for category in CIFAR10_CATEGORIES:
+        (folder / "test" / category).mkdir(parents=True)
+        to_pil_image(torch.rand(3, 32, 32)).save(folder / "test" / category / "0.png")
+    own = measure(parse_arguments(table=2, description="", arguments=[*line.split(), "--data", str(folder)]))
+    assert own.configuration["data"] == "images"
+    assert own.records[0].image.startswith("test/")

@@ -63,6 +63,23 @@ def test_records_come_back_exactly_and_in_order(path: Path) -> None:
     assert list(stored.sessions.values()) == [{"commit": "c0ffee"}]
 
 
+def test_an_export_is_gone_on_with_in_a_store_of_its_own(path: Path) -> None:
+    run = fill(path, record("a"), record("b", position=1))
+    with Store(path) as store:
+        whole = store.load(run)
+    other = path.with_name("other.sqlite")
+    fill(other, record("a", prediction=5))
+    with Store(other) as store:
+        for _ in range(2):
+            store.restore(whole)
+        found = store.load(run)
+        (sessions,) = store._database.execute("SELECT count(*) FROM sessions").fetchone()
+    # What was there stays; what was not comes with its circumstances, once.
+    assert [(r.image, r.prediction) for r in found.records] == [("a", 5), ("b", 3)]
+    assert list(found.sessions.values()) == [{"commit": "c0ffee"}] * 2
+    assert sessions == 2
+
+
 def test_what_is_there_already_stays_as_it_is(path: Path) -> None:
     fill(path, record(prediction=3))
     run = fill(path, record(prediction=5), record("b"))

@@ -27,7 +27,7 @@ import torch
 
 import dipdefense
 from dipdefense import classifiers
-from dipdefense.datasets import LabelledImages, image_folder, packaged_images
+from dipdefense.datasets import LabelledImages, cifar10, image_folder, packaged_images
 from dipdefense.evaluation.paper import reductions
 from dipdefense.evaluation.protocol import CONDITIONS, Images, Setting, choose, parse_arguments
 from dipdefense.evaluation.report import write_report
@@ -52,19 +52,17 @@ def reproduce(*, table: int, description: str) -> None:
 def measure(setting: Setting) -> Run:
     """Bring the store in ``setting.out`` to where it has all that a table needs, and return just that.
 
-    Interrupted or killed, it goes on where it stopped when it is called again.
+    Interrupted or killed, it goes on where it stopped when it is called again. A folder with no store but with exported
+    records, such as those of ``benchmarks/results``, is gone on with in the same way.
 
     Raises:
-        ValueError: there are fewer correctly classified images, or classes, than asked for.
+        ValueError: there are fewer correctly classified images, or classes, than asked for; or an export is none.
         FileNotFoundError: there is no such data.
         ImportError: an optional package is missing.
     """
     device = torch.device(setting.device)
-    classifier = classifiers.load(setting.classifier, device=device)
-    if setting.data is None:
-        data: Images = _Packaged(packaged_images("imagenet", preprocess=classifier.preprocess))
-    else:
-        data = image_folder(setting.data, preprocess=classifier.preprocess)
+    classifier = classifiers.load(setting.classifier, weights=setting.weights, device=device)
+    source, data = _images(setting.data, classifier)
     chosen = choose(
         data, classifier, images=setting.images, classes=setting.classes, seed=setting.seeds[0], device=device
     )
@@ -79,7 +77,7 @@ def measure(setting: Setting) -> Run:
         "weights": _digest(value.cpu().numpy().tobytes() for value in classifier.state_dict().values()),
         "preprocess": str(classifier.preprocess),
         "input": shape,
-        "data": "packaged ImageNet images" if setting.data is None else setting.data.name,
+        "data": source,
         "images": _digest(f"{name} {label}\n".encode() for name, label in zip(data.ids, data.labels, strict=True)),
         "classes": setting.classes,
         "selection seed": setting.seeds[0],
@@ -95,7 +93,10 @@ def measure(setting: Setting) -> Run:
         deep_image_prior(setting.budgets, config=config, precision=setting.precision),
     )
     defences = [defence for defence in known if defence.name in setting.defences]
+    exports = [read_export(path) for path in sorted(setting.out.glob("table*.jsonl"))]
     with Store(setting.out / STORE) as store:
+        for exported in exports:
+            store.restore(exported)
         key = run(
             store,
             configuration,
@@ -143,6 +144,16 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
     }
+
+
+def _images(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, Images]:
+    """What reports call the data, and the data: of the kind that the classifier is for."""
+    small = classifier.categories == classifiers.CIFAR10_CATEGORIES
+    if path is None:
+        packaged = packaged_images("cifar10" if small else "imagenet", preprocess=classifier.preprocess)
+        return f"packaged {'CIFAR-10' if small else 'ImageNet'} images", _Packaged(packaged)
+    reader = cifar10 if small else image_folder
+    return path.name, reader(path, preprocess=classifier.preprocess)
 
 
 def _commit(root: Path) -> str:

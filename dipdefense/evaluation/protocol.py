@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -42,18 +42,26 @@ def condition_name(attack: Attack | None) -> str:
         >>> condition_name(Attack("BI", 10))
         'bi-10'
     """
-    return "clean" if attack is None else f"{attack.name.lower()}-{attack.epsilon:g}"
+    if attack is None:
+        return "clean"
+    return f"{attack.name.lower()}-{attack.epsilon:g}{'-8bit' if attack.rounded else ''}"
 
 
+_CONTROLS = tuple(Attack("noise", epsilon) for epsilon in (2, 5, 10))
+_ROUNDED = tuple(replace(attack, rounded=True) for attack in TABLE_2)
 CONDITIONS: dict[str, Attack | None] = {
-    condition_name(attack): attack for attack in (None, *TABLE_2, *(Attack("noise", epsilon) for epsilon in (2, 5, 10)))
+    condition_name(attack): attack for attack in (None, *TABLE_2, *_CONTROLS, *_ROUNDED)
 }
-"""Everything that an image may have gone through: nothing, an adversary of Table 2, or noise of the same norm."""
+"""Everything that an image may have gone through: nothing, an adversary of Table 2, noise of the same norm, or an
+adversary of Table 2 whose images were rounded to 8 bits."""
 
 ADVERSARIES = tuple(condition_name(attack) for attack in TABLE_2)
 """The conditions that Table 2 averages over."""
 
-TABLES: dict[int, tuple[str, ...]] = {1: ("clean", "bi-10"), 2: tuple(CONDITIONS)}
+TABLES: dict[int, tuple[str, ...]] = {
+    1: ("clean", "bi-10"),
+    2: ("clean", *ADVERSARIES, *(condition_name(attack) for attack in _CONTROLS)),
+}
 """The conditions of each table. Table 1 has one attack beside its clean images, for a defence's accuracy on those alone
 says nothing; both tables share their outcomes, so it costs nothing twice."""
 
@@ -192,8 +200,9 @@ class Setting:
 
     Attributes:
         table: 1 or 2.
-        data: a folder of images by class, or None for the packaged ones.
+        data: a folder of images by class, or None for the packaged ones; for a classifier of CIFAR-10, that data set.
         classifier: a name that ``dipdefense.classifiers.load`` knows.
+        weights: a file with its weights, or None for those it comes with.
         images: how many correctly classified ones; None for as many as there are.
         classes: how many random classes; None for all.
         config: the network of the reconstruction.
@@ -211,6 +220,7 @@ class Setting:
     table: int
     data: Path | None
     classifier: str
+    weights: Path | None
     images: int | None
     classes: int | None
     config: DIPConfig
@@ -240,8 +250,9 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--data", type=Path, help="folder of images by class, such as IMAGENET/val (default: the packaged images)")
+    add("--data", type=Path, help="images by class: a folder such as IMAGENET/val, or CIFAR-10 (default: packaged)")
     add("--classifier", default="efficientnet-lite0", help="such as resnet18, the paper's (default: %(default)s)")
+    add("--weights", type=Path, help="file with the classifier's weights (default: those it comes with)")
     add("--images", type=int, help="correctly classified images to take (the paper: 500)")
     add("--classes", type=int, help="random classes to take them from (the paper: 200; default: all)")
     add("--config", choices=CONFIGS, help="network of the reconstruction (default: paper on a GPU, else compact)")
@@ -260,6 +271,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
         table=table,
         data=given.data,
         classifier=given.classifier,
+        weights=given.weights,
         images=given.images,
         classes=given.classes,
         config=CONFIGS[given.config](),

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -204,6 +204,17 @@ class Store:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+    def restore(self, exported: Run) -> None:
+        """Take over the outcomes of an export that are not here yet, with the circumstances they were made in."""
+        run = self.open_run(exported.configuration)
+        done = self.done(run)
+        missing = [record for record in exported.records if record.key not in done]
+        sessions = {
+            number: self.open_session(run, exported.sessions[number])
+            for number in sorted({record.session for record in missing})
+        }
+        self.add(run, [replace(record, session=sessions[record.session]) for record in missing])
 
     def done(self, run: str) -> set[Key]:
         """What need not be done again."""

@@ -1,0 +1,74 @@
+"""The training script of the CIFAR-10 classifier, on a few images: it learns, and a killed training goes on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dipdefense.classifiers import CIFAR10_CATEGORIES
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import train_cifar10
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A hue for each class."""
+    for split in ("train", "test"):
+        for index, category in enumerate(CIFAR10_CATEGORIES):
+            folder = tmp_path / "data" / split / category
+            folder.mkdir(parents=True)
+            for number in range(13 if split == "train" else 1):
+                Image.new("HSV", (32, 32), (25 * index, 200, 150 + number)).convert("RGB").save(
+                    folder / f"{number}.png"
+                )
+    return tmp_path / "data"
+
+
+def train(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, *, epochs: int) -> dict[str, torch.Tensor]:
+    monkeypatch.setattr(sys, "argv", f"train_cifar10.py --data {data} --out {out} --epochs {epochs}".split())
+    train_cifar10.main()
+    return torch.load(out, weights_only=True)
+
+
+def test_it_learns_and_a_killed_training_goes_on(monkeypatch, data, tmp_path, capsys) -> None:
+    monkeypatch.setattr(train_cifar10, "BATCH", 13)
+    whole = train(monkeypatch, data, tmp_path / "whole.pt", epochs=8)
+    share = float(capsys.readouterr().out.split()[1])
+    assert share >= 50
+
+    real, saved = torch.save, []
+
+    def dies_in_the_sixth_epoch(state: object, path: Path) -> None:
+        saved.append(path)
+        if len(saved) == 6:
+            raise KeyboardInterrupt
+        real(state, path)
+
+    monkeypatch.setattr(torch, "save", dies_in_the_sixth_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(monkeypatch, data, tmp_path / "killed.pt", epochs=8)
+    monkeypatch.setattr(torch, "save", real)
+    with pytest.raises(SystemExit, match="another training"):
+        train(monkeypatch, data, tmp_path / "killed.pt", epochs=7)
+    resumed = train(monkeypatch, data, tmp_path / "killed.pt", epochs=8)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["killed.pt", "whole.pt"]
+
+
+def test_augmented_images_are_shifted_or_flipped_copies() -> None:
+    image = torch.arange(32 * 32, dtype=torch.int64).remainder(251).to(torch.uint8).view(1, 1, 32, 32)
+    images = image.expand(64, 3, -1, -1)
+    augmented = train_cifar10.augment(images, torch.Generator().manual_seed(0)) * 255
+    assert augmented.shape == images.shape
+    assert torch.equal(augmented[:, 0], augmented[:, 2])
+    # Pixels that no shift moves to the border are neighbours as before, from left to right or the other way.
+    steps = (augmented[:, 0, 16, 9:23] - augmented[:, 0, 16, 8:22]).round().remainder(251)
+    flipped = (steps == 250).sum(dim=1) > (steps == 1).sum(dim=1)
+    assert 16 < flipped.sum() < 48
+    assert len({tuple(row.tolist()) for row in augmented[:, 0, 16].round()}) > 16
