@@ -15,7 +15,7 @@ from test_runner import CONFIGURATION
 from dipdefense import DIPConfig
 from dipdefense.evaluation import paper
 from dipdefense.evaluation.protocol import ADVERSARIES, TABLES
-from dipdefense.evaluation.report import as_markdown, as_text, write_report
+from dipdefense.evaluation.report import as_markdown, as_text, headline, write_report
 from dipdefense.evaluation.statistics import compare, sanity_checks, summarise, wilson
 from dipdefense.evaluation.store import Record, Run, read_export
 
@@ -30,6 +30,7 @@ def made_up(
     conditions: Sequence[str] = TABLES[2],
     config: DIPConfig | None = None,
     classifier: str = "efficientnet-lite0",
+    shape: Sequence[int] = (3, 224, 224),
 ) -> Run:
     """Records whose accuracies are near the published ones."""
     draw = random.Random(0)
@@ -60,7 +61,7 @@ def made_up(
                         )
                     )
     dip = dataclasses.asdict(config or DIPConfig.paper())
-    configuration = CONFIGURATION | {"classifier": classifier, "dip": dip, "input": [3, 224, 224]}
+    configuration = CONFIGURATION | {"classifier": classifier, "dip": dip, "input": list(shape)}
     return Run(json.loads(json.dumps(configuration)), tuple(records), {1: CIRCUMSTANCES})
 
 
@@ -130,6 +131,7 @@ REDUCED = {
     "budgets": ({"budgets": (100, 200)}, "200 iterations at most instead of 1000"),
     "network": ({"config": DIPConfig(scales=5, channels=32)}, "channels 32 instead of 128"),
     "scales": ({"config": DIPConfig.architecture_1()}, "scales 3 instead of 5"),
+    "pixels": ({"shape": (3, 64, 96)}, "96×64 pixels instead of 224×224"),
 }
 
 
@@ -210,6 +212,17 @@ def test_an_unfinished_run_is_not_reported() -> None:
         as_text(Run(run.configuration, run.records[1:], run.sessions), table=1)
     with pytest.raises(ValueError, match="no records"):
         as_text(Run(run.configuration, (), {}), table=1)
+
+
+def test_tables_show_a_handful_of_many_budgets_and_the_csv_all(tmp_path: Path) -> None:
+    run = made_up(images=5, budgets=range(50, 1001, 50), conditions=("clean", "bi-10"))
+    header = row(as_markdown(run, table=1), "## Accuracy", "condition")
+    assert [title for title in header if title.startswith("DIP")] == ["DIP 250", "DIP 500", "DIP 750", "DIP 1000"]
+    assert "DIP 950" not in headline(run)
+    files = {path.name: path for path in write_report(run, table=1, folder=tmp_path)}
+    assert {"table1-budgets.png", "table1-confidence.png"} <= files.keys()
+    budgets = {line["defence"] for line in csv.DictReader(files["table1.csv"].open())}
+    assert {f"DIP {budget}" for budget in range(50, 1001, 50)} <= budgets
 
 
 def test_files(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def measure(setting: Setting) -> Run:
     _, *shape = data.stack(chosen.indices[:1]).images.shape
     config = replace(setting.config, scales=setting.config.scales_for(*shape[1:]))
     if "dip" in setting.defences and (
-        reduced := reductions(config, images=len(chosen.indices), budgets=setting.budgets)
+        reduced := reductions(config, images=len(chosen.indices), budgets=setting.budgets, shape=shape)
     ):
         print(f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}.", file=sys.stderr)
     configuration = {

@@ -16,6 +16,7 @@ from dipdefense.config import PAPER_BUDGETS, DIPConfig
 CLASSIFIER = "ResNet18"
 IMAGES = 500
 CLASSES = 200
+PIXELS = 224
 
 THIS_PAPER = "Kattamis et al. 2019"
 QUOTED = "Xie et al. 2017, quoted"
@@ -121,19 +122,23 @@ def about_parameters(config: DIPConfig, shape: Sequence[int]) -> list[str]:
     return notes
 
 
-def reductions(config: DIPConfig, *, images: int, budgets: Sequence[int]) -> list[str]:
+def reductions(config: DIPConfig, *, images: int, budgets: Sequence[int], shape: Sequence[int]) -> list[str]:
     """In what a measurement is less than the paper's, or another, in words; empty where it is not.
 
     Args:
         config: the network of the reconstruction, with its number of scales.
         images: how many were classified.
         budgets: iterations.
+        shape: (channels, height, width) of the images.
 
     Example:
-        >>> reductions(DIPConfig(scales=5, channels=32), images=500, budgets=(500, 750, 1000))
+        >>> compact = DIPConfig(scales=5, channels=32)
+        >>> reductions(compact, images=500, budgets=(500, 750, 1000), shape=(3, 224, 224))
         ['channels 32 instead of 128']
     """
     found = [f"{images} {'image' if images == 1 else 'images'} instead of {IMAGES}"] if images < IMAGES else []
+    if tuple(shape[1:]) != (PIXELS, PIXELS):
+        found.append(f"{shape[2]}×{shape[1]} pixels instead of {PIXELS}×{PIXELS}")
     if budgets and max(budgets) < max(PAPER_BUDGETS):
         found.append(f"{max(budgets)} iterations at most instead of {max(PAPER_BUDGETS)}")
     for name in (field.name for field in fields(DIPConfig)):

@@ -13,16 +13,23 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from dipdefense.config import DIPConfig
 from dipdefense.evaluation import paper
+from dipdefense.evaluation.claims import findings
+from dipdefense.evaluation.figures import accuracy_by_budget, bars, recovery_by_confidence
+from dipdefense.evaluation.labels import (
+    TITLES,
+    banner,
+    column_title,
+    columns,
+    percent,
+    published_title,
+    shown,
+    subject,
+)
 from dipdefense.evaluation.protocol import condition_title, network
 from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread, summarise
 from dipdefense.evaluation.store import Run, export
 
-TITLES = {
-    1: "Table 1: top-1 accuracy on clean images (defence-unaware evaluation)",
-    2: "Table 2: top-1 accuracy under defence-unaware attacks",
-}
 STATEMENT = (
     "Defence-unaware: the attacks were crafted on the undefended classifier, by an attacker who does not know of the "
     "defence. Accuracy under such attacks is not robustness: randomisation falls to 0 % once the attacker averages "
@@ -34,8 +41,18 @@ _PAIRED = (
     "exact two-sided McNemar p of so uneven a split. First seed; not corrected for the number of comparisons."
 )
 
+_CLAIMS = (
+    "Each is tested on the same images (exact McNemar test, or sign test of an average; two-sided, corrected within a "
+    "claim by Holm's procedure; first seed): confirmed if every comparison goes its way with p < 0.05, contradicted if "
+    "one goes the other way with p < 0.05. The verdicts are on this classifier, these images and this setting, and "
+    "defence-unaware."
+)
+_REDUCED_CLAIMS = "In a reduced setting they neither confirm nor contradict the paper."
+
+# Budgets from which a curve is drawn.
+_CURVE = 4
+
 Rows = Sequence[Sequence[str]]
-Column = tuple[str, int]
 
 
 class Section(NamedTuple):
@@ -49,6 +66,9 @@ class Section(NamedTuple):
 
 def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
     """Write table{1,2}.txt, .md, .csv, .png and .jsonl, the last with the records that all the others come from.
+
+    Of a run with the reconstruction at four budgets or more there are two figures besides: accuracy against the
+    budget, and recovery against the clean image's confidence.
 
     Args:
         run: from ``measure`` or, to write a report once more, from ``read_export``.
@@ -70,9 +90,14 @@ def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*header, "classifier", "setting"])
         writer.writerows([*row, run.configuration["classifier"], "defence-unaware"] for row in rows)
-    plot(run, table=table, path=picture)
+    bars(run, table=table).savefig(picture, dpi=150)
+    pictures = [picture]
+    if len({record.budget for record in run.records if record.defence == "dip"}) >= _CURVE:
+        pictures += [folder / f"table{table}-{name}.png" for name in ("budgets", "confidence")]
+        accuracy_by_budget(run).savefig(pictures[1], dpi=150)
+        recovery_by_confidence(run).savefig(pictures[2], dpi=150)
     export(run, records)
-    return [text, markdown, values, picture, records]
+    return [text, markdown, values, *pictures, records]
 
 
 def as_text(run: Run, *, table: int) -> str:
@@ -111,26 +136,17 @@ def as_markdown(run: Run, *, table: int) -> str:
 
 def headline(run: Run) -> str:
     """A README's table, in Markdown: what was measured on what, and accuracy beside the published numbers."""
-    cells = summarise(run.records)
+    cells = shown(summarise(run.records))
     header, *rows = (f"| {' | '.join(row)} |" for row in _as_in_the_paper(cells))
     rule = "|" + " --- |" * (header.count(" | ") + 1)
-    about = " ".join([*_banner(run, cells), _subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals."])
+    about = " ".join([*banner(run, cells), subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals."])
     return "\n".join([about, "", header, rule, *rows])
 
 
-def column_title(defence: str, budget: int) -> str:
-    """What a report calls a defence at a budget.
-
-    Example:
-        >>> column_title("dip", 500), column_title("randomisation", 30)
-        ('DIP 500', 'randomisation ×30')
-    """
-    return {"none": "no defence", "randomisation": f"randomisation ×{budget}", "dip": f"DIP {budget}"}[defence]
-
-
 def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) -> Iterator[Section]:
-    cells = summarise(run.records)
-    yield Section(TITLES[table], [*_banner(run, cells), _subject(run, cells), STATEMENT], _at_a_glance(cells))
+    everything = summarise(run.records)
+    cells = shown(everything)
+    yield Section(TITLES[table], [*banner(run, cells), subject(run, cells), STATEMENT], _at_a_glance(cells))
     seeds = max(len(cell.outcomes) for cell in cells)
     captions = [
         f"Published: {paper.CLASSIFIER}, n = {paper.IMAGES}; randomisation as quoted there, of another classifier."
@@ -138,6 +154,10 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) ->
     captions += [f"Where the defence draws, the mean over {seeds} seeds."] if seeds > 1 else []
     yield Section(f"Accuracy in per cent, with Wilson 95 % intervals, n = {cells[0].n}", captions, layout(cells))
     yield Section("Paired comparisons", [_PAIRED], _pairs(cells))
+    if claims := findings(everything):
+        about = [_CLAIMS, _REDUCED_CLAIMS] if banner(run, cells) else [_CLAIMS]
+        listed = [f"{claim.verdict.upper()}: {claim.claim} {'; '.join(claim.details)}." for claim in claims]
+        yield Section("The paper's claims, one by one", [" ".join(about)], items=listed)
     yield _seeds(cells)
     diverged = Counter(record.status for record in run.records)["diverged"]
     checks = [f"{'passed' if passed else 'FAILED'}: {check}" for check, passed in sanity_checks(cells)]
@@ -151,24 +171,6 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) ->
     yield Section("How it was measured", items=list(_circumstances(run)))
 
 
-def _banner(run: Run, cells: Sequence[Cell]) -> list[str]:
-    budgets = [budget for defence, budget in _columns(cells) if defence == "dip"]
-    # A network that nothing was drawn with reduces nothing.
-    config = network(run.configuration) if budgets else DIPConfig.paper()
-    reduced = paper.reductions(config, images=cells[0].n, budgets=budgets)
-    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}."] if reduced else []
-
-
-def _subject(run: Run, cells: Sequence[Cell]) -> str:
-    configuration = run.configuration
-    data = configuration["data"]
-    source = data if data.startswith("packaged") else f'the folder "{data}"'
-    return (
-        f"Classifier: {configuration['classifier']}. Images: {cells[0].n} of {source} that it "
-        "classifies correctly. Setting: defence-unaware."
-    )
-
-
 def _at_a_glance(cells: Sequence[Cell]) -> Rows:
     """Undefended and defended, on clean images and under attack, and what it costs: always beside each other."""
     found = {(cell.condition, cell.column): cell for cell in cells}
@@ -176,9 +178,9 @@ def _at_a_glance(cells: Sequence[Cell]) -> Rows:
     shown = [name for name in ("clean", conditions[-1]) if name in conditions]
     header = ["defence", *(condition_title(name) for name in shown), "seconds an image"]
     rows = []
-    for column in _columns(cells):
+    for column in columns(cells):
         seconds = median(cell.seconds for cell in cells if cell.column == column)
-        rows.append([column_title(*column), *(_number(found[name, column]) for name in shown), f"{seconds:.3g}"])
+        rows.append([column_title(*column), *(percent(found[name, column]) for name in shown), f"{seconds:.3g}"])
     return [header, *rows]
 
 
@@ -197,15 +199,15 @@ def _one_number_a_line(cells: Sequence[Cell]) -> Rows:
 def _as_in_the_paper(cells: Sequence[Cell]) -> Rows:
     """A row for each condition; the measured columns, then the published ones."""
     found = {(cell.condition, cell.column): cell for cell in cells}
-    measured = _columns(cells)
+    measured = columns(cells)
     published = paper.columns({cell.condition for cell in cells})
     header = ["condition", *(column_title(*column) for column in measured)]
-    header += [_published_title(*column) for column in published]
+    header += [published_title(*column) for column in published]
     rows = []
     for condition in dict.fromkeys(cell.condition for cell in cells):
         row = [condition_title(condition)]
         for column in measured:
-            row.append(_number(found[condition, column]))
+            row.append(percent(found[condition, column]))
         theirs = [paper.published(condition, *column) for column in published]
         rows.append([*row, *(f"{number.percent:.1f}" if number else "–" for number in theirs)])
     return [header, *rows]
@@ -214,9 +216,8 @@ def _as_in_the_paper(cells: Sequence[Cell]) -> Rows:
 def _pairs(cells: Sequence[Cell]) -> Rows:
     """The reconstruction, at every budget, against no defence and against randomisation at its most passes."""
     found = {(cell.condition, cell.column): cell for cell in cells}
-    columns = _columns(cells)
-    others = [column for column in columns if column[0] == "none"]
-    others += [column for column in columns if column[0] == "randomisation"][-1:]
+    others = [column for column in columns(cells) if column[0] == "none"]
+    others += [column for column in columns(cells) if column[0] == "randomisation"][-1:]
     rows = [["condition", "defence", *(f"against {column_title(*other)}" for other in others)]]
     for cell in cells:
         if cell.defence == "dip" and cell.condition != "average":
@@ -227,7 +228,7 @@ def _pairs(cells: Sequence[Cell]) -> Rows:
 
 
 def _seeds(cells: Sequence[Cell]) -> Section:
-    drawn = [column for column in _columns(cells) if column[0] != "none"]
+    drawn = [column for column in columns(cells) if column[0] != "none"]
     count = max(len(cell.outcomes) for cell in cells)
     title = "Seeds of the defence"
     if count == 1:
@@ -254,103 +255,6 @@ def _circumstances(run: Run) -> Iterator[str]:
         alike[_plain(same)] += outcomes
     for circumstances, outcomes in alike.items():
         yield f"{outcomes} outcomes with {circumstances}"
-
-
-def plot(run: Run, *, table: int, path: Path) -> None:
-    """Draw the table: bars with 95 % intervals, and the published numbers as markers.
-
-    Raises:
-        ImportError: Matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plots need Matplotlib: pip install "dipdefense[demo]"') from error
-
-    cells = summarise(run.records)
-    found = {(cell.condition, cell.column): cell for cell in cells}
-    conditions = list(dict.fromkeys(cell.condition for cell in cells))
-    measured, published = _columns(cells), paper.columns({cell.condition for cell in cells})
-    # A published number stands on the bar of its column, or in a place of its own after the bars if there is none.
-    slots = list(dict.fromkeys([*measured, *published]))
-    width = 1 / (len(slots) + 1.5)
-    colours = {column: _colour(column, measured) for column in measured}
-    markers = dict(zip(paper.columns(("clean", "average")), "oX^sD", strict=True))
-
-    figure = Figure(figsize=(max(8.0, 2.0 + 0.17 * len(slots) * len(conditions)), 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    for place, column in enumerate(slots):
-        positions = [index + (place - (len(slots) - 1) / 2) * width for index in range(len(conditions))]
-        if column in colours:
-            numbers = [found[condition, column] for condition in conditions]
-            heights = [100 * cell.accuracy for cell in numbers]
-            below = [100 * (cell.accuracy - cell.interval.low) for cell in numbers]
-            above = [100 * (cell.interval.high - cell.accuracy) for cell in numbers]
-            axes.bar(positions, heights, 0.92 * width, color=colours[column], label=column_title(*column), zorder=2)
-            red, green, blue = colours[column]
-            darker = (0.55 * red, 0.55 * green, 0.55 * blue)
-            axes.errorbar(positions, heights, (below, above), fmt="none", ecolor=darker, elinewidth=1.2, zorder=3)
-        if column in published:
-            pairs = [(x, paper.published(name, *column)) for x, name in zip(positions, conditions, strict=True)]
-            shown = [(x, number.percent) for x, number in pairs if number]
-            axes.plot(
-                *zip(*shown, strict=True),
-                marker=markers[column],
-                label=_published_title(*column),
-                markersize=5.5,
-                markerfacecolor="white",
-                markeredgecolor="black",
-                linestyle="none",
-                clip_on=False,
-                zorder=4,
-            )
-    axes.set_xticks(range(len(conditions)), [textwrap.fill(condition_title(name), 14) for name in conditions])
-    axes.tick_params(axis="x", length=0)
-    axes.set(ylim=(0, 100), xlim=(-0.5, len(conditions) - 0.5), ylabel="top-1 accuracy, %")
-    axes.grid(axis="y", color="0.88", zorder=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    banner, characters = _banner(run, cells), int(11.5 * figure.get_figwidth())
-    lines = [*banner, f"{_subject(run, cells)} Lines: 95 % Wilson intervals.", ""]
-    wrapped = "\n".join("\n".join(textwrap.wrap(line, characters, break_on_hyphens=False)) for line in lines)
-    axes.set_title(wrapped, loc="left", fontsize=9, color="firebrick" if banner else "black")
-    figure.suptitle(TITLES[table], x=0.01, ha="left", fontweight="bold")
-    handles, labels = axes.get_legend_handles_labels()
-    bars_first = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
-    figure.legend(
-        [handles[index] for index in bars_first],
-        [labels[index] for index in bars_first],
-        loc="outside lower center",
-        ncols=4 if figure.get_figwidth() < 14 else 6,
-        frameon=False,
-        fontsize=8,
-    )
-    figure.savefig(path, dpi=150)
-
-
-def _colour(column: Column, columns: Sequence[Column]) -> tuple[float, float, float]:
-    """Grey, oranges and blues for the three defences, darker with the budget."""
-    light, dark = {
-        "none": ((0.62, 0.62, 0.62), (0.62, 0.62, 0.62)),
-        "randomisation": ((0.97, 0.76, 0.47), (0.87, 0.53, 0.16)),
-        "dip": ((0.66, 0.81, 0.93), (0.10, 0.35, 0.62)),
-    }[column[0]]
-    budgets = [budget for defence, budget in columns if defence == column[0]]
-    share = budgets.index(column[1]) / max(len(budgets) - 1, 1)
-    red, green, blue = (a + share * (b - a) for a, b in zip(light, dark, strict=True))
-    return red, green, blue
-
-
-def _columns(cells: Sequence[Cell]) -> list[Column]:
-    return list(dict.fromkeys(cell.column for cell in cells))
-
-
-def _published_title(defence: str, budget: int) -> str:
-    return f"published: {column_title(defence, budget)}{', quoted' if defence == 'randomisation' else ''}"
-
-
-def _number(cell: Cell) -> str:
-    low, high = cell.interval
-    return f"{100 * cell.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _plain(value: object) -> str:

@@ -1,0 +1,218 @@
+"""Figures of one run, from its records alone: the table as bars, accuracy by budget, recovery by confidence."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dipdefense.evaluation import paper
+from dipdefense.evaluation.labels import (
+    TITLES,
+    Column,
+    banner,
+    column_title,
+    columns,
+    published_title,
+    shown,
+    subject,
+)
+from dipdefense.evaluation.protocol import condition_title
+from dipdefense.evaluation.statistics import Cell, summarise
+from dipdefense.evaluation.store import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Confidences nearer to 0 or 1 are drawn here, or the axis would have no end.
+_EDGE = 1e-5
+_MARKS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+
+
+def bars(run: Run, *, table: int) -> Figure:
+    """The table: bars with 95 % intervals, and the published numbers as markers.
+
+    Raises:
+        ImportError: Matplotlib is missing.
+    """
+    cells = shown(summarise(run.records))
+    found = {(cell.condition, cell.column): cell for cell in cells}
+    conditions = list(dict.fromkeys(cell.condition for cell in cells))
+    measured, published = columns(cells), paper.columns({cell.condition for cell in cells})
+    # A published number stands on the bar of its column, or in a place of its own after the bars if there is none.
+    slots = list(dict.fromkeys([*measured, *published]))
+    width = 1 / (len(slots) + 1.5)
+    colours = {column: _colour(column, measured) for column in measured}
+    markers = dict(zip(paper.columns(("clean", "average")), "oX^sD", strict=True))
+
+    figure, axes = _figure(max(8.0, 2.0 + 0.17 * len(slots) * len(conditions)), 5.2)
+    for place, column in enumerate(slots):
+        positions = [index + (place - (len(slots) - 1) / 2) * width for index in range(len(conditions))]
+        if column in colours:
+            numbers = [found[condition, column] for condition in conditions]
+            heights = [100 * cell.accuracy for cell in numbers]
+            below = [100 * (cell.accuracy - cell.interval.low) for cell in numbers]
+            above = [100 * (cell.interval.high - cell.accuracy) for cell in numbers]
+            axes.bar(positions, heights, 0.92 * width, color=colours[column], label=column_title(*column), zorder=2)
+            red, green, blue = colours[column]
+            darker = (0.55 * red, 0.55 * green, 0.55 * blue)
+            axes.errorbar(positions, heights, (below, above), fmt="none", ecolor=darker, elinewidth=1.2, zorder=3)
+        if column in published:
+            pairs = [(x, paper.published(name, *column)) for x, name in zip(positions, conditions, strict=True)]
+            known = [(x, number.percent) for x, number in pairs if number]
+            axes.plot(
+                *zip(*known, strict=True),
+                marker=markers[column],
+                label=published_title(*column),
+                markersize=5.5,
+                markerfacecolor="white",
+                markeredgecolor="black",
+                linestyle="none",
+                clip_on=False,
+                zorder=4,
+            )
+    axes.set_xticks(range(len(conditions)), [textwrap.fill(condition_title(name), 14) for name in conditions])
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylim=(0, 100), xlim=(-0.5, len(conditions) - 0.5), ylabel="top-1 accuracy, %")
+    axes.grid(axis="y", color="0.88", zorder=0)
+    _caption(figure, axes, TITLES[table], [*banner(run, cells), f"{subject(run, cells)} Lines: 95 % Wilson intervals."])
+    handles, labels = axes.get_legend_handles_labels()
+    bars_first = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
+    figure.legend(
+        [handles[index] for index in bars_first],
+        [labels[index] for index in bars_first],
+        loc="outside lower center",
+        ncols=4 if figure.get_figwidth() < 14 else 6,
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
+def accuracy_by_budget(run: Run) -> Figure:
+    """Accuracy against the reconstruction's iterations, a line a condition, with Wilson 95 % bands.
+
+    Not in the paper, which has three budgets. The defence's price shows where the clean curve stays below 100 %.
+
+    Raises:
+        ImportError: Matplotlib is missing.
+    """
+    cells = [cell for cell in summarise(run.records) if cell.condition != "average"]
+    figure, axes = _figure(8.0, 5.2)
+    for condition, colour in _colours_of_conditions(cells).items():
+        curve = sorted(
+            (cell for cell in cells if (cell.condition, cell.defence) == (condition, "dip")),
+            key=lambda cell: cell.budget,
+        )
+        budgets = [cell.budget for cell in curve]
+        low, high = zip(*([100 * end for end in cell.interval] for cell in curve), strict=True)
+        axes.fill_between(budgets, low, high, color=colour, alpha=0.12, linewidth=0)
+        label = condition_title(condition)
+        axes.plot(budgets, [100 * cell.accuracy for cell in curve], color=colour, label=label, linewidth=1.8)
+        undefended = [cell for cell in cells if (cell.condition, cell.defence) == (condition, "none")]
+        for cell in undefended:
+            axes.axhline(100 * cell.accuracy, color=colour, linestyle=":", linewidth=1.2)
+    axes.set(ylim=(-1, 101), xlim=(0, None), xlabel="iterations of the reconstruction", ylabel="top-1 accuracy, %")
+    axes.grid(color="0.9", zorder=0)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    about = f"{subject(run, cells)} Bands: 95 % Wilson intervals. Dotted: undefended."
+    _caption(figure, axes, "Accuracy against the budget (defence-unaware attacks)", [*banner(run, cells), about])
+    return figure
+
+
+def recovery_by_confidence(run: Run) -> Figure:
+    """Whether images of low confidence recover: the true class's confidence, clean and undefended against defended.
+
+    Not in the paper. One point an image and condition, at the largest budget and with the first seed; Spearman's rank
+    correlation is in the legend.
+
+    Raises:
+        ImportError: Matplotlib is missing.
+    """
+    from scipy.stats import spearmanr
+
+    cells = summarise(run.records)
+    last = max(cell.budget for cell in cells if cell.defence == "dip")
+    seed = min(record.seed for record in run.records)
+    clean = {r.image: r.confidence for r in run.records if (r.condition, r.defence) == ("clean", "none")}
+    figure, axes = _figure(8.0, 5.2)
+    for condition, colour in _colours_of_conditions(cells).items():
+        points = [
+            (clean[record.image], record.confidence, record.correct)
+            for record in run.records
+            if (record.condition, record.defence, record.budget, record.seed) == (condition, "dip", last, seed)
+            and clean.get(record.image) is not None
+            and record.confidence is not None
+        ]
+        if not points:
+            continue
+        before, after, correct = zip(*points, strict=True)
+        places = [_inside(confidence) for confidence in before]
+        label = condition_title(condition)
+        if len(set(before)) > 2 and len(set(after)) > 1:
+            rho, p = spearmanr(before, after)
+            label += f" (ρ = {rho:.2f}, p = {p:.2g}, n = {len(points)})"
+        face = [colour if right else "white" for right in correct]
+        axes.scatter(places, after, s=26, c=face, edgecolors=colour, linewidths=1.1, alpha=0.85, zorder=3)
+        axes.scatter([], [], s=26, color=colour, label=label)
+    axes.set_xscale("logit")
+    axes.minorticks_off()
+    drawn = [_inside(confidence) for confidence in clean.values() if confidence is not None]
+    marks = [mark for mark in _MARKS if min(drawn) <= mark <= max(drawn)]
+    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+    axes.set(ylim=(-0.02, 1.02), xlabel="confidence of the true class: clean, undefended")
+    axes.set_ylabel(f"confidence of the true class: behind {column_title('dip', last)}")
+    axes.grid(color="0.92", zorder=0)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    about = (
+        f"{subject(run, cells)} Filled: classified correctly behind the defence. ρ: Spearman's, with clean confidence."
+    )
+    _caption(figure, axes, "Recovery against the clean image's confidence", [*banner(run, cells), about])
+    return figure
+
+
+def _inside(confidence: float) -> float:
+    return min(max(confidence, _EDGE), 1 - _EDGE)
+
+
+def _colours_of_conditions(cells: Sequence[Cell]) -> dict[str, str]:
+    """A colour that the colour-blind can tell apart for each condition with a reconstruction (Okabe and Ito 2008)."""
+    palette = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00")
+    names = dict.fromkeys(cell.condition for cell in cells if cell.defence == "dip" and cell.condition != "average")
+    return {name: palette[place % len(palette)] for place, name in enumerate(names)}
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of this size in inches, and its axes."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plots need Matplotlib: pip install "dipdefense[demo]"') from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _caption(figure: Figure, axes: Axes, title: str, paragraphs: Sequence[str]) -> None:
+    """A title in bold and paragraphs below it, in red where the first is a warning."""
+    characters = int(11.5 * figure.get_figwidth())
+    wrapped = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
+    text = "\n".join("\n".join(lines) for lines in wrapped) + "\n"
+    colour = "firebrick" if paragraphs[0].startswith("REDUCED") else "black"
+    axes.set_title(text, loc="left", fontsize=9, color=colour)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+
+
+def _colour(column: Column, columns: Sequence[Column]) -> tuple[float, float, float]:
+    """Grey, oranges and blues for the three defences, darker with the budget."""
+    light, dark = {
+        "none": ((0.62, 0.62, 0.62), (0.62, 0.62, 0.62)),
+        "randomisation": ((0.97, 0.76, 0.47), (0.87, 0.53, 0.16)),
+        "dip": ((0.66, 0.81, 0.93), (0.10, 0.35, 0.62)),
+    }[column[0]]
+    budgets = [budget for defence, budget in columns if defence == column[0]]
+    share = budgets.index(column[1]) / max(len(budgets) - 1, 1)
+    red, green, blue = (a + share * (b - a) for a, b in zip(light, dark, strict=True))
+    return red, green, blue

@@ -1,0 +1,86 @@
+"""What reports and figures call things, and which of the recorded columns they show."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from dipdefense.config import DIPConfig
+from dipdefense.evaluation import paper
+from dipdefense.evaluation.protocol import network
+from dipdefense.evaluation.statistics import Cell
+from dipdefense.evaluation.store import Run
+
+TITLES = {
+    1: "Table 1: top-1 accuracy on clean images (defence-unaware evaluation)",
+    2: "Table 2: top-1 accuracy under defence-unaware attacks",
+}
+
+Column = tuple[str, int]
+
+# Budgets that a table has room for, and the step of those that it shows where more were recorded.
+_ROOM, _STEP = 6, 250
+
+
+def shown_budgets(budgets: Collection[int]) -> list[int]:
+    """The budgets that tables show of those recorded: all if few, else the multiples of 250, else the largest.
+
+    Example:
+        >>> shown_budgets([100, 200, 300]), shown_budgets(range(50, 1001, 50))
+        ([100, 200, 300], [250, 500, 750, 1000])
+    """
+    ascending = sorted(set(budgets))
+    if len(ascending) <= _ROOM:
+        return ascending
+    return [budget for budget in ascending if budget % _STEP == 0] or ascending[-1:]
+
+
+def shown(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that tables show."""
+    budgets = shown_budgets({cell.budget for cell in cells if cell.defence == "dip"})
+    return [cell for cell in cells if cell.defence != "dip" or cell.budget in budgets]
+
+
+def columns(cells: Sequence[Cell]) -> list[Column]:
+    """The measured columns, in order."""
+    return list(dict.fromkeys(cell.column for cell in cells))
+
+
+def column_title(defence: str, budget: int) -> str:
+    """What a report calls a defence at a budget.
+
+    Example:
+        >>> column_title("dip", 500), column_title("randomisation", 30)
+        ('DIP 500', 'randomisation ×30')
+    """
+    return {"none": "no defence", "randomisation": f"randomisation ×{budget}", "dip": f"DIP {budget}"}[defence]
+
+
+def published_title(defence: str, budget: int) -> str:
+    """What a report calls a published column."""
+    return f"published: {column_title(defence, budget)}{', quoted' if defence == 'randomisation' else ''}"
+
+
+def banner(run: Run, cells: Sequence[Cell]) -> list[str]:
+    """The warning that a setting is not the paper's, or nothing."""
+    budgets = [budget for defence, budget in columns(cells) if defence == "dip"]
+    # A network that nothing was drawn with reduces nothing.
+    config = network(run.configuration) if budgets else DIPConfig.paper()
+    reduced = paper.reductions(config, images=cells[0].n, budgets=budgets, shape=run.configuration["input"])
+    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}."] if reduced else []
+
+
+def subject(run: Run, cells: Sequence[Cell]) -> str:
+    """Classifier, images and setting, in words."""
+    configuration = run.configuration
+    data = configuration["data"]
+    source = data if data.startswith("packaged") else f'"{data}"'
+    return (
+        f"Classifier: {configuration['classifier']}. Images: {cells[0].n} of {source} that it "
+        "classifies correctly. Setting: defence-unaware."
+    )
+
+
+def percent(cell: Cell) -> str:
+    """Accuracy and its interval, such as "70.0 [60.4, 78.1]"."""
+    low, high = cell.interval
+    return f"{100 * cell.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
