@@ -32,8 +32,8 @@ def test_accuracy_by_budget_has_a_curve_a_condition_and_the_undefended_accuracy(
     curves = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
     assert list(curves) == ["clean", "FGSM ε=5", "BI ε=10"]
     cells = {(c.condition, c.budget): c for c in summarise(run.records) if c.defence == "dip"}
-    assert curves["BI ε=10"].get_xdata() == list(BUDGETS)
-    assert curves["BI ε=10"].get_ydata() == [100 * cells["bi-10", budget].accuracy for budget in BUDGETS]
+    assert list(curves["BI ε=10"].get_xdata()) == list(BUDGETS)
+    assert list(curves["BI ε=10"].get_ydata()) == [100 * cells["bi-10", budget].accuracy for budget in BUDGETS]
     assert len(axes.collections) == 3
     undefended = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
     assert undefended == [100 * c.accuracy for c in summarise(run.records) if c.defence == "none"]
