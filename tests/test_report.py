@@ -197,6 +197,18 @@ def test_a_failed_sanity_check_is_printed() -> None:
     assert "- FAILED: BI ε=10 is at least as strong as FGSM ε=10" in report
     assert "- FAILED: BI ε=10 is stronger than random noise of its norm" in report
     assert "- passed: FGSM ε=10 is stronger than random noise of its norm" in report
+    assert "- passed: FGSM is at least as strong with a larger ε" in report
+    leaky = [dataclasses.replace(r, prediction=3) if r.condition == "fgsm-10" else r for r in run.records]
+    report = as_markdown(Run(run.configuration, tuple(leaky), run.sessions), table=2)
+    assert "- FAILED: FGSM is at least as strong with a larger ε" in report
+
+
+def test_what_only_a_reconstruction_has_is_left_out_without_one() -> None:
+    run = made_up(conditions=("clean", "bi-10"))
+    rest = tuple(r for r in run.records if r.defence != "dip")
+    for words in ("Paired comparisons", "The paper's claims", "2,217,831 parameters"):
+        assert words in as_markdown(run, table=1)
+        assert words not in as_markdown(Run(run.configuration, rest, run.sessions), table=1)
 
 
 def test_diverged_reconstructions_are_counted() -> None:

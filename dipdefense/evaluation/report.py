@@ -153,7 +153,8 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) ->
     ]
     captions += [f"Where the defence draws, the mean over {seeds} seeds."] if seeds > 1 else []
     yield Section(f"Accuracy in per cent, with Wilson 95 % intervals, n = {cells[0].n}", captions, layout(cells))
-    yield Section("Paired comparisons", [_PAIRED], _pairs(cells))
+    if len(pairs := _pairs(cells)) > 1:
+        yield Section("Paired comparisons", [_PAIRED], pairs)
     if claims := findings(everything):
         about = [_CLAIMS, _REDUCED_CLAIMS] if banner(run, cells) else [_CLAIMS]
         listed = [f"{claim.verdict.upper()}: {claim.claim} {'; '.join(claim.details)}." for claim in claims]
@@ -165,9 +166,10 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) ->
         "Sanity checks of the attacks, on the undefended classifier",
         items=[*checks, f"{diverged} reconstructions diverged, and count as wrong"],
     )
-    yield Section(
-        "Notes", items=[*paper.NOTES, *paper.about_parameters(network(run.configuration), run.configuration["input"])]
-    )
+    notes = list(paper.NOTES)
+    if any(cell.defence == "dip" for cell in cells):
+        notes += paper.about_parameters(network(run.configuration), run.configuration["input"])
+    yield Section("Notes", items=notes)
     yield Section("How it was measured", items=list(_circumstances(run)))
 
 

@@ -234,12 +234,16 @@ def holm(p: Sequence[float]) -> list[float]:
 def sanity_checks(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
     """What must hold of the attacks on the undefended classifier, and whether it does.
 
-    More steps must not be weaker than one, and random noise of the same norm must not be as strong as an attack.
+    More steps must not be weaker than one, a larger ε not weaker than a smaller one, and random noise of the same norm
+    not as strong as an attack.
     """
     accuracy = {cell.condition: cell.accuracy for cell in cells if cell.defence == "none"}
     checks = []
     if "clean" in accuracy:
         checks.append(("every clean image is classified correctly, as it was chosen to be", accuracy["clean"] == 1))
+    one_step = [accuracy[name] for name in ("fgsm-2", "fgsm-5", "fgsm-10") if name in accuracy]
+    if len(one_step) > 1:
+        checks.append(("FGSM is at least as strong with a larger ε", one_step == sorted(one_step, reverse=True)))
     if {"bi-10", "fgsm-10"} <= accuracy.keys():
         checks.append(("BI ε=10 is at least as strong as FGSM ε=10", accuracy["bi-10"] <= accuracy["fgsm-10"]))
     for name in ADVERSARIES:
