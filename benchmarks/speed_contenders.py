@@ -43,6 +43,7 @@ class Contender:
         fit: its loop, from start to end.
         batched: whether it fits several images at once; otherwise its time an image is that of one image alone.
         operands: dtype of the convolutions' operands.
+        expendable: whether a run goes on without it where it fails.
     """
 
     name: str
@@ -51,14 +52,15 @@ class Contender:
     fit: Fit
     batched: bool = True
     operands: torch.dtype = torch.float32
+    expendable: bool = False
 
 
 PUBLISHED = "published loop"
 """The contender that every ratio refers to."""
 
 
-def contenders(device: torch.device) -> dict[str, Contender]:
-    """Everyone who can run on this device, by name."""
+def contenders(device: torch.device, *, kernels: bool = False) -> dict[str, Contender]:
+    """Everyone who can run on this device, by name; the Triton kernels, which no GPU has run yet, if asked for."""
     published = Contender(PUBLISHED, grouped, side_by_side, functools.partial(_loop, grouped), batched=False)
     found = [
         published,
@@ -71,6 +73,10 @@ def contenders(device: torch.device) -> dict[str, Contender]:
         found.append(Contender("dipdefense, bf16", library, as_library, fit, operands=torch.bfloat16))
     if importlib.util.find_spec("deepinv") is not None:
         found.append(dataclasses.replace(published, name="deepinv", fit=_deepinv))
+    if kernels:
+        from speed_kernels import kernel_contender
+
+        found.append(kernel_contender())
     return {contender.name: contender for contender in found}
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from speed_contenders import contenders, published_loop
+from speed_contenders import Contender, published_loop
 from torch import Tensor
 
 from dipdefense.config import DIPConfig
@@ -17,13 +17,13 @@ _POINTS = 20
 Loop = Callable[..., Reconstruction]
 
 
-def loops(device: torch.device) -> dict[str, tuple[Loop, int]]:
+def loops(everyone: Mapping[str, Contender]) -> dict[str, tuple[Loop, int]]:
     """The loops to compare and their seeds, by name.
 
     The first is what the others are compared with. The second is the same with another seed: the yardstick, since no
     two loops have the same random numbers.
     """
-    own = {name: found.fit for name, found in contenders(device).items() if name.startswith("dipdefense")}
+    own = {name: found.fit for name, found in everyone.items() if name.startswith("dipdefense")}
     named: dict[str, tuple[Any, int]] = {"published loop": (published_loop, 0)}
     named["published loop, another seed"] = (published_loop, 1)
     return named | {name: (fit, 2) for name, fit in own.items()}
@@ -37,6 +37,8 @@ def compare(
     *,
     config: DIPConfig,
     budgets: Sequence[int],
+    expendable: Collection[str] = (),
+    report: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Fit to the same images with every loop, and set the results side by side.
 
@@ -47,6 +49,8 @@ def compare(
         compared: as ``loops`` gives them.
         config: the network.
         budgets: iterations, ascending.
+        expendable: loops that may fail; why they did is then all that is said of them, as ``failed``.
+        report: called after each loop with what there is by then.
 
     Returns:
         ``budgets``, ``labels``, and by loop in ``loops``: ``psnr`` in dB, ``predictions`` and the true class's
@@ -56,28 +60,35 @@ def compare(
         ``same_decisions`` (images by budget).
     """
     rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {"budgets": list(budgets), "labels": labels.tolist(), "loops": rows}
     curves: dict[str, Tensor] = {}
+    base = next(iter(compared))
     for name, (fit, seed) in compared.items():
         torch.manual_seed(seed)
-        run = fit(images, budgets=tuple(budgets), config=config)
+        try:
+            run = fit(images, budgets=tuple(budgets), config=config)
+        except Exception as error:
+            if name not in expendable:
+                raise
+            rows[name] = {"failed": f"{type(error).__name__}: {error}"}
+            continue
         with torch.no_grad():
             scores = torch.stack([classify(drawn) for drawn in run.images]).softmax(dim=2)
         confidences = scores.gather(2, labels.view(1, -1, 1).expand(len(budgets), -1, -1))[..., 0]
         curves[name] = torch.stack([part.log().mean(dim=0) for part in run.losses.tensor_split(_POINTS) if len(part)])
-        rows[name] = {
+        row = rows[name] = {
             "psnr": psnr(run.images, images).tolist(),
             "predictions": scores.argmax(dim=2).tolist(),
             "confidences": confidences.tolist(),
             "log_loss": curves[name].mean(dim=1).tolist(),
         }
-    base, *_ = rows
-    for name, row in rows.items():
         own, other = (torch.tensor(entry["psnr"]) for entry in (row, rows[base]))
         row["psnr_difference"] = (own - other).mean(dim=1).tolist()
         row["log_loss_difference"] = (curves[name] - curves[base]).abs().mean().item()
         own, other = (torch.tensor(entry["predictions"]) for entry in (row, rows[base]))
         row["same_decisions"] = (own == other).sum(dim=1).tolist()
-    return {"budgets": list(budgets), "labels": labels.tolist(), "loops": rows}
+        report(found)
+    return found
 
 
 def psnr(drawings: Tensor, images: Tensor) -> Tensor:
@@ -86,7 +97,13 @@ def psnr(drawings: Tensor, images: Tensor) -> Tensor:
 
 
 def on_packaged_images(
-    device: torch.device, *, count: int, config: DIPConfig, budgets: Sequence[int]
+    everyone: Mapping[str, Contender],
+    device: torch.device,
+    *,
+    count: int,
+    config: DIPConfig,
+    budgets: Sequence[int],
+    report: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
     """The comparison on packaged ImageNet images at 224×224, classified by EfficientNet-Lite0.
 
@@ -99,5 +116,9 @@ def on_packaged_images(
     classifier = load("efficientnet-lite0", device=device)
     packaged = packaged_images("imagenet", preprocess=classifier.preprocess)
     images, labels = packaged.images[:count].to(device), packaged.labels[:count].to(device)
-    found = compare(images, labels, functools.partial(classifier), loops(device), config=config, budgets=budgets)
-    return {"classifier": classifier.name, "images": list(packaged.ids[:count])} | found
+    head = {"classifier": classifier.name, "images": list(packaged.ids[:count])}
+    return head | compare(
+        images, labels, functools.partial(classifier), loops(everyone), config=config, budgets=budgets,
+        expendable={name for name, contender in everyone.items() if contender.expendable},
+        report=lambda found: report(head | found),
+    )  # fmt: skip

@@ -37,6 +37,9 @@ def _times(record: Record) -> Iterator[str]:
             f"{setting['flops']['rewritten'] / 1e9:.4g} at least"
         )
         for name, errors in setting["checks"].items():
+            if "failed" in errors:
+                yield f"  not timed: {name}: {errors['failed']}"
+                continue
             yield f"  checked: {name}, drawings to {errors['drawing']:.0e}, gradients to {errors['gradient']:.0e}"
         yield (
             f"  {'contender':18} {'batch':>5}  {'s/image/1000 iterations':>26}  {'× published loop':>22}"
@@ -68,6 +71,9 @@ def _quality(record: Record) -> Iterator[str]:
     yield ""
     yield f"quality: {count} packaged images, {quality['classifier']}; differences are to the first row"
     for name, row in quality["loops"].items():
+        if "failed" in row:
+            yield f"  {name}: failed: {row['failed']}"
+            continue
         yield f"  {name}: |Δ log loss| {row['log_loss_difference']:.3f}"
         for index, budget in enumerate(quality["budgets"]):
             psnr = sum(row["psnr"][index]) / count

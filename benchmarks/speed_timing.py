@@ -145,8 +145,8 @@ def _fit(setting: Setting, cell: Cell, device: torch.device, seed: int) -> float
     budgets = (_iterations(device, cell.iterations),)
     try:
         cell.contender.fit(images, budgets=budgets, config=setting.config, on_iteration=watch)
-    except RuntimeError as error:
-        if cell.contender.name == PUBLISHED:
+    except Exception as error:
+        if cell.contender.name == PUBLISHED or not (isinstance(error, RuntimeError) or cell.contender.expendable):
             raise
         # Out of memory, or beyond what a kernel can index: a finding about this contender, not the end of the run.
         cell.skipped = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,17 +13,29 @@ from dipdefense.config import DIPConfig
 # Share of the free memory that a chunk may plan for: allocators fragment, and the caller needs some too.
 _SHARE = 0.7
 
+# Of a parameter: itself, its gradient and two moments. The kernels' rows hold those beside the networks' start, with a
+# copy in the operands' dtype and one that the merged normalisation is folded into.
+_PARAMETER_BYTES = {"torch": 4 * 4, "triton": 4 * 4 + 10}
+
 # A CPU gains from a batch while its activations stay in the caches, and pays in page faults beyond that.
 _CPU_PIXELS = 32 * 32 * 32
 
 
 def bytes_per_image(
-    config: DIPConfig, channels: int, height: int, width: int, operands: torch.dtype = torch.float32
+    config: DIPConfig,
+    channels: int,
+    height: int,
+    width: int,
+    operands: torch.dtype = torch.float32,
+    *,
+    backend: Literal["torch", "triton"] = "torch",
 ) -> int:
     """Peak memory that fitting one image takes: its activations, its parameters, their gradients and moments.
 
     The numbers of tensors a pixel were fitted to measured peaks on a CPU: 430 to 500 MiB an image at 224×224 with the
-    paper's network, 138 with the compact one, 31 at 32×32 with architecture 1.
+    paper's network, 138 with the compact one, 31 at 32×32 with architecture 1. The kernels hold fewer activations, and
+    the same number is assumed for them: by a count of their tensors, 0.6 times what is reckoned for the paper's network
+    at 224×224 in bf16, 0.9 at 32×32 with architecture 1. No peak has been measured on a GPU.
 
     Args:
         config: the method's numbers.
@@ -30,6 +43,7 @@ def bytes_per_image(
         height: of the image, in pixels.
         width: of the image, in pixels.
         operands: dtype of the convolutions' operands, and so of the activations.
+        backend: what fits them.
     """
     scales = config.scales_for(height, width)
     c, skips = config.channels, config.skip_channels
@@ -40,15 +54,18 @@ def bytes_per_image(
         activations += pixels * (2 * inputs + 8 * skips + 10 * c) + pixels // 4 * 10 * c
     parameters = config.parameter_count(image_channels=channels, scales=scales)
     images = 8 * (channels + config.input_channels) * height * width
-    return activations * operands.itemsize + parameters * 4 * 4 + images
+    return activations * operands.itemsize + parameters * _PARAMETER_BYTES[backend] + images
 
 
-def images_that_fit(config: DIPConfig, images: Tensor, operands: torch.dtype) -> int:
+def images_that_fit(
+    config: DIPConfig, images: Tensor, operands: torch.dtype, *, backend: Literal["torch", "triton"] = "torch"
+) -> int:
     """The number of images to fit at once on the device where they are: at least one."""
     if len(images) == 0:
         return 1
     _, channels, height, width = images.shape
-    fitting = int(_SHARE * _free_bytes(images.device)) // bytes_per_image(config, channels, height, width, operands)
+    each = bytes_per_image(config, channels, height, width, operands, backend=backend)
+    fitting = int(_SHARE * _free_bytes(images.device)) // each
     if images.device.type == "cpu":
         fitting = min(fitting, _CPU_PIXELS // (height * width))
     return max(1, fitting)

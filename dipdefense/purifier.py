@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from dipdefense.config import PAPER_BUDGETS, DIPConfig
 from dipdefense.memory import images_that_fit, is_out_of_memory
 from dipdefense.reconstruct import (
+    Backend,
     Precision,
     Reconstruction,
     Seed,
+    check_backend,
     check_budgets,
     check_config,
     check_images,
@@ -50,6 +52,8 @@ class DIPPurifier(nn.Module):
         gradient: "straight-through": the backward pass is the identity (BPDA, Athalye et al. 2018), so white-box
             attacks get a usable gradient. "none": a backward pass raises.
         precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
+        backend: "torch", or "triton" for hand-written kernels in a CUDA graph, which want an NVIDIA GPU and have not
+            yet been run on one; see :func:`dipdefense.reconstruct.reconstruct`.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -74,6 +78,7 @@ class DIPPurifier(nn.Module):
         batch_size: int | Literal["auto"] = "auto",
         gradient: Gradient = "straight-through",
         precision: Precision = "auto",
+        backend: Backend = "torch",
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -83,12 +88,14 @@ class DIPPurifier(nn.Module):
         if gradient not in ("straight-through", "none"):
             raise ValueError(f'gradient must be "straight-through" or "none", got {gradient!r}')
         operand_dtype(precision, torch.device("cpu"))
+        check_backend(backend)
         check_seed(seed)
         self.config = check_config(config)
         self.seed = seed
         self.batch_size = batch_size
         self.gradient = gradient
         self.precision = precision
+        self.backend = backend
         self.progress = progress
 
     def forward(self, images: Tensor) -> Tensor:
@@ -126,19 +133,24 @@ class DIPPurifier(nn.Module):
         if budgets[-1] > self.iters:
             raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets}")
         check_images(images, self.config)
-        seeds = resolve_seeds(self.seed if seed is None else seed, len(images))
         operands = operand_dtype(self.precision, images.device)
+        check_backend(self.backend, images.device)
+        seeds = resolve_seeds(self.seed if seed is None else seed, len(images))
         chunk = self.batch_size
         if chunk == "auto":
-            chunk = images_that_fit(self.config, images, operands)
+            chunk = images_that_fit(self.config, images, operands, backend=self.backend)
         with _progress_bar(len(images) * budgets[-1], enabled=self.progress) as advance:
             return _in_chunks(
-                images, seeds, chunk, advance, budgets=budgets, config=self.config, precision=self.precision
-            )
+                images, seeds, chunk, advance,
+                budgets=budgets, config=self.config, precision=self.precision, backend=self.backend,
+            )  # fmt: skip
 
     def extra_repr(self) -> str:
         """The settings that a printed model shows."""
-        return f"iters={self.iters}, gradient={self.gradient!r}, precision={self.precision!r}, seed={self.seed}"
+        return (
+            f"iters={self.iters}, gradient={self.gradient!r}, precision={self.precision!r}, backend={self.backend!r}, "
+            f"seed={self.seed}"
+        )
 
 
 @contextlib.contextmanager

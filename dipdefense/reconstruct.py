@@ -10,10 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dipdefense import kernels
 from dipdefense.config import PAPER_BUDGETS, DIPConfig
 from dipdefense.network import SkipNets
 
 Precision = Literal["auto", "fp32", "bf16"]
+Backend = Literal["torch", "triton"]
 Status = Literal["ok", "diverged"]
 Seed = int | Sequence[int] | None
 
@@ -50,6 +52,7 @@ def reconstruct(
     config: DIPConfig | None = None,
     seed: Seed = None,
     precision: Precision = "auto",
+    backend: Backend = "torch",
     on_iteration: Callable[[], object] | None = None,
 ) -> Reconstruction:
     """Fit a network of its own to every image, all of them at once, and keep what they have drawn at each budget.
@@ -66,7 +69,11 @@ def reconstruct(
             torch's default generator of the CPU. With a seed, no global generator is touched.
         precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
             takes bf16 on a GPU that has it.
-        on_iteration: called after every iteration.
+        backend: "torch", or "triton" for hand-written kernels in a CUDA graph, on an NVIDIA GPU alone. Those have
+            been checked in Triton's interpreter and compiled, but not yet been run on a GPU. They start from the same
+            networks and fixed noise, but draw the fresh noise by a generator of their own, so that one seed gives
+            other drawings with either.
+        on_iteration: called after every iteration; with "triton" the GPU may not have finished it yet.
 
     Raises:
         TypeError, ValueError: the input is not as described; nothing has been computed yet.
@@ -79,10 +86,11 @@ def reconstruct(
     config = check_config(config)
     budgets = check_budgets(budgets)
     check_images(images, config)
-    seeds = resolve_seeds(seed, len(images))
     dtype = operand_dtype(precision, images.device)
+    check_backend(backend, images.device)
+    seeds = resolve_seeds(seed, len(images))
     with _ordinary_autograd(images.device):
-        return _fit(images, budgets, config, seeds, dtype, on_iteration or (lambda: None))
+        return _fit(images, budgets, config, seeds, dtype, backend, on_iteration or (lambda: None))
 
 
 def _fit(
@@ -91,6 +99,7 @@ def _fit(
     config: DIPConfig,
     seeds: Sequence[int],
     operands: torch.dtype,
+    backend: Backend,
     on_iteration: Callable[[], object],
 ) -> Reconstruction:
     count, channels, height, width = images.shape
@@ -109,15 +118,24 @@ def _fit(
         generators=generators,
         device=device,
     )
+    fixed_noise = target.new_empty(count, config.input_channels, height, width)
+    for noise, generator in zip(fixed_noise, generators, strict=True):
+        noise.uniform_(0, config.input_scale, generator=generator)
+    if backend == "triton":
+        from dipdefense.kernels import loop
+
+        loop.fit(
+            dict(networks.named_parameters()), fixed_noise, target, seeds, config=config, scales=networks.scales,
+            operands=operands, budgets=budgets, drawings=drawings, losses=losses, on_iteration=on_iteration,
+        )  # fmt: skip
+        return Reconstruction(budgets, drawings, losses, _status(losses))
+
     optimiser = torch.optim.Adam(
         networks.parameters(), lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True
     )
     # Convolutions of one large image are fastest with the channels innermost; groups of channels have no such layout.
     innermost = count == 1 and height * width >= _LARGE
     layout = torch.channels_last if innermost else torch.contiguous_format
-    fixed_noise = target.new_empty(count, config.input_channels, height, width)
-    for noise, generator in zip(fixed_noise, generators, strict=True):
-        noise.uniform_(0, config.input_scale, generator=generator)
     fresh_noise = torch.empty_like(fixed_noise)
 
     for iteration in range(1, iterations + 1):
@@ -135,8 +153,11 @@ def _fit(
             optimiser.step()
         on_iteration()
 
-    finite = losses.isfinite().all(dim=0)
-    return Reconstruction(budgets, drawings, losses, tuple("ok" if ok else "diverged" for ok in finite.tolist()))
+    return Reconstruction(budgets, drawings, losses, _status(losses))
+
+
+def _status(losses: Tensor) -> tuple[Status, ...]:
+    return tuple("ok" if ok else "diverged" for ok in losses.isfinite().all(dim=0).tolist())
 
 
 @contextlib.contextmanager
@@ -159,6 +180,18 @@ def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         raise ValueError(f'{device} has no bf16 arithmetic; use precision="fp32" or "auto"')
     wants_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and has_bf16)
     return torch.bfloat16 if wants_bf16 else torch.float32
+
+
+def check_backend(backend: Backend, device: torch.device | None = None) -> None:
+    """Refuse an unknown backend and, given a device, one that does not run there.
+
+    Raises:
+        ValueError: it does not; the message says what is missing.
+    """
+    if backend not in ("torch", "triton"):
+        raise ValueError(f'backend must be "torch" or "triton", got {backend!r}')
+    if backend == "triton" and device is not None:
+        kernels.require(device)
 
 
 def check_config(config: DIPConfig | None) -> DIPConfig:

@@ -1,7 +1,7 @@
 """The Triton kernels against plain PyTorch: on a CPU in Triton's interpreter, on a GPU as they are.
 
 Triton decides when it is imported whether its kernels are interpreted, and other tests must not be affected, so on a
-CPU this file and its companion run again in a process of their own. ``TRITON_INTERPRET=1 pytest tests/test_kernels.py``
+CPU this file and its companions run again in processes of their own. ``TRITON_INTERPRET=1 pytest`` with a file's name
 does that by hand; ``pytest -m gpu`` runs the same checks, at real sizes too, on a GPU.
 """
 
@@ -27,7 +27,7 @@ from dipdefense.kernels.epilogues import Finish  # noqa: E402
 from dipdefense.kernels.noise import perturb  # noqa: E402
 from dipdefense.kernels.tiles import Blocks, Operand  # noqa: E402
 
-FILES = [str(Path(__file__).with_name(name)) for name in ("test_kernels.py", "test_kernels_network.py")]
+FILES = ("test_kernels.py", "test_kernels_network.py", "test_kernels_loop.py")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 runs_kernels = pytest.mark.skipif(False, reason="") if INTERPRETED else pytest.mark.gpu
@@ -35,9 +35,11 @@ SLOPE = 0.2
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
-def test_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_in_the_interpreter(file: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *FILES]
+    path = str(Path(__file__).with_name(file))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if "only 0-dimensional arrays can be converted to Python scalars" in done.stdout:
         pytest.skip("this version of Triton cannot interpret with this version of NumPy; Triton 3.6 needs NumPy < 2.4")

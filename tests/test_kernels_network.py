@@ -20,12 +20,16 @@ from dipdefense.kernels.layout import Layout
 from dipdefense.kernels.tiles import Blocks
 
 
-@pytest.fixture
-def large_blocks(monkeypatch) -> None:
+def use_large_blocks(patch: pytest.MonkeyPatch) -> None:
     """Blocks so large that the interpreter, whose time goes by programs, has few to run."""
     if INTERPRETED:
-        monkeypatch.setattr(convolution, "convolution_blocks", lambda *_, **__: Blocks(16, 16, 16, 16, 4, 2))
-        monkeypatch.setattr(weight_gradient, "weight_blocks", lambda *_, **__: Blocks(16, 1, 16, 256, 4, 2))
+        patch.setattr(convolution, "convolution_blocks", lambda *_, **__: Blocks(16, 16, 16, 16, 4, 2))
+        patch.setattr(weight_gradient, "weight_blocks", lambda *_, **__: Blocks(16, 1, 16, 256, 4, 2))
+
+
+@pytest.fixture
+def large_blocks(monkeypatch) -> None:
+    use_large_blocks(monkeypatch)
 
 
 def networks_like(config: DIPConfig, channels: int, scales: int, *, count: int) -> SkipNets:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import speed
 import speed_timing
 from speed_contenders import PUBLISHED, Contender, check, contenders, published_loop
+from speed_kernels import KERNELS, kernel_contender, outcome, start
 from speed_networks import Networks, PlainNet, grouped
 from speed_timing import Cell, Setting, Stopwatch, measure, speedups
 
@@ -138,12 +141,59 @@ def test_a_wrong_contender_is_refused(contender: Contender) -> None:
 
 def test_a_wrong_contender_ends_the_run_before_it_is_timed(tmp_path: Path, monkeypatch) -> None:
     published = EVERYONE[PUBLISHED]
-    monkeypatch.setattr(speed, "contenders", lambda _: {PUBLISHED: published, "broken": WRONG["another slope"]})
+    everyone = {PUBLISHED: published, "broken": WRONG["another slope"]}
+    monkeypatch.setattr(speed, "contenders", lambda *_, **__: everyone)
     monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("timed"))
     monkeypatch.setattr(speed, "_CEILINGS", {"cpu": {"side": 64, "copied": 2**16}})
     with pytest.raises(ValueError, match="broken is not the published network"):
         speed.main(["--sides", "32", "--channels", "4", "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_one_that_may_fail_is_tried_first_and_then_left_out(tmp_path: Path, monkeypatch, capsys) -> None:
+    dud = dataclasses.replace(WRONG["NaN"], name="dud", expendable=True)
+    monkeypatch.setattr(speed, "contenders", lambda *_, **__: {PUBLISHED: EVERYONE[PUBLISHED], "dud": dud})
+    tried = []
+    monkeypatch.setattr(speed, "start", lambda contender, setting, batches, *, seed: tried.append(batches))
+    monkeypatch.setattr(speed, "outcome", lambda trial, *, deadline: {"failed": "ValueError: no good"})
+    monkeypatch.setattr(speed, "peak_in_fresh_process", lambda *_, **__: 7.0)
+    monkeypatch.setattr(speed, "_CEILINGS", {"cpu": {"side": 64, "copied": 2**16}})
+    monkeypatch.setattr(speed_timing, "MOST", 3)
+    command = ["--sides", "32", "--channels", "4", "--batch-sizes", "3", "2", "--rounds", "1", "--out", str(tmp_path)]
+    record = json.loads(speed.main(command).read_text())
+    assert tried == [[2, 3]]
+    (setting,) = record["settings"]
+    assert setting["checks"]["dud"] == {"failed": "ValueError: no good"}
+    assert [row["contender"] for row in record["results"]] == [PUBLISHED]
+    assert "  not timed: dud: ValueError: no good\n" in capsys.readouterr().out
+
+
+TRIALS = {
+    "passed": ("print('a warning'); print('{\"drawing\": 0.5}')", {"drawing": 0.5}),
+    "raised": ("print(1); raise ValueError('no good')", {"failed": "ValueError: no good"}),
+    "crashed": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", {"failed": "ended by signal 11"}),
+    "hung": ("import time; time.sleep(600)", {"failed": "its trial took too long"}),
+}
+
+
+@pytest.mark.parametrize(("code", "expected"), TRIALS.values(), ids=TRIALS)
+def test_what_comes_of_a_trial(code: str, expected: dict) -> None:
+    trial = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = 0.1 if "sleep" in code else 60
+    assert outcome(trial, deadline=time.monotonic() + limit) == expected
+    assert trial.returncode is not None
+
+
+@pytest.mark.gpu
+def test_the_kernels_pass_their_trial() -> None:
+    trial = start(kernel_contender(), Setting("", 32, DIPConfig.architecture_2()), (1, 16), seed=0)
+    assert outcome(trial, deadline=time.monotonic() + 300).keys() == {"drawing", "gradient"}
+
+
+def test_the_kernels_are_there_if_asked_for() -> None:
+    assert KERNELS not in EVERYONE
+    assert list(contenders(CPU, kernels=True))[-1] == KERNELS
+    assert [name for name, contender in contenders(CPU, kernels=True).items() if contender.expendable] == [KERNELS]
 
 
 def test_the_plain_network_and_its_loop_are_the_references(tiny: DIPConfig) -> None:
@@ -232,6 +282,22 @@ def test_a_contender_that_fails_in_a_later_round_is_left_out_and_the_published_l
     failing = Cell(fake(PUBLISHED, log, 0.1, clock, fails_from=1), 1)
     with pytest.raises(torch.OutOfMemoryError):
         measure(Setting("", 32, DIPConfig()), [failing], device=CPU, rounds=4, seconds=100, seed=0)
+
+
+def test_only_one_that_may_fail_may_fail_in_any_way(clock) -> None:
+    def fit(*_, **__) -> None:
+        raise TypeError("out of resources")
+
+    published, other = fake(PUBLISHED, [], 0.1, clock), fake("b", [], 0.1, clock)
+    for expendable in (True, False):
+        cells = [Cell(published, 1), Cell(dataclasses.replace(other, fit=fit, expendable=expendable), 1)]
+        setting = Setting("", 32, DIPConfig())
+        if expendable:
+            measure(setting, cells, device=CPU, rounds=3, seconds=100, seed=0)
+            assert cells[1].skipped == "failed: TypeError: out of resources"
+        else:
+            with pytest.raises(TypeError):
+                measure(setting, cells, device=CPU, rounds=3, seconds=100, seed=0)
 
 
 def test_ratios_are_taken_within_a_round() -> None:

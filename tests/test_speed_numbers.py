@@ -42,8 +42,8 @@ def test_operations_are_those_that_torch_counts(config: DIPConfig, side: int, pu
         counted.append(counter.get_total_flops())
     assert flops(config, **shape, rewritten=False) == counted[0] == pytest.approx(published, rel=1e-3)
     assert flops(config, **shape, rewritten=True) == pytest.approx(least, rel=2e-3)
-    # The library's network: the fewest, and what fixed filters and borders take.
-    assert least < counted[1] < least * 1.25
+    # The library's network: the fewest, and what fixed filters and borders take, or dense matrices where maps are small.
+    assert least < counted[1] < least * (1.25 if config.channels > 16 else 1.45)
     if side == 224:
         assert counted[1] / counted[0] == pytest.approx(0.52, abs=0.01)
 
@@ -109,6 +109,23 @@ def test_quality_sets_loops_side_by_side(tiny: DIPConfig) -> None:
     ]
     assert other["same_decisions"] == same
     assert found["labels"] == [0, 2]
+
+
+def test_quality_is_reported_loop_by_loop_and_may_lose_one_that_is_expendable(tiny: DIPConfig) -> None:
+    def dud(*_, **__):
+        raise TypeError("out of resources")
+
+    seen = []
+    arguments = (torch.rand(1, 3, 32, 32), torch.tensor([0]), lambda x: x.mean(dim=(2, 3)))
+    options = {"config": dataclasses.replace(tiny, scales=None), "budgets": (1,)}
+    loops = {"first": (published_loop, 0), "dud": (dud, 0), "last": (published_loop, 0)}
+    report = lambda found: seen.append(list(found["loops"]))  # noqa: E731
+    found = compare(*arguments, loops, expendable={"dud"}, report=report, **options)
+    assert seen == [["first"], ["first", "dud", "last"]]
+    assert found["loops"]["dud"] == {"failed": "TypeError: out of resources"}
+    assert found["loops"]["last"]["same_decisions"] == [1]
+    with pytest.raises(TypeError):
+        compare(*arguments, loops, **options)
 
 
 def test_psnr_is_scikit_images() -> None:

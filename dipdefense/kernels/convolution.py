@@ -33,6 +33,7 @@ from dipdefense.kernels.tiles import (
     MIRROR,
     NOTHING,
     REPEAT,
+    SIZES,
     Operand,
     beyond,
     convolution_blocks,
@@ -88,7 +89,7 @@ def _add_tap(
     return multiply(a.to(b.dtype), b, sums)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _convolve(
     x, x_coef, x_raw, weight, out, partial,
     spread_out, strip_rows, strip_columns,
@@ -230,7 +231,7 @@ def convolve(
     phase_size = [-(-side // geometry.dilation) for side in size]
     tiles_y, tiles_x = (-(-side // block) for side, block in zip(phase_size, blocks[:2], strict=True))
     tiles, phases = tiles_y * tiles_x, geometry.dilation**2
-    sums = torch.empty(count, tiles * phases, 2, outputs, device=out.device) if partial else None
+    sums = out.new_empty(count, tiles * phases, 2, outputs, dtype=torch.float32) if partial else None
     w_in, w_out = (1, inputs) if backwards else (outputs, 1)
     _convolve[tiles * phases, triton.cdiv(outputs, blocks.outer), count](
         x.values, x.coefficients, x.raw, weight, out, sums, *finish,

@@ -107,7 +107,7 @@ class Engine:
         """Draw: (N, H, W, input_channels) in ``dtype`` to (N, H, W, image channels) fp32 in [0, 1]."""
         features = self._scale(Operand(noise), 0)
         weight = self.layout.view(self.rows, "draw_weight")
-        sums = torch.empty(*noise.shape[:3], weight.shape[3], device=noise.device)
+        sums = self.rows.new_empty(*noise.shape[:3], weight.shape[3])
         convolve(features, weight, forward_geometry(1), size=_size(features), slope=self.slope, out=sums)
         self._drawn = torch.sigmoid(sums + self.layout.view(self.rows, "draw_bias")[:, None, None])
         return self._drawn

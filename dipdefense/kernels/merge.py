@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dipdefense.kernels.epilogues import Partial, store_gradient_sums
-from dipdefense.kernels.tiles import REPEAT, Operand, beyond
+from dipdefense.kernels.tiles import REPEAT, SIZES, Operand, beyond
 
 PLAIN: tl.constexpr = tl.constexpr(1)
 UPSAMPLED: tl.constexpr = tl.constexpr(2)
@@ -52,7 +52,7 @@ def copies_of(row, column, height, width, merged_h, merged_w):
     return copies_y * copies_x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _merge_moments(
     raw, coef, partial, height, width, channels, merged_h, merged_w, tiles_x, tiles,
     merge: tl.constexpr, slope: tl.constexpr,
@@ -93,7 +93,7 @@ def _merge_moments(
     tl.store(partial + channels, tl.sum(value * gram, axis=0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _merge_gradient(
     grad, raw, coef, merge_coef, edge_rows, edge_columns, partial,
     height, width, channels, merged_h, merged_w, tiles_x, tiles,
@@ -154,7 +154,7 @@ def merge_moments(feature: Operand, *, merge: int, merged: tuple[int, int], slop
     block = min(_CHANNELS, triton.next_power_of_2(channels))
     tiles_x = triton.cdiv(width, _COLUMNS)
     tiles = triton.cdiv(height, _ROWS) * tiles_x
-    partial = torch.empty(count, tiles, 2, channels, device=raw.device)
+    partial = raw.new_empty(count, tiles, 2, channels, dtype=torch.float32)
     _merge_moments[tiles, triton.cdiv(channels, block), count](
         raw, coef, partial, height, width, channels, *merged, tiles_x, tiles, merge=merge, slope=slope,
         ROWS=_ROWS, COLUMNS=_COLUMNS, CHANNELS=block, num_warps=4,
@@ -194,7 +194,7 @@ def merge_gradient(
     block = min(_CHANNELS, triton.next_power_of_2(channels))
     tiles_x = triton.cdiv(width, _COLUMNS)
     tiles = triton.cdiv(height, _ROWS) * tiles_x
-    partial = torch.empty(count, tiles, 2, channels, device=raw.device)
+    partial = raw.new_empty(count, tiles, 2, channels, dtype=torch.float32)
     edge_rows, edge_columns = edges or (None, None)
     _merge_gradient[tiles, triton.cdiv(channels, block), count](
         grad, raw, coef, merge_coefficients, edge_rows, edge_columns, partial,

@@ -15,12 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from dipdefense.kernels.epilogues import Partial
+from dipdefense.kernels.tiles import SIZES
 
 _TILES = 32
 _CHANNELS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _finish_moments(
     partial, scale, shift, coef, tiles, tiles_x, height, width, channels, parameter_step, eps,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, CHANNELS: tl.constexpr,
@@ -62,7 +63,7 @@ def _finish_moments(
     tl.store(coef + 3 * channels, inverse, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _finish_gradient(
     partial, coef, grad_coef, grad_scale, grad_shift, tiles, pixels, channels, parameter_step,
     TILES: tl.constexpr, CHANNELS: tl.constexpr,
@@ -111,7 +112,7 @@ def normalisation(raw: Tensor, partial: Partial, scale: Tensor, shift: Tensor, *
     """
     count, height, width, channels = raw.shape
     sums, rows, columns = partial
-    coef = torch.empty(count, 4, channels, device=raw.device)
+    coef = raw.new_empty(count, 4, channels, dtype=torch.float32)
     _finish_moments[triton.cdiv(channels, _CHANNELS), count](
         sums, scale, shift, coef, sums.shape[1], triton.cdiv(width, columns), height, width, channels,
         scale.stride(0), eps, ROWS=rows, COLUMNS=columns, TILES=_TILES, CHANNELS=_CHANNELS,

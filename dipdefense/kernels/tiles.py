@@ -22,6 +22,14 @@ REPEAT: tl.constexpr = tl.constexpr(2)
 _INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
+# Numbers that differ from scale to scale. The compiler is told nothing about them: a variant for each would gain
+# nothing, since channels are innermost, and take minutes to compile.
+SIZES = (
+    "in_h", "in_w", "out_h", "out_w", "grad_h", "grad_w", "height", "width", "merged_h", "merged_w",
+    "spread_h", "spread_w", "pixels", "tiles_x", "tiles", "steps_w", "steps", "split_steps",
+)  # fmt: skip
+
+
 class Operand(NamedTuple):
     """A tensor (N, H, W, C) that is stored raw and completed on load.
 

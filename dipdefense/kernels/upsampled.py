@@ -18,10 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from dipdefense.kernels.epilogues import filter_tap
-from dipdefense.kernels.tiles import Operand, load_operand
+from dipdefense.kernels.tiles import SIZES, Operand, load_operand
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _filter_adjoint(
     grad, grad_coef, grad_raw, out, height, width, spread_h, spread_w, channels,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -132,8 +132,7 @@ def strips(
     taps = weight.unflatten(1, (3, 3))
     along_rows = upsample_line(beyond_border(rows, height))[:, :, :width]
     along_columns = upsample_line(beyond_border(columns, width))
-    index = torch.arange(-1, width + 1, device=rows.device).abs()
-    reflected = along_rows[:, :, torch.where(index < width, index, 2 * (width - 1) - index)]
+    reflected = torch.cat([along_rows[:, :, 1:2], along_rows, along_rows[:, :, -2:-1]], dim=2)
     repeated = torch.cat([along_columns[:, :, :1], along_columns, along_columns[:, :, -1:]], dim=2)[:, :, : height + 2]
     above_below = torch.stack([taps[:, 2], taps[:, 0]], dim=1)
     sides = torch.stack([taps[:, :, 2], taps[:, :, 0]], dim=1)

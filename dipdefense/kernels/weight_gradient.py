@@ -19,6 +19,7 @@ from torch import Tensor
 from dipdefense.kernels.tiles import (
     MIRROR,
     REPEAT,
+    SIZES,
     Operand,
     beyond,
     load_operand,
@@ -56,7 +57,7 @@ TRANSPOSED_PAIRING = Pairing(1, 0, -1, REPEAT.value, 2, 1, -1)
 """The sum runs over a transposed convolution's input pixels with the ring around them."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _weight_gradient(
     x, x_coef, grad, grad_coef, grad_raw, out,
     in_h, in_w, grad_h, grad_w, steps_w, steps, inputs, outputs, split_steps, out_split, out_image,
@@ -159,7 +160,7 @@ def weight_gradient(
     split_steps = triton.cdiv(triton.cdiv(steps, splits), blocks.inner) * blocks.inner
     splits = triton.cdiv(steps, split_steps)
     size = kernel**2 * inputs * outputs
-    parts = out if splits == 1 else torch.empty(splits, count, size, device=out.device)
+    parts = out if splits == 1 else out.new_empty(splits, count, size)
     split_step, image_step = (0, out.stride(0)) if splits == 1 else (count * size, size)
     _weight_gradient[programs, splits, count](
         x.values, x.coefficients, grad.values, grad.coefficients, grad.raw, parts,

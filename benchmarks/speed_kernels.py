@@ -1,0 +1,103 @@
+"""The Triton kernels as a contender: never yet run on a GPU, so tried in a process of its own before anything else.
+
+A kernel that reads where it must not ends all work of its process on that GPU, and one that never ends blocks it.
+``speed.py`` starts this script once for each setting, all at once: it compiles the kernels, which Triton keeps for
+others, checks them as every contender is checked, and fits with each batch size for a few iterations.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from speed_contenders import Contender, check, contenders
+from speed_networks import Networks, as_library, library
+from speed_timing import Setting
+from torch import Tensor
+
+from dipdefense.config import DIPConfig
+from dipdefense.reconstruct import reconstruct
+
+KERNELS = "dipdefense, Triton"
+
+# More than the iterations before the capture.
+_ITERATIONS = 6
+
+
+def kernel_contender() -> Contender:
+    """The kernels' passes and their loop, in bf16."""
+    fit = functools.partial(reconstruct, precision="bf16", backend="triton")
+    return Contender(KERNELS, in_kernels, as_library, fit, operands=torch.bfloat16, expendable=True)
+
+
+def in_kernels(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
+    """The networks of ``library``, drawn and differentiated by ``dipdefense.kernels.engine``."""
+    parameters, _ = library(config, image_channels, scales, count, device)
+    names, values = list(parameters), list(parameters.values())
+
+    class Draw(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, noise: Tensor, *values: Tensor) -> Tensor:
+            from dipdefense.kernels.engine import Engine
+
+            ctx.engine = Engine(dict(zip(names, values, strict=True)), config, scales, noise.dtype)
+            drawn: Tensor = ctx.engine.forward(noise.permute(0, 2, 3, 1).contiguous())
+            return drawn.permute(0, 3, 1, 2).contiguous()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            ctx.engine.backward(grads[0].permute(0, 2, 3, 1).contiguous())
+            found = ctx.engine.layout.unpack(ctx.engine.grads)
+            return None, *(found[name] for name in names)
+
+    return Networks(parameters, lambda noise: Draw.apply(noise, *values))
+
+
+def start(contender: Contender, setting: Setting, batches: Sequence[int], *, seed: int) -> subprocess.Popen[str]:
+    """Begin to try the contender in a process of its own."""
+    what = {"contender": contender.name, "config": asdict(setting.config), "side": setting.side}
+    command = [sys.executable, __file__, json.dumps(what | {"batches": list(batches), "seed": seed})]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def outcome(trial: subprocess.Popen[str], *, deadline: float) -> dict[str, Any]:
+    """The errors that the check found; or, as ``failed``, why the contender must not be timed.
+
+    Args:
+        trial: what :func:`start` returned.
+        deadline: by ``time.monotonic``; a trial that takes longer is ended.
+    """
+    try:
+        printed, complaint = trial.communicate(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        trial.kill()
+        trial.communicate()
+        return {"failed": "its trial took too long"}
+    if trial.returncode:
+        return {"failed": (complaint.strip().splitlines() or [f"ended by signal {-trial.returncode}"])[-1]}
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+def _try(what: Mapping[str, Any], device: torch.device) -> dict[str, float]:
+    config = DIPConfig(**(what["config"] | {"betas": tuple(what["config"]["betas"])}))
+    contender = contenders(device, kernels=True)[what["contender"]]
+    side = what["side"]
+    errors = check(contender, config, scales=config.scales_for(side, side), device=device, seed=what["seed"])
+    for batch in what["batches"]:
+        images = torch.rand(batch, 3, side, side, device=device)
+        run: Any = contender.fit(images, budgets=(_ITERATIONS,), config=config, on_iteration=lambda: None)
+        if set(run.status) != {"ok"}:
+            raise ValueError(f"losses of a batch of {batch} are not finite: {run.losses.mean(dim=1).tolist()}")
+    return errors._asdict()
+
+
+if __name__ == "__main__":
+    print(json.dumps(_try(json.loads(sys.argv[1]), torch.device("cuda"))))
