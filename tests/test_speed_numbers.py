@@ -42,7 +42,7 @@ def test_operations_are_those_that_torch_counts(config: DIPConfig, side: int, pu
         counted.append(counter.get_total_flops())
     assert flops(config, **shape, rewritten=False) == counted[0] == pytest.approx(published, rel=1e-3)
     assert flops(config, **shape, rewritten=True) == pytest.approx(least, rel=2e-3)
-    # The library's network: the fewest, and what fixed filters and borders take, or dense matrices where maps are small.
+    # The library's network: the fewest, and what fixed filters and borders take; or, of small maps, dense matrices.
     assert least < counted[1] < least * (1.25 if config.channels > 16 else 1.45)
     if side == 224:
         assert counted[1] / counted[0] == pytest.approx(0.52, abs=0.01)
