@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dipdefense.evaluation import paper
@@ -17,17 +19,19 @@ from dipdefense.evaluation.labels import (
     shown,
     subject,
 )
-from dipdefense.evaluation.protocol import condition_title
+from dipdefense.evaluation.protocol import ADVERSARIES, condition_title
 from dipdefense.evaluation.statistics import Cell, summarise
 from dipdefense.evaluation.store import Run
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Confidences nearer to 0 or 1 are drawn here, or the axis would have no end.
 _EDGE = 1e-5
 _MARKS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+
+# Panels in a row, and points from which they are drawn smaller.
+_ACROSS, _MANY = 3, 100
 
 
 def bars(run: Run, *, table: int) -> Figure:
@@ -46,7 +50,9 @@ def bars(run: Run, *, table: int) -> Figure:
     colours = {column: _colour(column, measured) for column in measured}
     markers = dict(zip(paper.columns(("clean", "average")), "oX^sD", strict=True))
 
-    figure, axes = _figure(max(8.0, 2.0 + 0.17 * len(slots) * len(conditions)), 5.2)
+    figure = _figure(max(8.0, 2.0 + 0.17 * len(slots) * len(conditions)), 5.2)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
     for place, column in enumerate(slots):
         positions = [index + (place - (len(slots) - 1) / 2) * width for index in range(len(conditions))]
         if column in colours:
@@ -76,7 +82,8 @@ def bars(run: Run, *, table: int) -> Figure:
     axes.tick_params(axis="x", length=0)
     axes.set(ylim=(0, 100), xlim=(-0.5, len(conditions) - 0.5), ylabel="top-1 accuracy, %")
     axes.grid(axis="y", color="0.88", zorder=0)
-    _caption(figure, axes, TITLES[table], [*banner(run, cells), f"{subject(run, cells)} Lines: 95 % Wilson intervals."])
+    about = f"{subject(run, cells)} Lines: 95 % Wilson intervals."
+    _caption(figure, partial(axes.set_title, loc="left"), TITLES[table], [*banner(run, cells), about])
     handles, labels = axes.get_legend_handles_labels()
     bars_first = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
     figure.legend(
@@ -93,14 +100,17 @@ def bars(run: Run, *, table: int) -> Figure:
 def accuracy_by_budget(run: Run) -> Figure:
     """Accuracy against the reconstruction's iterations, a line a condition, with Wilson 95 % bands.
 
-    Not in the paper, which has three budgets. The defence's price shows where the clean curve stays below 100 %.
+    Not in the paper, which has three budgets. The defence's price shows where the clean curve stays below the dashes.
 
     Raises:
         ImportError: Matplotlib is missing.
     """
     cells = [cell for cell in summarise(run.records) if cell.condition != "average"]
-    figure, axes = _figure(8.0, 5.2)
-    for condition, colour in _colours_of_conditions(cells).items():
+    figure = _figure(8.0, 5.8)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    for condition in _reconstructed(cells):
+        colour, line = _style(condition)
         curve = sorted(
             (cell for cell in cells if (cell.condition, cell.defence) == (condition, "dip")),
             key=lambda cell: cell.budget,
@@ -109,66 +119,90 @@ def accuracy_by_budget(run: Run) -> Figure:
         low, high = zip(*([100 * end for end in cell.interval] for cell in curve), strict=True)
         axes.fill_between(budgets, low, high, color=colour, alpha=0.12, linewidth=0)
         label = condition_title(condition)
-        axes.plot(budgets, [100 * cell.accuracy for cell in curve], color=colour, label=label, linewidth=1.8)
+        axes.plot(budgets, [100 * cell.accuracy for cell in curve], line, color=colour, label=label, linewidth=1.8)
         undefended = [cell for cell in cells if (cell.condition, cell.defence) == (condition, "none")]
         for cell in undefended:
-            axes.axhline(100 * cell.accuracy, color=colour, linestyle=":", linewidth=1.2)
+            height = 100 * cell.accuracy
+            if condition == "clean":
+                axes.axhline(height, color=colour, linestyle="--", linewidth=1.4, label="clean, no defence")
+            else:
+                axes.axhline(height, color=colour, linestyle=":", linewidth=1.0)
     axes.set(ylim=(-1, 101), xlim=(0, None), xlabel="iterations of the reconstruction", ylabel="top-1 accuracy, %")
     axes.grid(color="0.9", zorder=0)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    about = f"{subject(run, cells)} Bands: 95 % Wilson intervals. Dotted: undefended."
-    _caption(figure, axes, "Accuracy against the budget (defence-unaware attacks)", [*banner(run, cells), about])
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
+    title = f"Accuracy against the budget, n = {cells[0].n} (defence-unaware attacks)"
+    about = f"{subject(run, cells)} Bands: 95 % Wilson intervals. Dotted: no defence."
+    _caption(figure, partial(axes.set_title, loc="left"), title, [*banner(run, cells), about])
     return figure
+
+
+def clean_confidences(run: Run) -> dict[str, float]:
+    """The true class's confidence of each undefended clean image of which it is known."""
+    clean = (record for record in run.records if (record.condition, record.defence) == ("clean", "none"))
+    return {record.image: record.confidence for record in clean if record.confidence is not None}
 
 
 def recovery_by_confidence(run: Run) -> Figure:
     """Whether images of low confidence recover: the true class's confidence, clean and undefended against defended.
 
-    Not in the paper. One point an image and condition, at the largest budget and with the first seed; Spearman's rank
-    correlation is in the legend.
+    Not in the paper. A panel for the clean images and each attack, a point an image, at the largest budget that tables
+    show and with the first seed; Spearman's rank correlation is in the panel's title.
 
     Raises:
+        ValueError: the confidence of no undefended clean image is known.
         ImportError: Matplotlib is missing.
     """
     from scipy.stats import spearmanr
 
-    cells = summarise(run.records)
+    clean = clean_confidences(run)
+    if not clean:
+        raise ValueError("recovery by confidence needs the undefended clean images, of which the run has none")
+    cells = shown(summarise(run.records))
     last = max(cell.budget for cell in cells if cell.defence == "dip")
     seed = min(record.seed for record in run.records)
-    clean = {r.image: r.confidence for r in run.records if (r.condition, r.defence) == ("clean", "none")}
-    figure, axes = _figure(8.0, 5.2)
-    for condition, colour in _colours_of_conditions(cells).items():
+    conditions = [name for name in _reconstructed(cells) if not name.startswith("noise")]
+    rows, across = math.ceil(len(conditions) / _ACROSS), min(len(conditions), _ACROSS)
+    figure = _figure(8.0, 1.6 + 2.4 * rows)
+    panels = figure.add_subfigure(figure.add_gridspec()[0, 0])
+    grid = panels.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
+    drawn = [_inside(confidence) for confidence in clean.values()]
+    marks = [mark for mark in _MARKS if min(drawn) <= mark <= max(drawn)]
+    for axes in grid.flat[len(conditions) :]:
+        axes.remove()
+    for condition, axes in zip(conditions, grid.flat, strict=False):
         points = [
             (clean[record.image], record.confidence, record.correct)
             for record in run.records
             if (record.condition, record.defence, record.budget, record.seed) == (condition, "dip", last, seed)
-            and clean.get(record.image) is not None
+            and record.image in clean
             and record.confidence is not None
         ]
-        if not points:
-            continue
-        before, after, correct = zip(*points, strict=True)
-        places = [_inside(confidence) for confidence in before]
-        label = condition_title(condition)
+        before, after, correct = zip(*points, strict=True) if points else ((), (), ())
+        label = f"{condition_title(condition)}, n = {len(points)}"
         if len(set(before)) > 2 and len(set(after)) > 1:
             rho, p = spearmanr(before, after)
-            label += f" (ρ = {rho:.2f}, p = {p:.2g}, n = {len(points)})"
+            label += f"\nρ = {rho:.2f}, p = {p:.2g}"
+        colour, _ = _style(condition)
         face = [colour if right else "white" for right in correct]
-        axes.scatter(places, after, s=26, c=face, edgecolors=colour, linewidths=1.1, alpha=0.85, zorder=3)
-        axes.scatter([], [], s=26, color=colour, label=label)
-    axes.set_xscale("logit")
-    axes.minorticks_off()
-    drawn = [_inside(confidence) for confidence in clean.values() if confidence is not None]
-    marks = [mark for mark in _MARKS if min(drawn) <= mark <= max(drawn)]
-    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
-    axes.set(ylim=(-0.02, 1.02), xlabel="confidence of the true class: clean, undefended")
-    axes.set_ylabel(f"confidence of the true class: behind {column_title('dip', last)}")
-    axes.grid(color="0.92", zorder=0)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+        size = 20 if len(points) < _MANY else 9
+        places = [_inside(confidence) for confidence in before]
+        axes.scatter(places, after, s=size, c=face, edgecolors=colour, linewidths=0.9, alpha=0.8, zorder=3)
+        axes.set_title(label, fontsize=9)
+        axes.set_xscale("logit")
+        axes.minorticks_off()
+        axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+        axes.tick_params(labelsize=8, labelbottom=True)
+        axes.set_ylim(-0.04, 1.04)
+        axes.grid(color="0.92", zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels.supxlabel("confidence of the true class: clean, undefended", fontsize=9)
+    panels.supylabel(f"confidence of the true class:\nbehind {column_title('dip', last)}", fontsize=9)
+    title = f"Recovery against the clean image's confidence, n = {cells[0].n}"
     about = (
-        f"{subject(run, cells)} Filled: classified correctly behind the defence. ρ: Spearman's, with clean confidence."
+        f"{subject(run, cells)} A point is an image, filled if it is classified correctly behind the reconstruction. "
+        "ρ: Spearman's rank correlation."
     )
-    _caption(figure, axes, "Recovery against the clean image's confidence", [*banner(run, cells), about])
+    _caption(figure, partial(panels.suptitle, x=0.01, ha="left"), title, [*banner(run, cells), about])
     return figure
 
 
@@ -176,32 +210,41 @@ def _inside(confidence: float) -> float:
     return min(max(confidence, _EDGE), 1 - _EDGE)
 
 
-def _colours_of_conditions(cells: Sequence[Cell]) -> dict[str, str]:
-    """A colour that the colour-blind can tell apart for each condition with a reconstruction (Okabe and Ito 2008)."""
-    palette = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00")
-    names = dict.fromkeys(cell.condition for cell in cells if cell.defence == "dip" and cell.condition != "average")
-    return {name: palette[place % len(palette)] for place, name in enumerate(names)}
+def _reconstructed(cells: Sequence[Cell]) -> list[str]:
+    """The conditions with a reconstruction, in the table's order."""
+    return list(
+        dict.fromkeys(cell.condition for cell in cells if cell.defence == "dip" and cell.condition != "average")
+    )
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure of this size in inches, and its axes."""
+def _style(condition: str) -> tuple[str, str]:
+    """Colour and line of a condition: attacks in colours that the colour-blind can tell apart (Okabe and Ito 2008).
+
+    The noise controls are grey and dashed; an attack rounded to 8 bits is dotted in its colour.
+    """
+    name = condition.removesuffix("-8bit")
+    if name.startswith("noise"):
+        return {"noise-2": "0.75", "noise-5": "0.6", "noise-10": "0.45"}[name], "--"
+    palette = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7")
+    return dict(zip(("clean", *ADVERSARIES), palette, strict=True))[name], "-" if name == condition else ":"
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('plots need Matplotlib: pip install "dipdefense[demo]"') from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _caption(figure: Figure, axes: Axes, title: str, paragraphs: Sequence[str]) -> None:
-    """A title in bold and paragraphs below it, in red where the first is a warning."""
+def _caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
+    """A title in bold and, where ``put`` puts them, paragraphs below it; in red where the first is a warning."""
     characters = int(11.5 * figure.get_figwidth())
     wrapped = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
     text = "\n".join("\n".join(lines) for lines in wrapped) + "\n"
     colour = "firebrick" if paragraphs[0].startswith("REDUCED") else "black"
-    axes.set_title(text, loc="left", fontsize=9, color=colour)
+    put(text, fontsize=9, color=colour)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 

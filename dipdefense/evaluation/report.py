@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dipdefense.evaluation import paper
 from dipdefense.evaluation.claims import findings
-from dipdefense.evaluation.figures import accuracy_by_budget, bars, recovery_by_confidence
+from dipdefense.evaluation.figures import accuracy_by_budget, bars, clean_confidences, recovery_by_confidence
 from dipdefense.evaluation.labels import (
     TITLES,
     banner,
@@ -42,12 +42,15 @@ _PAIRED = (
 )
 
 _CLAIMS = (
-    "Each is tested on the same images (exact McNemar test, or sign test of an average; two-sided, corrected within a "
-    "claim by Holm's procedure; first seed): confirmed if every comparison goes its way with p < 0.05, contradicted if "
-    "one goes the other way with p < 0.05. The verdicts are on this classifier, these images and this setting, and "
-    "defence-unaware."
+    "That one number is above another is tested on the same images (exact McNemar test, or sign test of an average; "
+    "two-sided, corrected within a claim by Holm's procedure; first seed; behind the numbers, how many images only the "
+    "first way gets right : how many only the second). Confirmed: all that the claim speaks of was measured and goes "
+    "its way with p < 0.05. Contradicted: a comparison goes the other way with p < 0.05. A published number is held "
+    "against the 95 % interval of the measured one; the verdict is that of the most iterations."
 )
-_REDUCED_CLAIMS = "In a reduced setting they neither confirm nor contradict the paper."
+_REDUCED_CLAIMS = (
+    "The setting is reduced (see the top): a verdict is on this setting and neither confirms nor contradicts the paper."
+)
 
 # Budgets from which a curve is drawn.
 _CURVE = 4
@@ -56,7 +59,10 @@ Rows = Sequence[Sequence[str]]
 
 
 class Section(NamedTuple):
-    """A part of a report: paragraphs, then a table whose first row is its header, then a list."""
+    """A part of a report: paragraphs, then a table whose first row is its header, then a list.
+
+    An item's lines after its first are a list of their own below it.
+    """
 
     title: str
     paragraphs: Sequence[str] = ()
@@ -68,7 +74,7 @@ def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
     """Write table{1,2}.txt, .md, .csv, .png and .jsonl, the last with the records that all the others come from.
 
     Of a run with the reconstruction at four budgets or more there are two figures besides: accuracy against the
-    budget, and recovery against the clean image's confidence.
+    budget, and, if it has the undefended clean images, recovery against their confidence.
 
     Args:
         run: from ``measure`` or, to write a report once more, from ``read_export``.
@@ -93,9 +99,11 @@ def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
     bars(run, table=table).savefig(picture, dpi=150)
     pictures = [picture]
     if len({record.budget for record in run.records if record.defence == "dip"}) >= _CURVE:
-        pictures += [folder / f"table{table}-{name}.png" for name in ("budgets", "confidence")]
-        accuracy_by_budget(run).savefig(pictures[1], dpi=150)
-        recovery_by_confidence(run).savefig(pictures[2], dpi=150)
+        pictures.append(folder / f"table{table}-budgets.png")
+        accuracy_by_budget(run).savefig(pictures[-1], dpi=150)
+        if clean_confidences(run):
+            pictures.append(folder / f"table{table}-confidence.png")
+            recovery_by_confidence(run).savefig(pictures[-1], dpi=150)
     export(run, records)
     return [text, markdown, values, *pictures, records]
 
@@ -115,7 +123,10 @@ def as_text(run: Run, *, table: int) -> str:
             padded = (value.ljust(width) for value, width in zip(row, widths, strict=True))
             lines.append("  ".join(padded).rstrip())
         for item in section.items:
-            lines += textwrap.wrap(item, 110, initial_indent="- ", subsequent_indent="  ")
+            first, *below = item.splitlines()
+            lines += textwrap.wrap(first, 110, initial_indent="- ", subsequent_indent="  ")
+            for line in below:
+                lines += textwrap.wrap(line, 110, initial_indent="  - ", subsequent_indent="    ")
         lines.append("")
     return "\n".join(lines)
 
@@ -130,7 +141,7 @@ def as_markdown(run: Run, *, table: int) -> str:
             header, *rows = (f"| {' | '.join(row)} |" for row in section.table)
             lines += [header, "|" + " --- |" * len(section.table[0]), *rows, ""]
         if section.items:
-            lines += [*(f"- {item}" for item in section.items), ""]
+            lines += [*("\n  - ".join(f"- {item}".splitlines()) for item in section.items), ""]
     return "\n".join(lines)
 
 
@@ -156,9 +167,11 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) ->
     if len(pairs := _pairs(cells)) > 1:
         yield Section("Paired comparisons", [_PAIRED], pairs)
     if claims := findings(everything):
-        about = [_CLAIMS, _REDUCED_CLAIMS] if banner(run, cells) else [_CLAIMS]
-        listed = [f"{claim.verdict.upper()}: {claim.claim} {'; '.join(claim.details)}." for claim in claims]
-        yield Section("The paper's claims, one by one", [" ".join(about)], items=listed)
+        reduced = bool(banner(run, cells))
+        about = [subject(run, cells), _CLAIMS, *([_REDUCED_CLAIMS] if reduced else [])]
+        where = " in this setting" if reduced else ""
+        listed = ["\n".join([f"{c.verdict.upper()}{where}: {c.claim}", *c.details]) for c in claims]
+        yield Section("The paper's claims, for this classifier and setting", [" ".join(about)], items=listed)
     yield _seeds(cells)
     diverged = Counter(record.status for record in run.records)["diverged"]
     checks = [f"{'passed' if passed else 'FAILED'}: {check}" for check, passed in sanity_checks(cells)]
