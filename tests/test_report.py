@@ -203,6 +203,20 @@ def test_a_failed_sanity_check_is_printed() -> None:
     assert "- FAILED: FGSM is at least as strong with a larger ε" in report
 
 
+@pytest.mark.parametrize(
+    ("conditions", "shown"),
+    [
+        (("clean", "bi-10", "noise-10", "bi-10-8bit"), ["clean", "BI ε=10"]),
+        (("clean", *ADVERSARIES), ["clean", "average of the attacks"]),
+        (("clean", "noise-10"), ["clean"]),
+        (("fgsm-5",), ["FGSM ε=5"]),
+    ],
+)
+def test_the_glance_has_the_clean_images_and_one_attack(conditions: tuple[str, ...], shown: list[str]) -> None:
+    header = row(as_markdown(made_up(conditions=conditions, images=3), table=2), "# Table 2", "defence")
+    assert header == ["defence", *shown, "seconds an image"]
+
+
 def test_what_only_a_reconstruction_has_is_left_out_without_one() -> None:
     run = made_up(conditions=("clean", "bi-10"))
     rest = tuple(r for r in run.records if r.defence != "dip")

@@ -26,7 +26,7 @@ from dipdefense.evaluation.labels import (
     shown,
     subject,
 )
-from dipdefense.evaluation.protocol import condition_title, network
+from dipdefense.evaluation.protocol import ADVERSARIES, condition_title, network
 from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread, summarise
 from dipdefense.evaluation.store import Run, export
 
@@ -189,13 +189,14 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) ->
 def _at_a_glance(cells: Sequence[Cell]) -> Rows:
     """Undefended and defended, on clean images and under attack, and what it costs: always beside each other."""
     found = {(cell.condition, cell.column): cell for cell in cells}
-    conditions = [name for name in dict.fromkeys(cell.condition for cell in cells) if not name.startswith("noise")]
-    shown = [name for name in ("clean", conditions[-1]) if name in conditions]
-    header = ["defence", *(condition_title(name) for name in shown), "seconds an image"]
+    measured = {cell.condition for cell in cells}
+    attacked = [name for name in (*ADVERSARIES, "average") if name in measured]
+    glanced = [name for name in ("clean", *attacked[-1:]) if name in measured]
+    header = ["defence", *(condition_title(name) for name in glanced), "seconds an image"]
     rows = []
     for column in columns(cells):
         seconds = median(cell.seconds for cell in cells if cell.column == column)
-        rows.append([column_title(*column), *(percent(found[name, column]) for name in shown), f"{seconds:.3g}"])
+        rows.append([column_title(*column), *(percent(found[name, column]) for name in glanced), f"{seconds:.3g}"])
     return [header, *rows]
 
 
