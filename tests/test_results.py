@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +24,22 @@ def test_the_readmes_tables_are_the_records() -> None:
     assert "Defence-unaware" in text
 
 
-@pytest.mark.parametrize("source", readme.SOURCES)
+def test_the_readmes_speeds_are_the_records() -> None:
+    text = (ROOT / "README.md").read_text()
+    (name,) = re.findall(r"results/(speed-[\w-]+\.json)", text)
+    results = json.loads((readme.RESULTS / name).read_text())["results"]
+    for setting, batch, row in (
+        ("224×224, paper", 1, "224×224, the paper's network, one image"),
+        ("32×32, architecture 1", 16, "32×32, architecture 1, 16 images at once"),
+        ("32×32, architecture 2", 16, "32×32, architecture 2, 16 images at once"),
+    ):
+        found = {(r["contender"], r["batch"]): r for r in results if r["setting"] == setting}
+        ours, theirs = found["dipdefense, fp32", batch], found["published loop", 1]
+        seconds = [f"{r['seconds']['median']:.3g}" for r in (theirs, ours)]
+        assert f"| {row} | {seconds[0]} | {seconds[1]} | {ours['speedup']['median']:.1f} " in text
+
+
+@pytest.mark.parametrize("source", sorted(path.parent.name for path in readme.RESULTS.glob("*/table2.jsonl")))
 def test_reports_are_those_of_their_records(source: str) -> None:
     folder = readme.RESULTS / source
     assert as_markdown(read_export(folder / "table2.jsonl"), table=2) == (folder / "table2.md").read_text()
