@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Confidences nearer to 0 or 1 are drawn here, or the axis would have no end.
 _EDGE = 1e-5
-_MARKS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+_MARKS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 
 # Panels in a row, and points from which they are drawn smaller.
 _ACROSS, _MANY = 3, 100
