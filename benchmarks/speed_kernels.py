@@ -87,7 +87,7 @@ def outcome(trial: subprocess.Popen[str], *, deadline: float) -> dict[str, Any]:
 
 
 def _try(what: Mapping[str, Any], device: torch.device) -> dict[str, float]:
-    config = DIPConfig(**(what["config"] | {"betas": tuple(what["config"]["betas"])}))
+    config = DIPConfig.from_json(what["config"])
     contender = contenders(device, kernels=True)[what["contender"]]
     side = what["side"]
     errors = check(contender, config, scales=config.scales_for(side, side), device=device, seed=what["seed"])

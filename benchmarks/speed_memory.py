@@ -34,7 +34,7 @@ def peak_in_fresh_process(contender: str, config: DIPConfig, *, batch: int, side
 
 
 def _measure(what: Mapping[str, Any]) -> float:
-    config = DIPConfig(**(what["config"] | {"betas": tuple(what["config"]["betas"])}))
+    config = DIPConfig.from_json(what["config"])
     fit = contenders(torch.device("cpu"))[what["contender"]].fit
     images = torch.rand(what["batch"], 3, what["side"], what["side"])
     # What torch loads when it is first used is no contender's.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from dipdefense.classifiers import Classifier, load, untrained_cifar10
@@ -63,7 +63,7 @@ def train(classifier: Classifier, images: Tensor, labels: Tensor, *, epochs: int
         order = torch.randperm(len(images), generator=generator)
         for places in tqdm(torch.split(order, BATCH), desc=f"epoch {epoch + 1} of {epochs}"):
             optimiser.zero_grad()
-            loss = nn.functional.cross_entropy(classifier(augment(images[places], generator)), labels[places])
+            loss = F.cross_entropy(classifier(augment(images[places], generator)), labels[places])
             torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 MIN_SIDE = 32
 """Smallest height and width, in pixels, that any configuration accepts by default."""
+
+Backend = Literal["torch", "triton"]
+"""What fits the networks: torch's operators, or the hand-written kernels."""
 
 PAPER_BUDGETS = (500, 750, 1000)
 """Iteration budgets of Tables 1 and 2 (Kattamis et al. 2019, appendix A.2)."""
@@ -74,6 +79,11 @@ class DIPConfig:
             raise ValueError(f"leaky_slope must lie in [0, 1), got {self.leaky_slope!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas!r}")
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> DIPConfig:
+        """The configuration whose ``dataclasses.asdict`` went through JSON, which makes lists of tuples."""
+        return cls(**{**stored, "betas": tuple(stored["betas"])})
 
     @classmethod
     def paper(cls) -> DIPConfig:

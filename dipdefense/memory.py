@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dipdefense.config import DIPConfig
+from dipdefense.config import Backend, DIPConfig
 
 # Share of the free memory that a chunk may plan for: allocators fragment, and the caller needs some too.
 _SHARE = 0.7
@@ -28,7 +27,7 @@ def bytes_per_image(
     width: int,
     operands: torch.dtype = torch.float32,
     *,
-    backend: Literal["torch", "triton"] = "torch",
+    backend: Backend = "torch",
 ) -> int:
     """Peak memory that fitting one image takes: its activations, its parameters, their gradients and moments.
 
@@ -57,9 +56,7 @@ def bytes_per_image(
     return activations * operands.itemsize + parameters * _PARAMETER_BYTES[backend] + images
 
 
-def images_that_fit(
-    config: DIPConfig, images: Tensor, operands: torch.dtype, *, backend: Literal["torch", "triton"] = "torch"
-) -> int:
+def images_that_fit(config: DIPConfig, images: Tensor, operands: torch.dtype, *, backend: Backend = "torch") -> int:
     """The number of images to fit at once on the device where they are: at least one."""
     if len(images) == 0:
         return 1

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense import upsampling
+from dipdefense.folding import fold, unfold
 
 # A matrix product over patches beats a grouped convolution where the patches are short: CPU and GPU kernels for
 # groups want 16 input channels or more.
@@ -47,10 +48,10 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
         return out.view(count, out_channels, height, width)
     if kernel == 3:
         x = F.pad(x, _RING, mode="reflect")
-    out = F.conv2d(_fold(x), weight.flatten(0, 1), stride=stride, groups=count)
+    out = F.conv2d(fold(x), weight.flatten(0, 1), stride=stride, groups=count)
     if addend is not None:
-        out += _fold(addend)
-    return _unfold(out, count)
+        out += fold(addend)
+    return unfold(out, count)
 
 
 class _Patches(torch.autograd.Function):
@@ -93,13 +94,13 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slo
         slope: of the LeakyReLU for negative values, or none for no activation.
     """
     shift = None if shift is None else shift.flatten()
-    y = F.batch_norm(_fold(x), None, None, scale.flatten(), shift, training=True, eps=eps)
+    y = F.batch_norm(fold(x), None, None, scale.flatten(), shift, training=True, eps=eps)
     if slope is not None:
         # In place, since normalisation's backward pass needs its input and never its output; and before anything
         # makes a view of it: torch 2.15 on the CPU gets the gradient of an in-place change to a view wrong where the
         # channels are innermost.
         y = F.leaky_relu_(y, slope)
-    return _unfold(y, len(x))
+    return unfold(y, len(x))
 
 
 def normalise_upsampled(low: Tensor, scale: Tensor, *, height: int, width: int, eps: float) -> Tensor:
@@ -129,13 +130,3 @@ def upsampled_convolution(low: Tensor, weight: Tensor, *, height: int, width: in
         width: of the result.
     """
     return upsampling.convolve(low, weight.to(low.dtype), height, width)
-
-
-def _fold(x: Tensor) -> Tensor:
-    """Images into channels: (N, C, H, W) to (1, N·C, H, W). One image stays as it is and keeps its memory format."""
-    return x if len(x) == 1 else x.reshape(1, -1, *x.shape[2:])
-
-
-def _unfold(x: Tensor, count: int) -> Tensor:
-    """Channels back into images: (1, N·C, H, W) to (N, C, H, W)."""
-    return x if count == 1 else x.view(count, -1, *x.shape[2:])

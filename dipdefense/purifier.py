@@ -12,10 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dipdefense.config import PAPER_BUDGETS, DIPConfig
+from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.memory import images_that_fit, is_out_of_memory
 from dipdefense.reconstruct import (
-    Backend,
     Precision,
     Reconstruction,
     Seed,

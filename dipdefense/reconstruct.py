@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from dipdefense import kernels
-from dipdefense.config import PAPER_BUDGETS, DIPConfig
+from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.network import SkipNets
 
 Precision = Literal["auto", "fp32", "bf16"]
-Backend = Literal["torch", "triton"]
 Status = Literal["ok", "diverged"]
 Seed = int | Sequence[int] | None
 
@@ -124,10 +123,11 @@ def _fit(
     if backend == "triton":
         from dipdefense.kernels import loop
 
-        loop.fit(
-            dict(networks.named_parameters()), fixed_noise, target, seeds, config=config, scales=networks.scales,
-            operands=operands, budgets=budgets, drawings=drawings, losses=losses, on_iteration=on_iteration,
+        step = loop.Iteration(
+            dict(networks.named_parameters()), fixed_noise, target, seeds,
+            config=config, scales=networks.scales, operands=operands, iterations=iterations,
         )  # fmt: skip
+        loop.fit(step, budgets=budgets, drawings=drawings, losses=losses, on_iteration=on_iteration)
         return Reconstruction(budgets, drawings, losses, _status(losses))
 
     optimiser = torch.optim.Adam(

@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.folding import fold, unfold
+
 _FILTER = (0.25, 0.75, 0.75, 0.25)
 # Upsampling's Gram matrix along an axis: inner products of neighbouring columns of the upsampling matrix.
 _GRAM = (0.375, 1.25, 0.375)
@@ -53,13 +55,10 @@ def _tap_matrices(size: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 def convolve(low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
     """See :func:`dipdefense.ops.upsampled_convolution`."""
-    count, inputs, rows, columns = low.shape
     if _favours_products(low):
         return _in_format_of(low, convolve_dense(low, weight, height, width))
     transposed = weight.permute(0, 1, 3, 4, 2).flip(3, 4).flatten(0, 1)
-    folded = low.reshape(1, count * inputs, rows, columns) if count > 1 else low
-    out: Tensor = ConvolveTransposed.apply(folded, transposed, height, width, count)
-    return out.view(count, -1, height, width) if count > 1 else out
+    return unfold(ConvolveTransposed.apply(fold(low), transposed, height, width, len(low)), len(low))
 
 
 def _favours_products(low: Tensor) -> bool:
@@ -215,13 +214,12 @@ def _share(height: int, width: int, dtype: torch.dtype, device: torch.device) ->
 
 def _gram_product(low: Tensor, height: int, width: int) -> Tensor:
     """G_A L G_B for the upsampling to (height, width)."""
-    count, channels, rows, columns = low.shape
     if _favours_products(low):
         above, beside = (_gram_matrix(size, low.dtype, low.device) for size in (height, width))
         stacked = low.flatten(0, 1)
         return _in_format_of(low, (torch.bmm(above.expand(len(stacked), -1, -1), stacked) @ beside).view(low.shape))
     # As a filter: G is tridiagonal with the replicating border, less the pixel whose copy is cropped.
-    folded = low.reshape(1, count * channels, rows, columns) if count > 1 else low
+    folded = fold(low)
     product = _depthwise(F.pad(folded, _RING, mode="replicate"), _GRAM)
     if height % 2:
         product[:, :, -1] -= _gram_line(folded[:, :, -1])
@@ -230,7 +228,7 @@ def _gram_product(low: Tensor, height: int, width: int) -> Tensor:
         if height % 2:
             last[..., -1] -= folded[..., -1, -1]
         product[..., -1] -= last
-    return product.view(low.shape) if count > 1 else product
+    return unfold(product, len(low))
 
 
 def _gram_line(line: Tensor) -> Tensor:

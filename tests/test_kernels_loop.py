@@ -178,16 +178,12 @@ def test_the_first_iterations_are_the_warm_up(iterations: int, expected: str, mo
     def logged(letter: str, step):
         return lambda: (log.append(letter), step())
 
-    monkeypatch.setattr(loop, "Iteration", lambda *_, **__: Step())
     monkeypatch.setattr(loop, "_captures", lambda device: True)
     monkeypatch.setattr(loop, "_stream", lambda device: None)
     monkeypatch.setattr(loop, "_apart", lambda step, stream: logged("a", step))
     monkeypatch.setattr(loop, "_captured", lambda step, stream: (log.append("c"), logged("r", step))[1])
     drawings, losses = torch.zeros(2, 1, 3, 2, 2), torch.zeros(iterations, 1)
-    loop.fit(
-        {}, torch.zeros(1, 2, 2, 2), torch.zeros(1, 3, 2, 2), [0], config=TINY, scales=1, operands=torch.float32,
-        budgets=(1, iterations), drawings=drawings, losses=losses, on_iteration=lambda: None,
-    )  # fmt: skip
+    loop.fit(Step(), budgets=(1, iterations), drawings=drawings, losses=losses, on_iteration=lambda: None)
     assert "".join(log) == expected
     assert losses[:, 0].tolist() == list(range(1, iterations + 1))
     assert drawings[:, 0, 0, 0, 0].tolist() == [1, iterations]
@@ -258,10 +254,13 @@ def test_what_is_reckoned_for_an_image_is_enough(config, side, count, operands, 
         networks = SkipNets(
             config, image_channels=3, scales=scales, generators=[None] * count, device=torch.device("meta")
         )
-        loop.fit(
+        step = loop.Iteration(
             dict(networks.named_parameters()),
             torch.empty(count, config.input_channels, side, side), torch.empty(count, 3, side, side), [0] * count,
-            config=config, scales=scales, operands=operands, budgets=(2,), on_iteration=lambda: None,
+            config=config, scales=scales, operands=operands, iterations=2,
+        )  # fmt: skip
+        loop.fit(
+            step, budgets=(2,), on_iteration=lambda: None,
             drawings=torch.empty(1, count, 3, side, side), losses=torch.empty(2, count),
         )  # fmt: skip
     reckoned = count * bytes_per_image(config, 3, side, side, operands, backend="triton")

@@ -190,8 +190,7 @@ def choose(
 
 def network(configuration: Mapping[str, Any]) -> DIPConfig:
     """The reconstruction's network in a stored configuration, with the tuples that JSON made lists of."""
-    stored = configuration["dip"]
-    return DIPConfig(**(stored | {"betas": tuple(stored["betas"])}))
+    return DIPConfig.from_json(configuration["dip"])
 
 
 @dataclass(frozen=True, kw_only=True)

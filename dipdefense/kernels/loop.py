@@ -33,6 +33,16 @@ _threads = threading.local()
 class Iteration:
     """One iteration of all images: noise, drawing, loss, gradients, update. Calling it does the next one.
 
+    Args:
+        parameters: the networks' start, ``dict(SkipNets(...).named_parameters())``.
+        fixed_noise: (N, input_channels, H, W) fp32.
+        target: (N, C, H, W) fp32, the images.
+        seeds: one an image, for the fresh noise.
+        config: the method's numbers.
+        scales: how often the networks halve the resolution.
+        operands: dtype of activations and operands, bf16 or fp32.
+        iterations: the most that it will be called for.
+
     Attributes:
         drawn: (N, C, H, W) fp32 in [0, 1], what the last call drew.
         loss: (N,) fp32, each drawing's mean squared error.
@@ -79,14 +89,8 @@ class Iteration:
 
 
 def fit(
-    parameters: Mapping[str, Tensor],
-    fixed_noise: Tensor,
-    target: Tensor,
-    seeds: Sequence[int],
+    step: Iteration,
     *,
-    config: DIPConfig,
-    scales: int,
-    operands: torch.dtype,
     budgets: Sequence[int],
     drawings: Tensor,
     losses: Tensor,
@@ -95,28 +99,18 @@ def fit(
     """Fill ``drawings`` and ``losses`` as the loop of :func:`dipdefense.reconstruct.reconstruct` does.
 
     Args:
-        parameters: the networks' start, ``dict(SkipNets(...).named_parameters())``.
-        fixed_noise: (N, input_channels, H, W) fp32.
-        target: (N, C, H, W) fp32, the images.
-        seeds: one an image, for the fresh noise.
-        config: the method's numbers.
-        scales: how often the networks halve the resolution.
-        operands: dtype of activations and operands, bf16 or fp32.
+        step: not called before, for ``budgets[-1]`` iterations or more.
         budgets: ascending; the iterations whose drawings are kept.
         drawings: (len(budgets), N, C, H, W) to be filled, in any floating dtype.
         losses: (budgets[-1], N) fp32, to be filled.
         on_iteration: called after every iteration has been asked for.
     """
-    device, iterations = target.device, budgets[-1]
+    device = losses.device
     # Triton launches on the current device, which need not be the images'.
     with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        step = Iteration(
-            parameters, fixed_noise, target, seeds,
-            config=config, scales=scales, operands=operands, iterations=iterations,
-        )  # fmt: skip
         capturing = _captures(device)
         run: Callable[[], None] = _apart(step, _stream(device)) if capturing else step
-        for number in range(1, iterations + 1):
+        for number in range(1, budgets[-1] + 1):
             if capturing and number == _WARM_UP + 1:
                 run = _captured(step, _stream(device))
             run()
