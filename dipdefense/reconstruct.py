@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dipdefense import kernels
+from dipdefense import heap, kernels
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.network import SkipNets
 
@@ -60,6 +60,8 @@ def reconstruct(
     The loss is the mean squared error to the image, the optimiser Adam (Ulyanov et al. 2017, equation 2; Kattamis et
     al. 2019, appendix A.2).
 
+    On a CPU with glibc, freed memory stays with the process until the run ends (:mod:`dipdefense.heap`).
+
     Args:
         images: (N, C, H, W) floats in [0, 1], H and W at least 32 pixels.
         budgets: iteration counts to record, each at least 1. One run to the largest serves them all.
@@ -88,7 +90,8 @@ def reconstruct(
     dtype = operand_dtype(precision, images.device)
     check_backend(backend, images.device)
     seeds = resolve_seeds(seed, len(images))
-    with _ordinary_autograd(images.device):
+    memory = heap.kept() if images.device.type == "cpu" else contextlib.nullcontext()
+    with _ordinary_autograd(images.device), memory:
         return _fit(images, budgets, config, seeds, dtype, backend, on_iteration or (lambda: None))
 
 

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "dipdefense"
 LAYERS = [
     {"config"},
     {"kernels"},
-    {"folding"},
+    {"folding", "heap"},
     {"upsampling"},
     {"ops"},
     {"network"},
