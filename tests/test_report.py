@@ -14,6 +14,7 @@ from test_runner import CONFIGURATION
 
 from dipdefense import DIPConfig
 from dipdefense.evaluation import paper
+from dipdefense.evaluation.figures import bars
 from dipdefense.evaluation.protocol import ADVERSARIES, TABLES
 from dipdefense.evaluation.report import as_markdown, as_text, headline, write_report
 from dipdefense.evaluation.statistics import compare, sanity_checks, summarise, wilson
@@ -87,6 +88,19 @@ def test_every_number_has_its_interval_and_the_published_one_beside_it() -> None
     low, high = wilson(right / 40, 40)
     assert cells[5] == f"{100 * right / 40:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
     assert row(markdown, "## Accuracy", "BI ε=10")[7:9] == ["0.2", "–"]
+
+
+def test_beside_small_images_no_published_number_stands() -> None:
+    run = made_up(shape=(3, 32, 32), config=DIPConfig.architecture_1())
+    markdown, text = as_markdown(run, table=2), as_text(run, table=2)
+    measured = ["no defence", "randomisation ×1", "randomisation ×30", "DIP 500", "DIP 750", "DIP 1000"]
+    assert row(markdown, "## Accuracy", "condition") == ["condition", *measured]
+    tables_and_claims = text[: text.index("Sanity checks")]
+    for words in (paper.THIS_PAPER, paper.QUOTED, "(published", ", published", "61.2"):
+        assert words not in tables_and_claims
+    assert "61.2" not in headline(run)
+    labels = [entry.get_text() for entry in bars(run, table=2).legends[0].get_texts()]
+    assert labels == measured
 
 
 def test_the_average_is_over_the_adversaries_alone() -> None:

@@ -55,7 +55,7 @@ class Finding:
     details: Sequence[str]
 
 
-def findings(cells: Sequence[Cell]) -> list[Finding]:
+def findings(cells: Sequence[Cell], published: Sequence[paper.Published] = paper.PUBLISHED) -> list[Finding]:
     """What was found of each claim that the measured cells have something to say on; none without a reconstruction.
 
     The budgets that are compared are the first and last of the paper's, 500 and 1,000, where both were recorded, else
@@ -63,6 +63,7 @@ def findings(cells: Sequence[Cell]) -> list[Finding]:
 
     Args:
         cells: from ``summarise``, of one run.
+        published: the numbers to set beside them.
     """
     budgets = sorted({cell.budget for cell in cells if cell.defence == "dip"})
     if not budgets:
@@ -100,17 +101,24 @@ def findings(cells: Sequence[Cell]) -> list[Finding]:
         if pairs:
             measured = {pair.condition for pair in pairs}
             missing = [condition for condition in conditions if condition not in measured]
-            results.append(decide(_wording(name), pairs, missing=missing))
-    return [*results, *_numbers(found)]
+            results.append(decide(_wording(name), pairs, missing=missing, published=published))
+    return [*results, *_numbers(found, published)]
 
 
-def decide(claim: str, pairs: Sequence[Comparison], *, missing: Sequence[str] = ()) -> Finding:
+def decide(
+    claim: str,
+    pairs: Sequence[Comparison],
+    *,
+    missing: Sequence[str] = (),
+    published: Sequence[paper.Published] = paper.PUBLISHED,
+) -> Finding:
     """Test a claim's comparisons together.
 
     Args:
         claim: in words.
         pairs: at least one.
         missing: conditions that the claim speaks of and that were not measured.
+        published: the numbers to set beside them.
     """
     splits = [compare(pair.higher, pair.lower) for pair in pairs]
     corrected = holm([split.p for split in splits])
@@ -121,7 +129,7 @@ def decide(claim: str, pairs: Sequence[Comparison], *, missing: Sequence[str] = 
         mine, other = (f"{column_title(*cell.column)} {percent(cell)}" for cell in (pair.higher, pair.lower))
         details.append(
             f"{condition_title(pair.condition)}: {mine} against {other}, {split.only_first} : {split.only_second}, "
-            f"p = {p:.2g}{_published(pair)}: {verdicts[-1]}"
+            f"p = {p:.2g}{_published(pair, published)}: {verdicts[-1]}"
         )
     if missing:
         details.append(f"not measured: {', '.join(map(condition_title, missing))}")
@@ -145,21 +153,21 @@ def _verdict(pair: Comparison, split: Paired, p: float) -> str:
     return CONFIRMED if more else CONTRADICTED
 
 
-def _published(pair: Comparison) -> str:
+def _published(pair: Comparison, published: Sequence[paper.Published]) -> str:
     """What the paper has for both, if it has both."""
-    numbers = [paper.published(pair.condition, *cell.column) for cell in (pair.higher, pair.lower)]
+    numbers = [paper.published(pair.condition, *cell.column, published) for cell in (pair.higher, pair.lower)]
     known = [number for number in numbers if number]
     return f" (published {known[0].percent:.1f} against {known[1].percent:.1f})" if len(known) == len(numbers) else ""
 
 
-def _numbers(found: Found) -> Iterator[Finding]:
+def _numbers(found: Found, published: Sequence[paper.Published]) -> Iterator[Finding]:
     """The fall on clean images and the average beside the published ones; the verdict is that of the last budget.
 
     The fall is from 100 %, for the images were chosen to be classified correctly.
     """
     for name, condition in (("price, in points", "clean"), ("average, in per cent", "average")):
         verdicts, details = [], []
-        for theirs in paper.PUBLISHED:
+        for theirs in published:
             column = theirs.defence, theirs.budget
             if theirs.defence != "dip" or theirs.condition != condition or (condition, column) not in found:
                 continue

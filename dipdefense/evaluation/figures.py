@@ -43,7 +43,8 @@ def bars(run: Run, *, table: int) -> Figure:
     cells = shown(summarise(run.records))
     found = {(cell.condition, cell.column): cell for cell in cells}
     conditions = list(dict.fromkeys(cell.condition for cell in cells))
-    measured, published = columns(cells), paper.columns({cell.condition for cell in cells})
+    numbers = paper.beside(run.configuration["input"])
+    measured, published = columns(cells), paper.columns({cell.condition for cell in cells}, numbers)
     # A published number stands on the bar of its column, or in a place of its own after the bars if there is none.
     slots = list(dict.fromkeys([*measured, *published]))
     width = 1 / (len(slots) + 1.5)
@@ -56,10 +57,10 @@ def bars(run: Run, *, table: int) -> Figure:
     for place, column in enumerate(slots):
         positions = [index + (place - (len(slots) - 1) / 2) * width for index in range(len(conditions))]
         if column in colours:
-            numbers = [found[condition, column] for condition in conditions]
-            heights = [100 * cell.accuracy for cell in numbers]
-            below = [100 * (cell.accuracy - cell.interval.low) for cell in numbers]
-            above = [100 * (cell.interval.high - cell.accuracy) for cell in numbers]
+            own = [found[condition, column] for condition in conditions]
+            heights = [100 * cell.accuracy for cell in own]
+            below = [100 * (cell.accuracy - cell.interval.low) for cell in own]
+            above = [100 * (cell.interval.high - cell.accuracy) for cell in own]
             axes.bar(positions, heights, 0.92 * width, color=colours[column], label=column_title(*column), zorder=2)
             red, green, blue = colours[column]
             darker = (0.55 * red, 0.55 * green, 0.55 * blue)

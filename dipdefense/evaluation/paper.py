@@ -18,6 +18,8 @@ IMAGES = 500
 CLASSES = 200
 PIXELS = 224
 
+_COMPARABLE_SIDE = 64
+
 THIS_PAPER = "Kattamis et al. 2019"
 QUOTED = "Xie et al. 2017, quoted"
 """By Kattamis et al.; it was measured on another classifier and other images."""
@@ -154,19 +156,32 @@ PRINTED_PARAMETERS = 2_217_831
 """What Tables 3 and 4 of appendix A.3 print for both CIFAR-10 architectures."""
 
 
-def published(condition: str, defence: str, budget: int) -> Published | None:
-    """The published number for what was measured, or None where the paper has none.
+def beside(shape: Sequence[int]) -> tuple[Published, ...]:
+    """The published numbers to set beside a measurement on images (C, H, W); beside small ones, none.
+
+    They are of ImageNet at 224×224 and say nothing of other classes on a fiftieth of the pixels. The line is drawn at
+    64 pixels a side, where five scales begin to fit.
+
+    Example:
+        >>> len(beside((3, 224, 224))) > 20, beside((3, 32, 32))
+        (True, ())
+    """
+    return PUBLISHED if min(shape[1:]) >= _COMPARABLE_SIDE else ()
+
+
+def published(condition: str, defence: str, budget: int, numbers: Sequence[Published] = PUBLISHED) -> Published | None:
+    """The published number, of those given, for what was measured, or None where the paper has none.
 
     Example:
         >>> published("fgsm-5", "dip", 1000).percent
         70.1
     """
-    return next((p for p in PUBLISHED if (p.condition, p.defence, p.budget) == (condition, defence, budget)), None)
+    return next((p for p in numbers if (p.condition, p.defence, p.budget) == (condition, defence, budget)), None)
 
 
-def columns(conditions: Collection[str]) -> list[tuple[str, int]]:
+def columns(conditions: Collection[str], numbers: Sequence[Published] = PUBLISHED) -> list[tuple[str, int]]:
     """The published columns, as (defence, budget) and in the paper's order, that have a number for these conditions."""
-    wanted = {(p.defence, p.budget) for p in PUBLISHED if p.condition in conditions}
+    wanted = {(p.defence, p.budget) for p in numbers if p.condition in conditions}
     return [(defence, budget) for defence, budget, *_ in _COLUMNS if (defence, budget) in wanted]
 
 

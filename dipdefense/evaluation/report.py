@@ -56,6 +56,7 @@ _REDUCED_CLAIMS = (
 _CURVE = 4
 
 Rows = Sequence[Sequence[str]]
+Numbers = Sequence[paper.Published]
 
 
 class Section(NamedTuple):
@@ -91,7 +92,7 @@ def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
     )
     text.write_text(as_text(run, table=table))
     markdown.write_text(as_markdown(run, table=table))
-    header, *rows = _one_number_a_line(summarise(run.records))
+    header, *rows = _one_number_a_line(summarise(run.records), _beside(run))
     with values.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*header, "classifier", "setting"])
@@ -148,25 +149,29 @@ def as_markdown(run: Run, *, table: int) -> str:
 def headline(run: Run) -> str:
     """A README's table, in Markdown: what was measured on what, and accuracy beside the published numbers."""
     cells = shown(summarise(run.records))
-    header, *rows = (f"| {' | '.join(row)} |" for row in _as_in_the_paper(cells))
+    header, *rows = (f"| {' | '.join(row)} |" for row in _as_in_the_paper(cells, _beside(run)))
     rule = "|" + " --- |" * (header.count(" | ") + 1)
     about = " ".join([*banner(run, cells), subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals."])
     return "\n".join([about, "", header, rule, *rows])
 
 
-def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) -> Iterator[Section]:
+def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], Rows]) -> Iterator[Section]:
     everything = summarise(run.records)
-    cells = shown(everything)
+    cells, published = shown(everything), _beside(run)
     yield Section(TITLES[table], [*banner(run, cells), subject(run, cells), STATEMENT], _at_a_glance(cells))
     seeds = max(len(cell.outcomes) for cell in cells)
     captions = [
         f"Published: {paper.CLASSIFIER}, n = {paper.IMAGES}; randomisation as quoted there, of another classifier."
+        if published
+        else "The published numbers are of ImageNet and of images many times as large; none stand here."
     ]
     captions += [f"Where the defence draws, the mean over {seeds} seeds."] if seeds > 1 else []
-    yield Section(f"Accuracy in per cent, with Wilson 95 % intervals, n = {cells[0].n}", captions, layout(cells))
+    yield Section(
+        f"Accuracy in per cent, with Wilson 95 % intervals, n = {cells[0].n}", captions, layout(cells, published)
+    )
     if len(pairs := _pairs(cells)) > 1:
         yield Section("Paired comparisons", [_PAIRED], pairs)
-    if claims := findings(everything):
+    if claims := findings(everything, published):
         reduced = bool(banner(run, cells))
         about = [subject(run, cells), _CLAIMS, *([_REDUCED_CLAIMS] if reduced else [])]
         where = " in this setting" if reduced else ""
@@ -186,6 +191,10 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell]], Rows]) ->
     yield Section("How it was measured", items=list(_circumstances(run)))
 
 
+def _beside(run: Run) -> Numbers:
+    return paper.beside(run.configuration["input"])
+
+
 def _at_a_glance(cells: Sequence[Cell]) -> Rows:
     """Undefended and defended, on clean images and under attack, and what it costs: always beside each other."""
     found = {(cell.condition, cell.column): cell for cell in cells}
@@ -200,31 +209,31 @@ def _at_a_glance(cells: Sequence[Cell]) -> Rows:
     return [header, *rows]
 
 
-def _one_number_a_line(cells: Sequence[Cell]) -> Rows:
+def _one_number_a_line(cells: Sequence[Cell], published: Numbers) -> Rows:
     """Every number by itself, for text and CSV."""
     rows = [["condition", "defence", "n", "accuracy, %", "from", "to", "published, %", "by", "seconds an image"]]
     for cell in cells:
         percents = (f"{100 * share:.1f}" for share in (cell.accuracy, *cell.interval))
-        theirs = paper.published(cell.condition, *cell.column)
-        published = [f"{theirs.percent:.1f}", theirs.source] if theirs else ["", ""]
+        theirs = paper.published(cell.condition, *cell.column, published)
+        printed = [f"{theirs.percent:.1f}", theirs.source] if theirs else ["", ""]
         titles = (condition_title(cell.condition), column_title(*cell.column))
-        rows.append([*titles, str(cell.n), *percents, *published, f"{cell.seconds:.3g}"])
+        rows.append([*titles, str(cell.n), *percents, *printed, f"{cell.seconds:.3g}"])
     return rows
 
 
-def _as_in_the_paper(cells: Sequence[Cell]) -> Rows:
+def _as_in_the_paper(cells: Sequence[Cell], published: Numbers) -> Rows:
     """A row for each condition; the measured columns, then the published ones."""
     found = {(cell.condition, cell.column): cell for cell in cells}
     measured = columns(cells)
-    published = paper.columns({cell.condition for cell in cells})
+    printed = paper.columns({cell.condition for cell in cells}, published)
     header = ["condition", *(column_title(*column) for column in measured)]
-    header += [published_title(*column) for column in published]
+    header += [published_title(*column) for column in printed]
     rows = []
     for condition in dict.fromkeys(cell.condition for cell in cells):
         row = [condition_title(condition)]
         for column in measured:
             row.append(percent(found[condition, column]))
-        theirs = [paper.published(condition, *column) for column in published]
+        theirs = [paper.published(condition, *column, published) for column in printed]
         rows.append([*row, *(f"{number.percent:.1f}" if number else "–" for number in theirs)])
     return [header, *rows]
 
