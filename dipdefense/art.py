@@ -13,7 +13,7 @@ import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor, nn
 
-from dipdefense.config import DIPConfig
+from dipdefense.config import Backend, DIPConfig
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomResizePad
 from dipdefense.reconstruct import Precision, Seed
@@ -162,6 +162,7 @@ class DIPPreprocessor(_ImagePreprocessor):
             seed an image works only where every call brings that many images, which few attacks do.
         batch_size: images fitted at once, or "auto" to size it from free memory.
         precision: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
+        backend: "torch", or "triton" on an NVIDIA GPU; see :func:`dipdefense.reconstruct`.
         clip_values: (min, max) of the data: the classifier's. Numbers, or arrays that broadcast against an image.
         channels_first: (N, C, H, W) if true, (N, H, W, C) otherwise.
         apply_fit: purify in ``fit``.
@@ -185,6 +186,7 @@ class DIPPreprocessor(_ImagePreprocessor):
         "seed",
         "batch_size",
         "precision",
+        "backend",
         *_ImagePreprocessor.params,
     ]
 
@@ -196,6 +198,7 @@ class DIPPreprocessor(_ImagePreprocessor):
         seed: Seed = None,
         batch_size: int | Literal["auto"] = "auto",
         precision: Precision = "auto",
+        backend: Backend = "torch",
         clip_values: ClipValues = (0.0, 1.0),
         channels_first: bool = True,
         apply_fit: bool = False,
@@ -214,6 +217,7 @@ class DIPPreprocessor(_ImagePreprocessor):
         self.seed = seed
         self.batch_size = batch_size
         self.precision = precision
+        self.backend = backend
         self._check_params()
 
     def _module(self) -> DIPPurifier:
@@ -223,6 +227,7 @@ class DIPPreprocessor(_ImagePreprocessor):
             seed=self.seed,
             batch_size=self.batch_size,
             precision=self.precision,
+            backend=self.backend,
         )
 
     def estimate_gradient(self, x: Array, grad: Array) -> Array:  # noqa: ARG002

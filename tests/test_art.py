@@ -226,6 +226,7 @@ BAD_DIP = [
     pytest.param({"iters": 2.5}, "at least 1", id="fractional-iterations"),
     pytest.param({"batch_size": 0}, "batch_size", id="no-batch"),
     pytest.param({"precision": "fp8"}, "precision", id="unknown-precision"),
+    pytest.param({"backend": "cuda"}, "backend", id="unknown-backend"),
 ]
 BAD = [pytest.param(dip, *case.values, id=f"dip-{case.id}") for case in BAD_COMMON + BAD_DIP] + [
     pytest.param(RandomizationPreprocessor, *case.values, id=f"randomisation-{case.id}") for case in BAD_COMMON
@@ -262,6 +263,7 @@ def test_set_params_is_a_new_defence(defence: Callable[..., Any]) -> None:
     changes = {"seed": 1, "clip_values": (0, 4), "channels_first": False, "apply_fit": True, "apply_predict": False}
     if defence is dip:
         changes |= {"iters": 3, "config": DIPConfig(scales=2, channels=3), "batch_size": 1, "precision": "auto"}
+        changes |= {"backend": "torch"}
     preprocessor = defence(seed=0)
     assert set(changes) == set(preprocessor.params)
     preprocessor.set_params(**changes)
@@ -269,6 +271,11 @@ def test_set_params_is_a_new_defence(defence: Callable[..., Any]) -> None:
     x = images().transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(preprocessor(x)[0], type(preprocessor)(**changes)(x)[0])
     assert "apply_predict=False" in repr(preprocessor)
+
+
+def test_the_backend_reaches_the_reconstruction() -> None:
+    with pytest.raises(ValueError, match='backend="triton" needs'):
+        dip(backend="triton")(images())
 
 
 @BOTH

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from dipdefense import DIPConfig, DIPPurifier, Reconstruction
+from dipdefense import DIPConfig, DIPPurifier, Reconstruction, evaluation
 from dipdefense.classifiers import CIFAR10_CATEGORIES, untrained_cifar10
+from dipdefense.config import Backend
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation import measure, read_export, reproduce
 from dipdefense.evaluation.protocol import (
@@ -382,3 +384,33 @@ def test_a_classifier_of_cifar10_gets_images_of_cifar10(tmp_path: Path) -> None:
     own = measure(parse_arguments(table=2, description="", arguments=[*line.split(), "--data", str(folder)]))
     assert own.configuration["data"] == "images"
     assert own.records[0].image.startswith("test/")
+
+
+def test_another_backend_is_refused_before_any_work_and_its_outcomes_are_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("foolbox")
+    torch.manual_seed(0)
+    torch.save(untrained_cifar10().network.state_dict(), tmp_path / "weights.pt")
+    line = f"--device cpu --classifier cifar10-cnn --weights {tmp_path}/weights.pt --images 1 --out {tmp_path}"
+    line += " --conditions clean --config architecture-2 --budgets 1 --defences dip"
+    by_torch = parse_arguments(table=2, description="", arguments=line.split())
+    by_triton = parse_arguments(table=2, description="", arguments=[*line.split(), "--backend", "triton"])
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.classifiers, "load", lambda *_, **__: pytest.fail("work was done"))
+        with pytest.raises(ValueError, match="triton"):
+            measure(by_triton)
+
+    used: list[str] = []
+
+    class Purifier(DIPPurifier):
+        def __init__(self, *arguments: int, backend: Backend, **settings: Any) -> None:
+            used.append(backend)
+            super().__init__(*arguments, **settings)
+
+    monkeypatch.setattr(evaluation, "check_backend", lambda *_: None)
+    monkeypatch.setattr("dipdefense.evaluation.runner.DIPPurifier", Purifier)
+    configurations = [measure(setting).configuration for setting in (by_torch, by_triton)]
+    assert used == ["torch", "triton"]
+    assert "backend" not in configurations[0]
+    assert configurations[1] == configurations[0] | {"backend": "triton"}

@@ -33,7 +33,7 @@ from dipdefense.evaluation.protocol import CONDITIONS, Images, Setting, choose, 
 from dipdefense.evaluation.report import write_report
 from dipdefense.evaluation.runner import deep_image_prior, randomisation, run, undefended
 from dipdefense.evaluation.store import Key, Run, Store, read_export
-from dipdefense.reconstruct import operand_dtype
+from dipdefense.reconstruct import check_backend, operand_dtype
 
 __all__ = ["Run", "Setting", "circumstances", "measure", "parse_arguments", "read_export", "reproduce", "write_report"]
 
@@ -56,11 +56,13 @@ def measure(setting: Setting) -> Run:
     records, such as those of ``benchmarks/results``, is gone on with in the same way.
 
     Raises:
-        ValueError: there are fewer correctly classified images, or classes, than asked for; or an export is none.
+        ValueError: there are fewer correctly classified images, or classes, than asked for; an export is none; or the
+            backend does not run on the device.
         FileNotFoundError: there is no such data.
         ImportError: an optional package is missing.
     """
     device = torch.device(setting.device)
+    check_backend(setting.backend, device)
     classifier = classifiers.load(setting.classifier, weights=setting.weights, device=device)
     source, data = _images(setting.data, classifier)
     chosen = choose(
@@ -87,10 +89,13 @@ def measure(setting: Setting) -> Run:
         "device": device.type,
         "dipdefense": dipdefense.__version__,
     }
+    if setting.backend != "torch":
+        # Its noise is another, so its outcomes are kept apart.
+        configuration["backend"] = setting.backend
     known = (
         undefended(),
         randomisation(),
-        deep_image_prior(setting.budgets, config=config, precision=setting.precision),
+        deep_image_prior(setting.budgets, config=config, precision=setting.precision, backend=setting.backend),
     )
     defences = [defence for defence in known if defence.name in setting.defences]
     exports = [read_export(path) for path in sorted(setting.out.glob("table*.jsonl"))]

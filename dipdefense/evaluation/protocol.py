@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dipdefense.attacks import TABLE_2, Attack
-from dipdefense.config import PAPER_BUDGETS, DIPConfig
+from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.paper import CLASSES, IMAGES
 from dipdefense.reconstruct import Precision, check_budgets
@@ -211,6 +211,7 @@ class Setting:
         defences: of ``DEFENCES``.
         device: "cpu" or "cuda", with a number if need be.
         precision: "auto", "fp32" or "bf16".
+        backend: "torch", or "triton" on an NVIDIA GPU.
         batch: images worked on at once; a matter of speed, up to rounding.
         out: folder of the reports and of the stored outcomes.
         progress: whether to show what is going on.
@@ -229,6 +230,7 @@ class Setting:
     defences: tuple[str, ...]
     device: str
     precision: Precision
+    backend: Backend
     batch: int
     out: Path
     progress: bool = True
@@ -261,6 +263,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
     add("--defences", nargs="+", choices=DEFENCES, default=DEFENCES, help="default: %(default)s")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the reconstruction's convolutions")
+    add("--backend", choices=("torch", "triton"), default="torch", help="of the reconstruction (default: %(default)s)")
     add("--batch", type=int, help="images worked on at once (default: 32 on a GPU, 1 on a CPU)")
     add("--out", type=Path, default=Path("out"), help="folder of reports and stored outcomes (default: %(default)s)")
     given = parser.parse_args(arguments)
@@ -280,6 +283,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
         defences=tuple(name for name in DEFENCES if name in given.defences),
         device=given.device,
         precision=given.precision,
+        backend=given.backend,
         batch=given.batch,
         out=given.out,
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dipdefense.config import DIPConfig
+from dipdefense.config import Backend, DIPConfig
 from dipdefense.evaluation.protocol import PASSES, Chosen, Images, derive_seed
 from dipdefense.evaluation.store import Key, Record, Store
 from dipdefense.purifier import DIPPurifier
@@ -94,14 +94,16 @@ def randomisation(passes: tuple[int, ...] = PASSES) -> Defence:
     return Defence("randomisation", passes, classify)
 
 
-def deep_image_prior(budgets: tuple[int, ...], *, config: DIPConfig, precision: Precision = "auto") -> Defence:
+def deep_image_prior(
+    budgets: tuple[int, ...], *, config: DIPConfig, precision: Precision = "auto", backend: Backend = "torch"
+) -> Defence:
     """The reconstruction of Kattamis et al. 2019: one run for all budgets, each of which is billed its iterations."""
 
     def classify(
         classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
     ) -> Iterator[Outcome]:
         # The batch as it is, whatever memory is free today: cut otherwise, sums would be rounded otherwise.
-        purifier = DIPPurifier(budgets[-1], config=config, precision=precision, batch_size=len(images))
+        purifier = DIPPurifier(budgets[-1], config=config, precision=precision, backend=backend, batch_size=len(images))
         started = _clock(images)
         run = purifier.reconstruct(images, budgets=budgets, seed=seeds)
         fitting = _clock(images) - started
