@@ -9,13 +9,8 @@ forms of that, each the faster at its sizes:
 * **Large maps** (:class:`ConvolveTransposed`). Bilinear upsampling ×2 without aligned corners puts zeros between the
   pixels and filters with [1 3 3 1]/4 along each axis. The kernels on the zero-inserted tensor are a transposed
   convolution of stride 2; the fixed filter follows, a channel at a time. Replication of the low-resolution tensor's
-  border comes out as replication of the upsampled one's, where the network reflects. The two differ on a ring one pixel
-  wide, so only the outermost rows and columns of the result need a correction, the kernels' outer taps applied to that
-  difference. Per axis write R for the reflecting extension and P for the replicating one; then
-
-      R⊗R − P⊗P = (R − P)⊗R + P⊗(R − P),
-
-  a strip along the top and bottom, extended by reflection, and one along the sides, extended by replication.
+  border comes out as replication of the upsampled one's, where the network reflects; :mod:`dipdefense.interpolation`
+  corrects the outermost rows and columns.
 """
 
 from __future__ import annotations
@@ -28,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense.folding import fold, unfold
+from dipdefense.interpolation import Strips, strip_gradients, strips, upsampling_matrix
 
 _FILTER = (0.25, 0.75, 0.75, 0.25)
 # Upsampling's Gram matrix along an axis: inner products of neighbouring columns of the upsampling matrix.
@@ -36,13 +32,6 @@ _RING = (1, 1, 1, 1)
 # Pixels of a low-resolution map from which transposed convolution and filters beat matrix products on a CPU: measured
 # in batches and alone, with 16 to 128 channels.
 _LARGE = 48 * 48
-
-
-@functools.lru_cache(maxsize=64)
-def upsampling_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Bilinear ×2 along one axis, cropped to ``size``: (size, ceil(size / 2))."""
-    unit = torch.eye(-(-size // 2), dtype=dtype, device=device)
-    return F.interpolate(unit[None], scale_factor=2, mode="linear", align_corners=False)[0].T[:size]
 
 
 @functools.lru_cache(maxsize=64)
@@ -96,11 +85,11 @@ class ConvolveTransposed(torch.autograd.Function):
         ctx.groups = groups
         spread = F.conv_transpose2d(padded, weight, stride=2, padding=1, groups=groups)
         out = _depthwise(spread, _FILTER)[..., :height, :width]
-        top, bottom, left, right = _strips(low, _outer_taps(weight), height, width, groups)
-        out[:, :, 0] += top
-        out[:, :, -1] += bottom
-        out[..., 0] += left
-        out[..., -1] += right
+        ctx.borders = rows, columns = _borders(unfold(low, groups), weight, height, width)
+        images = unfold(out, groups)
+        for end in (0, 1):
+            images[:, :, -end] += rows.values[:, end].mT
+            images[..., -end] += columns.values[:, end].mT
         return out
 
     @staticmethod
@@ -114,15 +103,21 @@ class ConvolveTransposed(torch.autograd.Function):
             spread, padded, weight, None, (2, 2), (1, 1), (1, 1), True, (0, 0), ctx.groups, (True, True, False)
         )
         grad_low = torch.ops.aten.replication_pad2d_backward(grad_padded, low, _RING)
-        with torch.enable_grad():
-            edges = low.detach().requires_grad_()
-            taps = [tap.detach().requires_grad_() for tap in _outer_taps(weight)]
-            strips = _strips(edges, taps, height, width, ctx.groups)
-        sides = (grad[:, :, 0], grad[:, :, -1], grad[..., 0], grad[..., -1])
-        grad_edges, *grad_taps = torch.autograd.grad(strips, (edges, *taps), sides)
-        for tap, grad_tap in zip(_outer_taps(grad_weight), grad_taps, strict=True):
-            tap += grad_tap
-        return grad_low.add_(grad_edges), grad_weight, None, None, None
+        images, grad_images = unfold(grad, ctx.groups), unfold(grad_low, ctx.groups)
+        taps = grad_weight.view(ctx.groups, -1, *weight.shape[1:])
+        rows, columns = ctx.borders
+        ends = (torch.stack([images[:, :, 0], images[:, :, -1]], 1), torch.stack([images[..., 0], images[..., -1]], 1))
+        (grad_rows, above_below), (grad_columns, sides) = (
+            strip_gradients(pair, end.mT) for pair, end in zip((rows, columns), ends, strict=True)
+        )
+        grad_images[:, :, :2] += grad_rows[:, :2].permute(0, 3, 1, 2)
+        grad_images[:, :, -2:] += grad_rows[:, 2:].permute(0, 3, 1, 2)
+        grad_images[..., :2] += grad_columns[:, :2].permute(0, 3, 2, 1)
+        grad_images[..., -2:] += grad_columns[:, 2:].permute(0, 3, 2, 1)
+        for end in (0, 1):
+            taps.select(3, 2 - 2 * end).add_(above_below[:, end].mT)
+            taps.select(4, 2 - 2 * end).add_(sides[:, end].mT)
+        return grad_low, grad_weight, None, None, None
 
 
 def _in_format_of(example: Tensor, x: Tensor) -> Tensor:
@@ -137,34 +132,21 @@ def _depthwise(x: Tensor, taps: tuple[float, ...], *, padding: int = 0) -> Tenso
     return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
 
 
-def _outer_taps(weight: Tensor) -> list[Tensor]:
-    """The taps (in, out, 3) that reach over the top, bottom, left and right border, in transposed layout."""
-    return [weight[..., 2, :], weight[..., 0, :], weight[..., 2], weight[..., 0]]
+def _borders(low: Tensor, weight: Tensor, height: int, width: int) -> tuple[Strips, Strips]:
+    """The strips along the top and bottom and those along the sides, for (N, in, h, w) and (N · in, out, 3, 3)."""
+    weight = weight.view(len(low), -1, *weight.shape[1:])
+    rows = torch.cat([low[:, :, :2], low[:, :, -2:]], dim=2).permute(0, 2, 3, 1)
+    columns = torch.cat([low[..., :2], low[..., -2:]], dim=3).permute(0, 3, 2, 1)
+    above_below, sides = (_facing(weight, axis).transpose(3, 4) for axis in (3, 4))
+    return (
+        strips(rows, above_below, height, width, reflect=True),
+        strips(columns, sides, width, height, reflect=False),
+    )
 
 
-def _strips(low: Tensor, taps: list[Tensor], height: int, width: int, groups: int) -> list[Tensor]:
-    """What reflection adds to replication: top and bottom (1, groups · out, width), sides (1, groups · out, height)."""
-    rows = _beyond(low[:, :, :2], low[:, :, -2:].flip(2), height)
-    columns = _beyond(low[..., :2].transpose(2, 3), low[..., -2:].flip(3).transpose(2, 3), width)
-    reflected = [F.pad(_upsample_line(line)[..., :width], (1, 1), mode="reflect") for line in rows]
-    replicated = [F.pad(_upsample_line(line), (1, 1), mode="replicate")[..., : height + 2] for line in columns]
-    kernels = [tap.view(groups, -1, *tap.shape[1:]).transpose(1, 2).flatten(0, 1).flip(2) for tap in taps]
-    lines = zip(reflected + replicated, kernels, strict=True)
-    return [F.conv1d(line, kernel, groups=groups) for line, kernel in lines]
-
-
-def _beyond(first: Tensor, last: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Reflection minus replication one pixel beyond either end, from the two outermost lines (1, C, 2, length).
-
-    Upsampled pixel 1 is (3 a + b)/4 of the outermost lines a and b, and replication repeats a. At the far end the
-    same holds for an even size; an odd one is cropped by a pixel, so that reflection finds (a + 3 b)/4 there.
-    """
-    step, step_far = (pair[:, :, 1] - pair[:, :, 0] for pair in (first, last))
-    return step / 4, step_far * (0.75 if size % 2 else 0.25)
-
-
-def _upsample_line(line: Tensor) -> Tensor:
-    return F.interpolate(line, scale_factor=2, mode="linear", align_corners=False)
+def _facing(weight: Tensor, axis: int) -> Tensor:
+    """The taps that reach over the first and the last border across an axis, mirrored: (N, 2, in, out, 3)."""
+    return torch.stack([weight.select(axis, 2), weight.select(axis, 0)], dim=1)
 
 
 class NormaliseUpsampled(torch.autograd.Function):

@@ -1,8 +1,8 @@
 """A whole network's forward and backward pass, and its update, in the kernels of this package.
 
-Nothing is differentiated by torch but the border strips: the backward pass is written out, since it recomputes
-activations on load where autograd would keep them. A layer's result exists once, raw; an :class:`Operand` is that
-tensor with the coefficients that turn it into the normalised activation, or, backwards, into the raw values' gradient.
+The backward pass is written out, since it recomputes activations on load where autograd would keep them. A layer's
+result exists once, raw; an :class:`Operand` is that tensor with the coefficients that turn it into the normalised
+activation, or, backwards, into the raw values' gradient.
 
 The merged normalisation is folded into the next convolution's weights: its factor γ / σ of each input channel depends
 on the upsampled activation's variance, which the low-resolution tensor gives.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dipdefense.config import DIPConfig
+from dipdefense.interpolation import Strips
 from dipdefense.kernels import normalisation as norm
 from dipdefense.kernels import upsampled
 from dipdefense.kernels.adam import adam
@@ -57,7 +58,7 @@ class _Saved:
     same: Operand
     deep: Operand
     merge: _Merge
-    lines: tuple[Tensor, Tensor]
+    borders: tuple[Strips, Strips]
     up: Operand
     mix: Operand
     skip: Operand | None = None
@@ -102,6 +103,8 @@ class Engine:
         self.grads = torch.zeros_like(self.rows)
         self.moments = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
         self._saved: dict[int, _Saved] = {}
+        # Held, for a captured iteration reads them wherever their cache has let them go.
+        self._matrices: dict[int, list[Tensor]] = {}
 
     def forward(self, noise: Tensor) -> Tensor:
         """Draw: (N, H, W, input_channels) in ``dtype`` to (N, H, W, image channels) fp32 in [0, 1]."""
@@ -142,8 +145,9 @@ class Engine:
         merge = self._merge(f"merge{scale}_scale", f"up{scale}_weight", deep, UPSAMPLED.value, size)
         lines = upsampled.lines_of(deep, self.slope)
         spread, _ = convolve(deep, merge.weight, TRANSPOSED, size=upsampled.spread_size(*size), slope=self.slope)
-        strip_rows, strip_columns = upsampled.strips(*lines, merge.weight, size, self.dtype)
-        finish = Finish(spread, strip_rows, strip_columns)
+        borders = upsampled.borders(*lines, merge.weight, size, self.dtype)
+        self._matrices[scale] = [matrix for pair in borders for matrix in (pair.stepping, pair.spreading)]
+        finish = Finish(spread, *(pair.values.float() for pair in borders))
         skip = merge_skip = None
         if self.config.skip_channels:
             skip = self._block(f"skip{scale}", x)
@@ -155,7 +159,7 @@ class Engine:
             weight = merge.weight.new_empty(len(spread), 1, 0, merge.weight.shape[3])
             up = self._block(f"up{scale}", nothing, weight=weight, finish=finish)
         mix = self._block(f"mix{scale}", up)
-        self._saved[scale] = _Saved(x, down, same, deep, merge, lines, up, mix, skip, merge_skip)
+        self._saved[scale] = _Saved(x, down, same, deep, merge, borders, up, mix, skip, merge_skip)
         return mix
 
     def _block(
@@ -197,14 +201,11 @@ class Engine:
 
         grad_spread = Operand(upsampled.filter_adjoint(grad_up))
         self._weight_gradient(f"up{scale}", saved.deep, grad_spread, TRANSPOSED_PAIRING)
-        *edges, grad_taps = upsampled.strip_gradients(
-            *saved.lines, saved.merge.weight.float(), size, self.dtype, upsampled.ends_of(grad_up)
-        )
-        self._grad(f"up{scale}_weight").add_(grad_taps)
+        edges = upsampled.border_gradients(saved.borders, upsampled.ends_of(grad_up), self._grad(f"up{scale}_weight"))
         pull = self._unfold(f"merge{scale}_scale", f"up{scale}_weight", saved.merge)
         values, _ = self._convolve_back(grad_spread, saved.merge.weight, TRANSPOSED_GRADIENT, saved.deep)
         partial = merge_gradient(
-            values, saved.deep, pull, merge=UPSAMPLED.value, merged=size, slope=self.slope, edges=(edges[0], edges[1])
+            values, saved.deep, pull, merge=UPSAMPLED.value, merged=size, slope=self.slope, edges=edges
         )
         deeper = scale + 1 < self.scales
         grad_deep = self._through_norm(f"mix{scale + 1}" if deeper else f"same{scale}", saved.deep, values, partial)

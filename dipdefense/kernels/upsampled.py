@@ -1,15 +1,13 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
 """What the upsampled convolution needs beside its transposed convolution: the filter's adjoint, and the border.
 
-The mathematics is :mod:`dipdefense.upsampling`'s, with the channels innermost. The border strips are a few lines an
-image, so torch's own operators do for them.
+The mathematics is :mod:`dipdefense.upsampling`'s, with the channels innermost. The border strips are a few small matrix
+products, so torch's own operators do for them.
 
 The kernel has been checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dipdefense.interpolation import Strips, strip_gradients, strips
 from dipdefense.kernels.epilogues import filter_tap
 from dipdefense.kernels.tiles import SIZES, Operand, load_operand
 
@@ -116,55 +115,38 @@ def ends_of(grad: Operand) -> tuple[Tensor, Tensor]:
     return p * rows + q * raw_rows + r, p * columns + q * raw_columns + r
 
 
-def strips(
+def borders(
     rows: Tensor, columns: Tensor, weight: Tensor, size: tuple[int, int], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """What reflection adds to replication: (N, 2, width, out) for top and bottom, (N, 2, height, out) for the sides.
+) -> tuple[Strips, Strips]:
+    """What reflection adds to replication along the top and bottom, and along the sides.
 
     Args:
         rows: what :func:`lines_of` returned, and ``columns``.
         columns: the same, along the other axis.
-        weight: (N, 9, in, out).
+        weight: (N, 9, in, out), taps mirrored.
         size: height and width of the upsampled tensor.
         dtype: of the operands of the products.
     """
     height, width = size
-    taps = weight.unflatten(1, (3, 3))
-    along_rows = upsample_line(beyond_border(rows, height))[:, :, :width]
-    along_columns = upsample_line(beyond_border(columns, width))
-    reflected = torch.cat([along_rows[:, :, 1:2], along_rows, along_rows[:, :, -2:-1]], dim=2)
-    repeated = torch.cat([along_columns[:, :, :1], along_columns, along_columns[:, :, -1:]], dim=2)[:, :, : height + 2]
-    above_below = torch.stack([taps[:, 2], taps[:, 0]], dim=1)
-    sides = torch.stack([taps[:, :, 2], taps[:, :, 0]], dim=1)
-    return convolve_line(reflected, above_below, dtype), convolve_line(repeated, sides, dtype)
-
-
-def beyond_border(lines: Tensor, size: int) -> Tensor:
-    """Reflection minus replication one pixel beyond either end, (N, 2, L, C); an odd size crops the far end."""
-    return torch.stack(
-        [(lines[:, 1] - lines[:, 0]) / 4, (lines[:, 2] - lines[:, 3]) * (0.75 if size % 2 else 0.25)], dim=1
+    taps = weight.to(dtype).unflatten(1, (3, 3))
+    above_below, sides = (
+        torch.stack([taps.select(axis, 2), taps.select(axis, 0)], dim=1).transpose(2, 3) for axis in (1, 2)
+    )
+    return (
+        strips(rows, above_below, height, width, reflect=True),
+        strips(columns, sides, width, height, reflect=False),
     )
 
 
-def upsample_line(line: Tensor) -> Tensor:
-    """Linear upsampling ×2 along the third axis of (N, 2, L, C)."""
-    before = torch.cat([line[:, :, :1], line[:, :, :-1]], dim=2)
-    after = torch.cat([line[:, :, 1:], line[:, :, -1:]], dim=2)
-    return torch.stack([0.75 * line + 0.25 * before, 0.75 * line + 0.25 * after], dim=3).flatten(2, 3)
-
-
-def convolve_line(line: Tensor, taps: Tensor, dtype: torch.dtype) -> Tensor:
-    """Valid convolution of (N, 2, L + 2, in) with mirrored taps (N, 2, 3, in, out): (N, 2, L, out) in fp32."""
-    patches = torch.cat([line[:, :, 2:], line[:, :, 1:-1], line[:, :, :-2]], dim=3)
-    return (patches.to(dtype) @ taps.flatten(2, 3).to(dtype)).float()
-
-
-def strip_gradients(
-    rows: Tensor, columns: Tensor, weight: Tensor, size: tuple[int, int], dtype: torch.dtype, grads: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of :func:`strips` with respect to rows, columns and weight."""
-    with torch.enable_grad():
-        rows, columns, weight = (leaf.detach().requires_grad_() for leaf in (rows, columns, weight))
-        results = strips(rows, columns, weight, size, dtype)
-        grad_rows, grad_columns, grad_weight = torch.autograd.grad(results, (rows, columns, weight), list(grads))
-    return grad_rows, grad_columns, grad_weight
+def border_gradients(
+    pairs: tuple[Strips, Strips], ends: tuple[Tensor, Tensor], grad_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the lines that :func:`borders` was given; those of the weights are added to ``grad_weight``."""
+    taps = grad_weight.unflatten(1, (3, 3))
+    lines = []
+    for axis, (pair, end) in enumerate(zip(pairs, ends, strict=True), start=1):
+        grad_lines, grad_taps = strip_gradients(pair, end)
+        for side in (0, 1):
+            taps.select(axis, 2 - 2 * side).add_(grad_taps[:, side].transpose(1, 2))
+        lines.append(grad_lines)
+    return lines[0], lines[1]
