@@ -1,0 +1,68 @@
+"""The timing of commits: a checkout for each, in turns, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import history
+
+if not (ROOT / ".git").exists():
+    pytest.skip("needs the repository", allow_module_level=True)
+
+
+def worktrees() -> list[str]:
+    return subprocess.run(
+        ["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def test_commits_take_turns_and_leave_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = worktrees()
+    turns: list[str] = []
+    timed = history.milliseconds
+
+    def watched(folder: Path, command: list[str]) -> float:
+        assert (folder / "dipdefense" / "reconstruct.py").exists()
+        turns.append(folder.name)
+        return timed(folder, command) if len(turns) == 1 else float(len(turns))
+
+    monkeypatch.setattr(history, "milliseconds", watched)
+    path = history.main(
+        ["HEAD", "HEAD", "HEAD", "--rounds", "3", "--settings", "4", "--iterations", "5", "--out", str(tmp_path)]
+    )
+    record = json.loads(path.read_text())
+    ((commit, subject),) = record["commits"].items()
+    assert turns == [commit] * 3
+    (setting,) = record["settings"]
+    first, *others = setting["milliseconds"][commit]
+    assert first > 0
+    assert others == [2, 3]
+    printed = capsys.readouterr().out
+    assert f"| {commit}: {subject} | {sorted([first, 2, 3])[1]:.3g} [" in printed
+    assert worktrees() == before
+
+
+def test_the_package_timed_is_the_checkouts(tmp_path: Path) -> None:
+    package = tmp_path / "dipdefense"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('another package')")
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        history.milliseconds(tmp_path, ["architecture_2", "32", "1", "5", "0"])
+    assert "another package" in raised.value.stderr
+
+
+def test_no_commit() -> None:
+    before = worktrees()
+    with pytest.raises(ValueError, match="no-such-name"):
+        history.main(["HEAD", "no-such-name"])
+    assert worktrees() == before
