@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense import heap, ops, upsampling
+from dipdefense import graphs, heap, ops, upsampling
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation import circumstances
 from dipdefense.folding import fold, unfold
@@ -303,19 +303,13 @@ def _by_rows(weight: Tensor) -> Tensor:
 
 def _captured(step: Callable[[], object]) -> tuple[Callable[[], object], str]:
     """The step as a graph's replay, or as it is with the reason why not."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
+    replayed = graphs.Replayed(step, torch.device("cuda", torch.cuda.current_device()))
     try:
-        with torch.cuda.graph(graph):
-            step()
+        for _ in range(3):
+            replayed()
     except RuntimeError as error:
         return step, f"not captured: {str(error).splitlines()[0]}"
-    return graph.replay, "captured"
+    return replayed, "captured"
 
 
 def _time(step: Callable[[], object], repeats: int) -> float:

@@ -7,8 +7,9 @@ The contenders: the published loop (one image after another, eager, fp32), ``tor
 networks, grouped convolutions without rewrites, ``dipdefense.reconstruct`` in fp32 and on a GPU that has it in bf16,
 and the loop of deepinv's ``DeepImagePrior`` around the published network where deepinv is installed. Each must first
 draw what plain networks in float64 draw, with the same gradients, from the same weights and noise; one that does not
-ends the run. With ``--full`` on a GPU the Triton kernels are one more. They have never been run on one, so they are
-tried first, in processes of their own, and where that fails it is recorded and the run goes on without them.
+ends the run. With ``--full`` on a GPU there are two more, the same replayed from a CUDA graph and the Triton kernels.
+They have never been run on one, so they are tried first, in processes of their own, and where that fails it is recorded
+and the run goes on without them.
 
 Only the steady state is timed: warm-up iterations are left out. Contenders take turns in rounds, on fresh random
 images, so that a drift of the machine hits all alike; ratios are taken within a round, to the published loop in that
@@ -38,11 +39,11 @@ from typing import Any
 import torch
 from speed_contenders import Contender, check, contenders
 from speed_floor import Ceilings, flops, least_bytes, measure_ceilings
-from speed_kernels import outcome, start
 from speed_memory import peak_in_fresh_process
 from speed_quality import on_packaged_images
 from speed_report import plot, text
 from speed_timing import Cell, Setting, measure, speedups, summary
+from speed_trials import outcome, start
 
 from dipdefense.config import PAPER_BUDGETS, DIPConfig
 from dipdefense.evaluation import circumstances
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     given = parse_arguments(arguments)
     device = torch.device(given.device)
     on_gpu = device.type == "cuda"
-    everyone = contenders(device, kernels=given.full and on_gpu)
+    everyone = contenders(device, expendable=given.full and on_gpu)
     measured = settings(given.sides, given.channels)
     batches = {
         setting.name: sorted(given.batch_sizes or batch_sizes(setting.side, on_gpu=on_gpu, full=given.full))

@@ -59,8 +59,8 @@ PUBLISHED = "published loop"
 """The contender that every ratio refers to."""
 
 
-def contenders(device: torch.device, *, kernels: bool = False) -> dict[str, Contender]:
-    """Everyone who can run on this device, by name; the Triton kernels, which no GPU has run yet, if asked for."""
+def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, Contender]:
+    """Everyone who can run on this device, by name; those that no GPU has run yet if asked for."""
     published = Contender(PUBLISHED, grouped, side_by_side, functools.partial(_loop, grouped), batched=False)
     found = [
         published,
@@ -73,10 +73,10 @@ def contenders(device: torch.device, *, kernels: bool = False) -> dict[str, Cont
         found.append(Contender("dipdefense, bf16", library, as_library, fit, operands=torch.bfloat16))
     if importlib.util.find_spec("deepinv") is not None:
         found.append(dataclasses.replace(published, name="deepinv", fit=_deepinv))
-    if kernels:
-        from speed_kernels import kernel_contender
+    if expendable:
+        from speed_trials import untried
 
-        found.append(kernel_contender())
+        found += untried()
     return {contender.name: contender for contender in found}
 
 

@@ -51,8 +51,8 @@ class DIPPurifier(nn.Module):
         gradient: "straight-through": the backward pass is the identity (BPDA, Athalye et al. 2018), so white-box
             attacks get a usable gradient. "none": a backward pass raises.
         precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
-        backend: "torch", or "triton" for hand-written kernels in a CUDA graph, which want an NVIDIA GPU and have not
-            yet been run on one; see :func:`dipdefense.reconstruct.reconstruct`.
+        backend: "torch"; or, on an NVIDIA GPU, "cudagraphs" or "triton", neither of which has yet been run on one;
+            see :func:`dipdefense.reconstruct.reconstruct`.
         progress: show a progress bar with the time left.
 
     Raises:

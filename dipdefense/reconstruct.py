@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from dipdefense import heap, kernels
+from dipdefense import graphs, heap, kernels
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.network import SkipNets
 
@@ -70,11 +70,11 @@ def reconstruct(
             torch's default generator of the CPU. With a seed, no global generator is touched.
         precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
             takes bf16 on a GPU that has it.
-        backend: "torch", or "triton" for hand-written kernels in a CUDA graph, on an NVIDIA GPU alone. Those have
-            been checked in Triton's interpreter and compiled, but not yet been run on a GPU. They start from the same
-            networks and fixed noise, but draw the fresh noise by a generator of their own, so that one seed gives
-            other drawings with either.
-        on_iteration: called after every iteration; with "triton" the GPU may not have finished it yet.
+        backend: "torch"; or, on an NVIDIA GPU alone, "cudagraphs" for the same operators replayed from a CUDA graph,
+            or "triton" for hand-written kernels in one. The latter two have not yet been run on a GPU; the kernels
+            have been checked in Triton's interpreter and compiled. They start from the same networks and fixed noise,
+            but draw the fresh noise by a generator of their own, so that one seed gives other drawings.
+        on_iteration: called after every iteration; a GPU may not have finished it yet.
 
     Raises:
         TypeError, ValueError: the input is not as described; nothing has been computed yet.
@@ -90,8 +90,7 @@ def reconstruct(
     dtype = operand_dtype(precision, images.device)
     check_backend(backend, images.device)
     seeds = resolve_seeds(seed, len(images))
-    memory = heap.kept() if images.device.type == "cpu" else contextlib.nullcontext()
-    with _ordinary_autograd(images.device), memory:
+    with _ordinary_autograd(images.device), _surroundings(images.device):
         return _fit(images, budgets, config, seeds, dtype, backend, on_iteration or (lambda: None))
 
 
@@ -123,44 +122,93 @@ def _fit(
     fixed_noise = target.new_empty(count, config.input_channels, height, width)
     for noise, generator in zip(fixed_noise, generators, strict=True):
         noise.uniform_(0, config.input_scale, generator=generator)
+    drawn, loss = torch.empty_like(target), target.new_empty(count)
+    iterate: Callable[[], None]
     if backend == "triton":
-        from dipdefense.kernels import loop
+        from dipdefense.kernels.iteration import Iteration
 
-        step = loop.Iteration(
+        own = Iteration(
             dict(networks.named_parameters()), fixed_noise, target, seeds,
-            config=config, scales=networks.scales, operands=operands, iterations=iterations,
+            config=config, scales=networks.scales, operands=operands, iterations=iterations, drawn=drawn, loss=loss,
         )  # fmt: skip
-        loop.fit(step, budgets=budgets, drawings=drawings, losses=losses, on_iteration=on_iteration)
-        return Reconstruction(budgets, drawings, losses, _status(losses))
+        iterate = own if kernels.interpreted() else graphs.Replayed(own, device)
+    else:
+        iterate = _by_torch(
+            networks, fixed_noise, target, generators, operands, drawn, loss, replayed=backend == "cudagraphs"
+        )
 
+    for iteration in range(1, iterations + 1):
+        iterate()
+        losses[iteration - 1] = loss
+        if iteration in budgets:
+            drawings[budgets.index(iteration)] = drawn
+        on_iteration()
+    return Reconstruction(budgets, drawings, losses, _status(losses))
+
+
+def _by_torch(
+    networks: SkipNets,
+    fixed_noise: Tensor,
+    target: Tensor,
+    generators: Sequence[torch.Generator],
+    operands: torch.dtype,
+    drawn: Tensor,
+    loss: Tensor,
+    *,
+    replayed: bool,
+) -> Callable[[], None]:
+    """What does the next iteration, and leaves its drawings and their errors in ``drawn`` and ``loss``."""
+    config = networks.config
     optimiser = torch.optim.Adam(
-        networks.parameters(), lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True
-    )
+        networks.parameters(),
+        lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True, capturable=replayed,
+    )  # fmt: skip
     # Convolutions of one large image are fastest with the channels innermost; groups of channels have no such layout.
-    innermost = count == 1 and height * width >= _LARGE
+    innermost = len(target) == 1 and target[0, 0].numel() >= _LARGE
     layout = torch.channels_last if innermost else torch.contiguous_format
     fresh_noise = torch.empty_like(fixed_noise)
 
-    for iteration in range(1, iterations + 1):
+    def update() -> None:
+        output = networks((fresh_noise + fixed_noise).to(operands, memory_format=layout))
+        error = (output - target).square().mean(dim=(1, 2, 3))
+        optimiser.zero_grad()
+        # The sum, not the mean: a network's gradient must not depend on how many others are fitted beside it.
+        error.sum().backward()
+        optimiser.step()
+        drawn.copy_(output.detach())
+        loss.copy_(error.detach())
+
+    run = graphs.Replayed(update, target.device) if replayed else update
+
+    def iterate() -> None:
+        # Outside the graph: to set every image's generator before a replay takes more launches than to draw.
         for noise, generator in zip(fresh_noise, generators, strict=True):
             noise.normal_(0, config.noise_std, generator=generator)
-        drawn = networks(fresh_noise.add_(fixed_noise).to(operands, memory_format=layout))
-        loss = (drawn - target).square().mean(dim=(1, 2, 3))
-        losses[iteration - 1] = loss.detach()
-        if iteration in budgets:
-            drawings[budgets.index(iteration)] = drawn.detach()
-        if iteration < iterations:
-            optimiser.zero_grad()
-            # The sum, not the mean: a network's gradient must not depend on how many others are fitted beside it.
-            loss.sum().backward()
-            optimiser.step()
-        on_iteration()
+        run()
 
-    return Reconstruction(budgets, drawings, losses, _status(losses))
+    return iterate
 
 
 def _status(losses: Tensor) -> tuple[Status, ...]:
     return tuple("ok" if ok else "diverged" for ok in losses.isfinite().all(dim=0).tolist())
+
+
+@contextlib.contextmanager
+def _surroundings(device: torch.device) -> Iterator[None]:
+    """What a device wants while networks are fitted on it."""
+    if device.type == "cpu":
+        with heap.kept():
+            yield
+    elif device.type == "cuda":
+        # Graphs are captured and Triton's kernels launched on the current device, which need not be the images'.
+        with torch.cuda.device(device):
+            try:
+                yield
+            finally:
+                # A graph's memory must not go back while the GPU still works in it.
+                torch.cuda.current_stream().synchronize()
+    else:
+        yield
 
 
 @contextlib.contextmanager
@@ -191,10 +239,17 @@ def check_backend(backend: Backend, device: torch.device | None = None) -> None:
     Raises:
         ValueError: it does not; the message says what is missing.
     """
-    if backend not in ("torch", "triton"):
-        raise ValueError(f'backend must be "torch" or "triton", got {backend!r}')
-    if backend == "triton" and device is not None:
+    if backend not in get_args(Backend):
+        raise ValueError(f'backend must be "torch", "cudagraphs" or "triton", got {backend!r}')
+    if device is None:
+        return
+    if backend == "triton":
         kernels.require(device)
+    if backend == "cudagraphs" and (device.type != "cuda" or torch.version.cuda is None):
+        raise ValueError(
+            f'backend="cudagraphs" needs the images on an NVIDIA GPU, got images on {device}; move them there '
+            '(images.to("cuda")) or use backend="torch"'
+        )
 
 
 def check_config(config: DIPConfig | None) -> DIPConfig:

@@ -1,4 +1,4 @@
-"""Asking for a backend: what is refused, and what is said; test_kernels_loop has what the Triton backend does."""
+"""Asking for a backend: what is refused, and what is said; test_kernels_iteration and test_graphs have what they do."""
 
 from __future__ import annotations
 
@@ -15,10 +15,21 @@ GOOD = torch.rand(2, 3, 32, 32)
 
 
 def test_an_unknown_backend() -> None:
-    with pytest.raises(ValueError, match='backend must be "torch" or "triton", got \'cuda\''):
+    with pytest.raises(ValueError, match='backend must be "torch", "cudagraphs" or "triton", got \'cuda\''):
         reconstruct(GOOD, budgets=(1,), backend="cuda")
-    with pytest.raises(ValueError, match='backend must be "torch" or "triton"'):
+    with pytest.raises(ValueError, match='backend must be "torch", "cudagraphs" or "triton"'):
         DIPPurifier(backend="cuda")
+
+
+@pytest.mark.parametrize("call", [reconstruct, DIPPurifier(2, backend="cudagraphs").reconstruct], ids=["", "purifier"])
+def test_a_graph_needs_a_gpu(call, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules["dipdefense.reconstruct"], "SkipNets", None)
+    options = {"backend": "cudagraphs"} if call is reconstruct else {}
+    message = (
+        r'"cudagraphs" needs the images on an NVIDIA GPU, got images on cpu; move them there \(images\.to\("cuda"\)\)'
+    )
+    with pytest.raises(ValueError, match=message):
+        call(GOOD, budgets=(1,), **options)
 
 
 MISSING = {

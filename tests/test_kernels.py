@@ -27,7 +27,7 @@ from dipdefense.kernels.epilogues import Finish  # noqa: E402
 from dipdefense.kernels.noise import perturb  # noqa: E402
 from dipdefense.kernels.tiles import Blocks, Operand  # noqa: E402
 
-FILES = ("test_kernels.py", "test_kernels_network.py", "test_kernels_loop.py")
+FILES = ("test_kernels.py", "test_kernels_network.py", "test_kernels_iteration.py")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 runs_kernels = pytest.mark.skipif(False, reason="") if INTERPRETED else pytest.mark.gpu

@@ -21,11 +21,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import speed
 import speed_timing
 from speed_contenders import PUBLISHED, Contender, check, contenders, published_loop
-from speed_kernels import KERNELS, kernel_contender, outcome, start
 from speed_networks import Networks, PlainNet, grouped
 from speed_timing import Cell, Setting, Stopwatch, measure, speedups
+from speed_trials import GRAPHS, KERNELS, must_learn, outcome, start, untried
 
 from dipdefense import DIPConfig
+from dipdefense.reconstruct import Reconstruction
 
 CPU = torch.device("cpu")
 EVERYONE = contenders(CPU)
@@ -185,15 +186,32 @@ def test_what_comes_of_a_trial(code: str, expected: dict) -> None:
 
 
 @pytest.mark.gpu
-def test_the_kernels_pass_their_trial() -> None:
-    trial = start(kernel_contender(), Setting("", 32, DIPConfig.architecture_2()), (1, 16), seed=0)
+@pytest.mark.parametrize("name", [GRAPHS, KERNELS])
+def test_the_untried_pass_their_trials(name: str) -> None:
+    contender = contenders(torch.device("cuda"), expendable=True)[name]
+    trial = start(contender, Setting("", 32, DIPConfig.architecture_2()), (1, 16), seed=0)
     assert outcome(trial, deadline=time.monotonic() + 300).keys() == {"drawing", "gradient"}
 
 
-def test_the_kernels_are_there_if_asked_for() -> None:
-    assert KERNELS not in EVERYONE
-    assert list(contenders(CPU, kernels=True))[-1] == KERNELS
-    assert [name for name, contender in contenders(CPU, kernels=True).items() if contender.expendable] == [KERNELS]
+def test_the_untried_are_there_if_asked_for() -> None:
+    assert not {GRAPHS, KERNELS} & EVERYONE.keys()
+    everyone = contenders(CPU, expendable=True)
+    assert list(everyone)[-2:] == [name for name, contender in everyone.items() if contender.expendable]
+    assert [contender.name for contender in untried()] == [GRAPHS, KERNELS]
+
+
+@pytest.mark.parametrize("config", [DIPConfig.architecture_1(), DIPConfig.architecture_2()], ids=["1", "2"])
+def test_a_trial_sees_whether_replays_learn(config: DIPConfig) -> None:
+    sound = EVERYONE["dipdefense, fp32"]
+    must_learn(sound, config, batch=2, side=32, device=CPU)
+
+    def stuck(images: torch.Tensor, **options) -> Reconstruction:
+        """The third iteration, over and over."""
+        run = sound.fit(images, **options)
+        return dataclasses.replace(run, losses=torch.cat([run.losses[:3], run.losses[2].expand(13, -1)]))
+
+    with pytest.raises(ValueError, match="losses of a batch of 2 do not fall as they must"):
+        must_learn(dataclasses.replace(sound, fit=stuck), config, batch=2, side=32, device=CPU)
 
 
 def test_the_plain_network_and_its_loop_are_the_references(tiny: DIPConfig) -> None:

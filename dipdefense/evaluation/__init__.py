@@ -90,7 +90,7 @@ def measure(setting: Setting) -> Run:
         "dipdefense": dipdefense.__version__,
     }
     if setting.backend != "torch":
-        # Its noise is another, so its outcomes are kept apart.
+        # Its noise or its roundings are others, so its outcomes are kept apart.
         configuration["backend"] = setting.backend
     known = (
         undefended(),

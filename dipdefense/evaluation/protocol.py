@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 import torch
 from torch import nn
@@ -211,7 +211,7 @@ class Setting:
         defences: of ``DEFENCES``.
         device: "cpu" or "cuda", with a number if need be.
         precision: "auto", "fp32" or "bf16".
-        backend: "torch", or "triton" on an NVIDIA GPU.
+        backend: "torch"; or, on an NVIDIA GPU, "cudagraphs" or "triton".
         batch: images worked on at once; a matter of speed, up to rounding.
         out: folder of the reports and of the stored outcomes.
         progress: whether to show what is going on.
@@ -263,7 +263,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
     add("--defences", nargs="+", choices=DEFENCES, default=DEFENCES, help="default: %(default)s")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the reconstruction's convolutions")
-    add("--backend", choices=("torch", "triton"), default="torch", help="of the reconstruction (default: %(default)s)")
+    add("--backend", choices=get_args(Backend), default="torch", help="of the reconstruction (default: %(default)s)")
     add("--batch", type=int, help="images worked on at once (default: 32 on a GPU, 1 on a CPU)")
     add("--out", type=Path, default=Path("out"), help="folder of reports and stored outcomes (default: %(default)s)")
     given = parser.parse_args(arguments)

@@ -4,8 +4,8 @@ Activations are (N, H, W, C), contiguous, in bf16 (or fp32); the image is a grid
 image meets its own weights in a matrix product of its own. A tensor is written once, as its convolution's raw sums:
 normalisation and LeakyReLU happen when the next kernel loads it, statistics are taken from the accumulators before
 they leave the registers, and likewise backwards. :mod:`dipdefense.kernels.engine` strings the kernels together to a
-whole network's forward and backward pass, and :mod:`dipdefense.kernels.loop` those to the fit that
-``reconstruct(backend="triton")`` runs.
+whole network's forward and backward pass, and :mod:`dipdefense.kernels.iteration` those to the iteration that
+``reconstruct(backend="triton")`` replays.
 
 Every kernel has been checked in Triton's interpreter on a CPU and compiles for sm_90. None has yet been run on a GPU,
 and no time has been measured.

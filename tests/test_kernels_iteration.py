@@ -1,6 +1,6 @@
-"""The loop in the kernels: the torch loop's method and invariants; in the interpreter or on a GPU, as in test_kernels.
+"""Iterations in kernels: the torch loop's method and invariants; in the interpreter or on a GPU, as in test_kernels.
 
-Nothing is captured in the interpreter: what the graph adds is checked on a GPU alone.
+Nothing is captured in the interpreter; test_graphs has what a graph adds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dipdefense import DIPConfig, DIPPurifier, reconstruct
+from dipdefense import DIPConfig, DIPPurifier, graphs, reconstruct
 from dipdefense.memory import bytes_per_image
 from dipdefense.network import SkipNets
 from dipdefense.reconstruct import Reconstruction
@@ -27,7 +27,7 @@ pytest.importorskip("triton")
 from test_kernels import DEVICE, INTERPRETED, runs_kernels
 from test_kernels_network import use_large_blocks
 
-from dipdefense.kernels import adam, convolution, loop, merge, noise, normalisation, upsampled, weight_gradient
+from dipdefense.kernels import adam, convolution, iteration, merge, noise, normalisation, upsampled, weight_gradient
 from dipdefense.kernels.noise import perturb
 
 # The interpreter takes a second an image and iteration, however small the image. The ε matters beside the gradients: by
@@ -161,42 +161,14 @@ def test_the_purifier_passes_it_on_wherever_it_is_called(images: Tensor, run: Re
     torch.testing.assert_close(purified.float(), run.images[0, :1], **CLOSE)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="needs no kernels")
-@pytest.mark.parametrize(("iterations", "expected"), [(2, "aa"), (5, "aacrrr")])
-def test_the_first_iterations_are_the_warm_up(iterations: int, expected: str, monkeypatch) -> None:
-    """Each is one of the fit's own, and capturing does none. (What a capture itself does needs a GPU.)"""
-    log = []
-
-    class Step:
-        calls = 0
-
-        def __call__(self) -> None:
-            self.calls += 1
-            self.drawn = torch.full((1, 3, 2, 2), float(self.calls))
-            self.loss = torch.full((1,), float(self.calls))
-
-    def logged(letter: str, step):
-        return lambda: (log.append(letter), step())
-
-    monkeypatch.setattr(loop, "_captures", lambda device: True)
-    monkeypatch.setattr(loop, "_stream", lambda device: None)
-    monkeypatch.setattr(loop, "_apart", lambda step, stream: logged("a", step))
-    monkeypatch.setattr(loop, "_captured", lambda step, stream: (log.append("c"), logged("r", step))[1])
-    drawings, losses = torch.zeros(2, 1, 3, 2, 2), torch.zeros(iterations, 1)
-    loop.fit(Step(), budgets=(1, iterations), drawings=drawings, losses=losses, on_iteration=lambda: None)
-    assert "".join(log) == expected
-    assert losses[:, 0].tolist() == list(range(1, iterations + 1))
-    assert drawings[:, 0, 0, 0, 0].tolist() == [1, iterations]
-
-
 @runs_kernels
 def test_the_benchmarks_contender_is_checked_like_the_others(monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from speed_contenders import check
-    from speed_kernels import kernel_contender
+    from speed_trials import untried
 
-    contender = dataclasses.replace(kernel_contender(), operands=torch.float32, batched=not INTERPRETED)
-    assert contender.expendable
+    _, contender = untried()
+    contender = dataclasses.replace(contender, operands=torch.float32, batched=not INTERPRETED)
     errors = check(contender, TINY, scales=1, device=torch.device(DEVICE), seed=0)
     assert errors.drawing < 1e-4
     assert errors.gradient < 1e-2
@@ -254,15 +226,13 @@ def test_what_is_reckoned_for_an_image_is_enough(config, side, count, operands, 
         networks = SkipNets(
             config, image_channels=3, scales=scales, generators=[None] * count, device=torch.device("meta")
         )
-        step = loop.Iteration(
-            dict(networks.named_parameters()),
-            torch.empty(count, config.input_channels, side, side), torch.empty(count, 3, side, side), [0] * count,
-            config=config, scales=scales, operands=operands, iterations=2,
+        fixed_noise, pictures = (torch.empty(count, c, side, side) for c in (config.input_channels, 3))
+        step = iteration.Iteration(
+            dict(networks.named_parameters()), fixed_noise, pictures, [0] * count, config=config, scales=scales,
+            operands=operands, iterations=2, drawn=torch.empty_like(pictures), loss=torch.empty(count),
         )  # fmt: skip
-        loop.fit(
-            step, budgets=(2,), on_iteration=lambda: None,
-            drawings=torch.empty(1, count, 3, side, side), losses=torch.empty(2, count),
-        )  # fmt: skip
+        step()
+        step()
     reckoned = count * bytes_per_image(config, 3, side, side, operands, backend="triton")
     assert 0.4 * reckoned < live.peak < reckoned
 
@@ -284,7 +254,7 @@ def test_a_captured_fit_equals_one_that_is_not(precision: str, pictures: Tensor,
     with torch.cuda.stream(torch.cuda.Stream()):
         elsewhere = fit(pictures, (3, 20), **options)
     short = fit(pictures, (3,), **options)
-    monkeypatch.setattr(loop, "_captures", lambda device: False)
+    monkeypatch.setattr(graphs, "Replayed", lambda step, device: step)
     plain = fit(pictures, (1, 2, 3, 20), **options)
     assert captured.losses[-1].mean() < captured.losses[0].mean()
     assert torch.equal(captured.losses, plain.losses)

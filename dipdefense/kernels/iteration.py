@@ -1,0 +1,75 @@
+"""One iteration in the kernels, over fixed buffers, to be replayed from a CUDA graph.
+
+What differs from one iteration to the next (the noise's counter, Adam's bias corrections) hangs on a count in the
+GPU's memory that the iteration itself raises.
+
+Checked in Triton's interpreter on a CPU, where nothing is captured; not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dipdefense.config import DIPConfig
+from dipdefense.kernels.adam import bias_corrections
+from dipdefense.kernels.engine import Engine
+from dipdefense.kernels.noise import perturb
+
+
+class Iteration:
+    """One iteration of all images: noise, drawing, loss, gradients, update. Calling it does the next one.
+
+    Args:
+        parameters: the networks' start, ``dict(SkipNets(...).named_parameters())``.
+        fixed_noise: (N, input_channels, H, W) fp32.
+        target: (N, C, H, W) fp32, the images.
+        seeds: one an image, for the fresh noise.
+        config: the method's numbers.
+        scales: how often the networks halve the resolution.
+        operands: dtype of activations and operands, bf16 or fp32.
+        iterations: the most that it will be called for.
+        drawn: (N, C, H, W) fp32, to be filled at every call: the drawings, in [0, 1].
+        loss: (N,) fp32, likewise: each drawing's mean squared error.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        fixed_noise: Tensor,
+        target: Tensor,
+        seeds: Sequence[int],
+        *,
+        config: DIPConfig,
+        scales: int,
+        operands: torch.dtype,
+        iterations: int,
+        drawn: Tensor,
+        loss: Tensor,
+    ) -> None:
+        device = target.device
+        self.engine = Engine(parameters, config, scales, operands)
+        self._std = config.noise_std
+        self._drawn, self._loss = drawn, loss
+        self._fixed_noise, self._target = (x.permute(0, 2, 3, 1).contiguous() for x in (fixed_noise, target))
+        self._noise = torch.empty_like(self._fixed_noise, dtype=operands)
+        self._seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
+        self._count = torch.ones((), dtype=torch.int64, device=device)
+        self._corrections = bias_corrections(
+            iterations, learning_rate=config.learning_rate, betas=config.betas, device=device
+        )
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Do the next iteration, without waiting for it."""
+        perturb(self._fixed_noise, self._seeds, self._count, self._noise, std=self._std)
+        drawn = self.engine.forward(self._noise)
+        error = drawn - self._target
+        self._drawn.copy_(drawn.permute(0, 3, 1, 2))
+        self._loss.copy_(error.square().mean(dim=(1, 2, 3)))
+        # Of the sum of the images' losses, so that no network's gradient depends on how many there are.
+        self.engine.backward(error * (2 / error[0].numel()))
+        self.engine.update(self._count, self._corrections)
+        self._count += 1
