@@ -25,8 +25,9 @@ from speed_networks import (
 )
 from torch import Tensor
 
+from dipdefense.checks import operand_dtype
 from dipdefense.config import DIPConfig
-from dipdefense.reconstruct import Reconstruction, Status, operand_dtype, reconstruct
+from dipdefense.reconstruct import Reconstruction, Status, reconstruct
 
 Fit = Callable[..., object]
 """``fit(images, budgets=…, config=…, on_iteration=…)``, as ``dipdefense.reconstruct.reconstruct`` is called."""

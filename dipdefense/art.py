@@ -13,10 +13,10 @@ import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor, nn
 
+from dipdefense.checks import Precision, Seed
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomResizePad
-from dipdefense.reconstruct import Precision, Seed
 
 Array = npt.NDArray[Any]
 ClipValues = Sequence[float | Array] | Array

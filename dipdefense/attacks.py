@@ -12,7 +12,7 @@ from art.attacks.evasion import BasicIterativeMethod, FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from dipdefense.reconstruct import Seed, check_images, resolve_seeds
+from dipdefense.checks import Seed, check_images, resolve_seeds
 
 AttackName = Literal["noise", "FGSM", "BI", "LLCI"]
 

@@ -12,11 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
-from dipdefense.memory import images_that_fit, is_out_of_memory
-from dipdefense.reconstruct import (
+from dipdefense.checks import (
     Precision,
-    Reconstruction,
     Seed,
     check_backend,
     check_budgets,
@@ -24,9 +21,11 @@ from dipdefense.reconstruct import (
     check_images,
     check_seed,
     operand_dtype,
-    reconstruct,
     resolve_seeds,
 )
+from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.memory import images_that_fit, is_out_of_memory
+from dipdefense.reconstruct import Reconstruction, reconstruct
 
 Gradient = Literal["straight-through", "none"]
 

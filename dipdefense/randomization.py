@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dipdefense.reconstruct import Seed, check_images, check_seed, resolve_seeds
+from dipdefense.checks import Seed, check_images, check_seed, resolve_seeds
 
 # They resize 299 pixels to r in [299, 331) and pad to 331; other sizes keep that proportion.
 _SIDE, _PADDED_SIDE = 299, 331

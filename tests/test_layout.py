@@ -21,6 +21,7 @@ LAYERS = [
     {"upsampling"},
     {"ops"},
     {"network"},
+    {"checks"},
     {"memory", "reconstruct"},
     {"purifier", "randomization", "saliency", "classifiers", "datasets"},
     {"art", "attacks"},

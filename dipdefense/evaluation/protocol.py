@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from dipdefense.attacks import TABLE_2, Attack
+from dipdefense.checks import Precision, check_budgets
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.paper import CLASSES, IMAGES
-from dipdefense.reconstruct import Precision, check_budgets
 
 CONFIGS = {
     "paper": DIPConfig.paper,

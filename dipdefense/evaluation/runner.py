@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dipdefense.checks import Precision
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.evaluation.protocol import PASSES, Chosen, Images, derive_seed
 from dipdefense.evaluation.store import Key, Record, Store
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomizationDefence
-from dipdefense.reconstruct import Precision
 
 
 class Outcome(NamedTuple):
