@@ -74,7 +74,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--batch-sizes", type=int, nargs="+", help="of every side (default: by side and device)")
     add("--channels", type=int, help="instead of the networks' own widths, for trying this script out")
     add("--rounds", type=int, default=5, help="default: %(default)s")
-    add("--budget-seconds", type=float, help="for the timing (default: 600 on a CPU; 120 on a GPU, with --full 180)")
+    add("--budget-seconds", type=float, help="for the timing (default: 600 on a CPU; 120 on a GPU, with --full 150)")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--quality", action=argparse.BooleanOptionalAction, help="default: on a GPU only")
     add("--quality-images", type=int, default=4, help="default: %(default)s")
@@ -85,7 +85,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if given.sides is None:
         given.sides = [224, 128, 64, 32] if given.full else [32, 224]
     if given.budget_seconds is None:
-        given.budget_seconds = (180.0 if given.full else 120.0) if on_gpu else 600.0
+        given.budget_seconds = (150.0 if given.full else 120.0) if on_gpu else 600.0
     if given.quality is None:
         given.quality = on_gpu
     return given

@@ -127,9 +127,14 @@ def _in_format_of(example: Tensor, x: Tensor) -> Tensor:
 
 def _depthwise(x: Tensor, taps: tuple[float, ...], *, padding: int = 0) -> Tensor:
     """Filter every channel of (1, C, H, W) with the same separable taps along both axes."""
-    row = x.new_tensor(taps)
-    kernel = torch.outer(row, row).expand(x.shape[1], 1, -1, -1)
+    kernel = _separable(taps, x.dtype, x.device).expand(x.shape[1], 1, -1, -1)
     return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+
+
+@functools.lru_cache(maxsize=64)
+def _separable(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    row = torch.tensor(taps, dtype=dtype, device=device)
+    return torch.outer(row, row)
 
 
 def _borders(low: Tensor, weight: Tensor, height: int, width: int) -> tuple[Strips, Strips]:

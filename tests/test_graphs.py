@@ -67,10 +67,13 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("products", [True, False], ids=["products", "transposed"])
 @pytest.mark.parametrize(
     "config", [DIPConfig.compact(), DIPConfig(scales=2, skip_channels=0)], ids=["compact", "no skips"]
 )
-def test_what_is_captured_neither_waits_nor_copies_from_the_host(config: DIPConfig, uncaptured, monkeypatch) -> None:
+def test_what_is_captured_neither_waits_nor_copies_from_the_host(
+    config: DIPConfig, products: bool, uncaptured, monkeypatch
+) -> None:
     calls = []
 
     def watched(step, device):
@@ -82,11 +85,10 @@ def test_what_is_captured_neither_waits_nor_copies_from_the_host(config: DIPConf
         return run
 
     monkeypatch.setattr(graphs, "Replayed", watched)
-    # As on a GPU.
-    monkeypatch.setattr(upsampling, "_favours_products", lambda low: True)
+    monkeypatch.setattr(upsampling, "_favours_products", lambda low: products)
     reconstruct(torch.rand(2, 3, 64, 75), budgets=(3,), config=config, seed=0, precision="bf16", backend="cudagraphs")
     # The third is the one that is captured.
-    assert {"_fused_adam_", "bmm", "sigmoid_backward"} <= calls[2].names
+    assert {"_fused_adam_", "bmm", "convolution_backward", "sigmoid_backward"} <= calls[2].names
     assert calls[2].names & REFUSED == set()
 
 
