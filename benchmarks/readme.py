@@ -12,7 +12,7 @@ from dipdefense.evaluation.report import headline
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SOURCES = ("table2-baselines", "table2-reconstruction", "table2-cifar10")
+SOURCES = ("table2-baselines", "table2-reconstruction", "table2-paper-network", "table2-cifar10")
 BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- results: end -->"
 
 
