@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference import ReferenceNet, reference_like
 
-from dipdefense import DIPConfig
+from dipdefense import DIPConfig, ops
 from dipdefense.network import SkipNets
 
 SMALL = DIPConfig(channels=8, skip_channels=4, input_channels=5)
@@ -62,6 +62,20 @@ def test_outputs_and_gradients_equal_the_reference(config, channels, scales, siz
         for name, expected_grad in reference.live_values(lambda p: p.grad).items():
             own = networks.get_parameter(name).grad[index]
             torch.testing.assert_close(own, expected_grad, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "kernel"), [(32, 4, 1), (4, 32, 3)], ids=["few out", "few in"])
+def test_one_image_keeps_its_channels_innermost(inputs: int, outputs: int, kernel: int) -> None:
+    """In what many channels go through; strides of the image axis included, by which torch chooses its slow paths."""
+    wide = torch.rand(1, 32, 20, 22).contiguous(memory_format=torch.channels_last).requires_grad_()
+    narrow = torch.rand(1, 4, 20, 22, requires_grad=True)
+    x, addend = (wide, None) if kernel == 1 else (narrow, wide)
+    strides = {}
+    wide.register_hook(lambda grad: strides.update(backward=grad.stride()))
+    out = ops.convolution(x, torch.rand(1, outputs, inputs, kernel, kernel), addend=addend)
+    (out * torch.rand_like(out)).sum().backward()
+    assert strides["backward"] == wide.stride()
+    assert out.stride() == (narrow if kernel == 1 else wide).stride()
 
 
 def test_parameters_without_effect_have_no_gradient() -> None:
