@@ -31,7 +31,7 @@ def bytes_per_image(
 ) -> int:
     """Peak memory that fitting one image takes: its activations, its parameters, their gradients and moments.
 
-    The numbers of tensors a pixel were fitted to measured peaks on a CPU: 430 to 500 MiB an image at 224×224 with the
+    The numbers of tensors a pixel were fitted to measured peaks on a CPU: 430 to 540 MiB an image at 224×224 with the
     paper's network, 138 with the compact one, 31 at 32×32 with architecture 1. The kernels hold fewer activations, and
     the same number is assumed for them: by a count of their tensors, 0.6 times what is reckoned for the paper's network
     at 224×224 in bf16, 0.9 at 32×32 with architecture 1. No peak has been measured on a GPU.
