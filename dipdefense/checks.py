@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dipdefense import kernels
 from dipdefense.config import Backend, DIPConfig
+from dipdefense.engine import kernels
 
 Precision = Literal["auto", "fp32", "bf16"]
 Seed = int | Sequence[int] | None

@@ -24,7 +24,7 @@ from dipdefense.checks import (
     resolve_seeds,
 )
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
-from dipdefense.memory import images_that_fit, is_out_of_memory
+from dipdefense.engine.memory import images_that_fit, is_out_of_memory
 from dipdefense.reconstruct import Reconstruction, reconstruct
 
 Gradient = Literal["straight-through", "none"]

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dipdefense import graphs, heap, kernels
 from dipdefense.checks import (
     Precision,
     Seed,
@@ -22,7 +21,8 @@ from dipdefense.checks import (
     resolve_seeds,
 )
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
-from dipdefense.network import SkipNets
+from dipdefense.engine import graphs, heap, kernels
+from dipdefense.engine.network import SkipNets
 
 Status = Literal["ok", "diverged"]
 
@@ -65,7 +65,7 @@ def reconstruct(
     The loss is the mean squared error to the image, the optimiser Adam (Ulyanov et al. 2017, equation 2; Kattamis et
     al. 2019, appendix A.2).
 
-    On a CPU with glibc, freed memory stays with the process until the run ends (:mod:`dipdefense.heap`).
+    On a CPU with glibc, freed memory stays with the process until the run ends (:mod:`dipdefense.engine.heap`).
 
     Args:
         images: (N, C, H, W) floats in [0, 1], H and W at least 32 pixels.
@@ -130,7 +130,7 @@ def _fit(
     drawn, loss = torch.empty_like(target), target.new_empty(count)
     iterate: Callable[[], None]
     if backend == "triton":
-        from dipdefense.kernels.iteration import Iteration
+        from dipdefense.engine.kernels.iteration import Iteration
 
         own = Iteration(
             dict(networks.named_parameters()), fixed_noise, target, seeds,

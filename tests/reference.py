@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dipdefense.config import DIPConfig
-from dipdefense.network import SkipNets
+from dipdefense.engine.network import SkipNets
 
 
 class Block(nn.Sequential):

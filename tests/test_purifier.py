@@ -12,7 +12,7 @@ from torch import nn
 
 import dipdefense.purifier as purifier_module
 from dipdefense import DIPConfig, DIPPurifier, reconstruct
-from dipdefense.memory import bytes_per_image, images_that_fit
+from dipdefense.engine.memory import bytes_per_image, images_that_fit
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_the_automatic_chunk_follows_free_memory(monkeypatch) -> None:
     config, images = DIPConfig.paper(), torch.empty(500, 3, 224, 224, device="meta")
     one = bytes_per_image(config, 3, 224, 224)
     for free, expected in ((one // 2, 1), (10 * one, 7), (1000 * one, 700)):
-        monkeypatch.setattr("dipdefense.memory._free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr("dipdefense.engine.memory._free_bytes", lambda device, free=free: free)
         assert images_that_fit(config, images, torch.float32) == expected
 
 

@@ -9,7 +9,7 @@ import torch
 from reference import reference_fit, reference_like
 
 from dipdefense import DIPConfig, reconstruct
-from dipdefense.network import SkipNets
+from dipdefense.engine.network import SkipNets
 
 # Two batch shapes run different kernels, whose roundings differ. Some gradients are zero in exact arithmetic at the
 # start (a normalisation's scale matters to the next one only once its shift has moved), and Adam makes a full step of

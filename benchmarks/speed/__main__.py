@@ -37,16 +37,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed_contenders import Contender, check, contenders
-from speed_floor import Ceilings, flops, least_bytes, measure_ceilings
-from speed_memory import peak_in_fresh_process
-from speed_quality import on_packaged_images
-from speed_report import plot, text
-from speed_timing import Cell, Setting, measure, speedups, summary
-from speed_trials import outcome, start
 
 from dipdefense.config import PAPER_BUDGETS, DIPConfig
 from dipdefense.evaluation import circumstances
+from speed.contenders import Contender, check, contenders
+from speed.floor import Ceilings, flops, least_bytes, measure_ceilings
+from speed.memory import peak_in_fresh_process
+from speed.quality import on_packaged_images
+from speed.report import plot, text
+from speed.timing import Cell, Setting, measure, speedups, summary
+from speed.trials import outcome, start
 
 _OPERANDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Side and bytes of the matrices and the copy that the ceilings are measured with.

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from speed_networks import (
+from torch import Tensor
+
+from dipdefense.checks import operand_dtype
+from dipdefense.config import DIPConfig
+from dipdefense.reconstruct import Reconstruction, Status, reconstruct
+from speed.networks import (
     Build,
     PlainNet,
     as_library,
@@ -23,11 +28,6 @@ from speed_networks import (
     unchanged,
     vmapped,
 )
-from torch import Tensor
-
-from dipdefense.checks import operand_dtype
-from dipdefense.config import DIPConfig
-from dipdefense.reconstruct import Reconstruction, Status, reconstruct
 
 Fit = Callable[..., object]
 """``fit(images, budgets=…, config=…, on_iteration=…)``, as ``dipdefense.reconstruct.reconstruct`` is called."""
@@ -75,7 +75,7 @@ def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, C
     if importlib.util.find_spec("deepinv") is not None:
         found.append(dataclasses.replace(published, name="deepinv", fit=_deepinv))
     if expendable:
-        from speed_trials import untried
+        from speed.trials import untried
 
         found += untried()
     return {contender.name: contender for contender in found}

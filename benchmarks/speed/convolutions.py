@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense import graphs, heap, ops, upsampling
 from dipdefense.config import DIPConfig
+from dipdefense.engine import graphs, heap, ops, upsampling
+from dipdefense.engine.folding import fold, unfold
 from dipdefense.evaluation import circumstances
-from dipdefense.folding import fold, unfold
 
 _PRESETS = {"paper": 224, "architecture_1": 32, "architecture_2": 32}
 _BATCHES = {"cpu": {224: 1, 32: 16}, "cuda": {224: 32, 32: 256}}
@@ -106,7 +106,7 @@ def over_patches(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
 
 
 def as_the_package(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-    """``dipdefense.ops``."""
+    """``dipdefense.engine.ops``."""
     if layer.upsampled:
         return ops.upsampled_convolution(x, _by_rows(weight), height=layer.side, width=layer.side)
     return ops.convolution(x, weight, stride=layer.stride)
@@ -128,8 +128,8 @@ class _InTriton(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-        from dipdefense.kernels.convolution import convolve, forward_geometry
-        from dipdefense.kernels.tiles import Operand
+        from dipdefense.engine.kernels.convolution import convolve, forward_geometry
+        from dipdefense.engine.kernels.tiles import Operand
 
         x, weight = x.permute(0, 2, 3, 1).contiguous(), weight.permute(0, 3, 4, 2, 1).flatten(1, 2).contiguous()
         ctx.save_for_backward(x, weight)
@@ -141,9 +141,9 @@ class _InTriton(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        from dipdefense.kernels.convolution import convolve, gradient_geometry
-        from dipdefense.kernels.tiles import Operand
-        from dipdefense.kernels.weight_gradient import convolution_pairing, weight_gradient
+        from dipdefense.engine.kernels.convolution import convolve, gradient_geometry
+        from dipdefense.engine.kernels.tiles import Operand
+        from dipdefense.engine.kernels.weight_gradient import convolution_pairing, weight_gradient
 
         x, weight = ctx.saved_tensors
         layer = ctx.layer
@@ -160,7 +160,7 @@ class _InTriton(torch.autograd.Function):
 
 
 def in_triton(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-    """``dipdefense.kernels``."""
+    """``dipdefense.engine.kernels``."""
     return _InTriton.apply(x, weight, layer)  # type: ignore[no-any-return]
 
 

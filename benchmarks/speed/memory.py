@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed_contenders import contenders
 
 from dipdefense.config import DIPConfig
+from speed.contenders import contenders
 
 _STATUS = Path("/proc/self/status")
 _ITERATIONS = 3

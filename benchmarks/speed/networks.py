@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_, stack_module_state, vmap
 
 from dipdefense.config import DIPConfig
-from dipdefense.network import SkipNets
+from dipdefense.engine.network import SkipNets
 
 
 class Networks(NamedTuple):

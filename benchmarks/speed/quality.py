@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from speed_contenders import Contender, published_loop
 from torch import Tensor
 
 from dipdefense.config import DIPConfig
 from dipdefense.reconstruct import Reconstruction
+from speed.contenders import Contender, published_loop
 
 _POINTS = 20
 Loop = Callable[..., Reconstruction]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from speed_contenders import PUBLISHED, Contender
 
 from dipdefense.config import DIPConfig
+from speed.contenders import PUBLISHED, Contender
 
 FEWEST, MOST = 3, 200
 """Timed iterations of one fit, however slow or fast it is."""

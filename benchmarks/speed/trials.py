@@ -18,13 +18,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from speed_contenders import Contender, check, contenders
-from speed_networks import Networks, as_library, library
-from speed_timing import Setting
 from torch import Tensor
 
 from dipdefense.config import DIPConfig
 from dipdefense.reconstruct import reconstruct
+from speed.contenders import Contender, check, contenders
+from speed.networks import Networks, as_library, library
+from speed.timing import Setting
 
 GRAPHS, KERNELS = "dipdefense, CUDA graph", "dipdefense, Triton"
 
@@ -44,14 +44,14 @@ def untried() -> list[Contender]:
 
 
 def in_kernels(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
-    """The networks of ``library``, drawn and differentiated by ``dipdefense.kernels.engine``."""
+    """The networks of ``library``, drawn and differentiated by ``dipdefense.engine.kernels.engine``."""
     parameters, _ = library(config, image_channels, scales, count, device)
     names, values = list(parameters), list(parameters.values())
 
     class Draw(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, noise: Tensor, *values: Tensor) -> Tensor:
-            from dipdefense.kernels.engine import Engine
+            from dipdefense.engine.kernels.engine import Engine
 
             ctx.engine = Engine(dict(zip(names, values, strict=True)), config, scales, noise.dtype)
             drawn: Tensor = ctx.engine.forward(noise.permute(0, 2, 3, 1).contiguous())

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dipdefense import ops
 from dipdefense.config import DIPConfig
+from dipdefense.engine import ops
 
 
 class _Slot(NamedTuple):
@@ -56,7 +56,7 @@ class SkipNets(nn.Module):
 
     Two things differ from the network as it is written down, neither in what it computes. The merged convolution's
     kernels are kept apart for the skip branch and for the deeper one, the latter in the layout of
-    :func:`dipdefense.ops.upsampled_convolution`. And parameters without effect are left out: a convolution's bias
+    ``ops.upsampled_convolution``. And parameters without effect are left out: a convolution's bias
     and the merged normalisation's shift add a constant per channel, which the next normalisation removes. Their
     gradient is zero in exact arithmetic, and Adam would only walk them about on rounding noise. At the paper's
     setting that leaves 2,214,591 of 2,217,831 parameters a network.

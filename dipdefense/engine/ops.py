@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense import upsampling
-from dipdefense.folding import fold, unfold
+from dipdefense.engine import upsampling
+from dipdefense.engine.folding import fold, unfold
 
 # A matrix product over patches beats a convolution where the patches are short: CPU and GPU kernels for groups want 16
 # input channels or more, and a CPU's backward pass without groups runs at a quarter of its rate below that.

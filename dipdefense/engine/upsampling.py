@@ -9,7 +9,7 @@ forms of that, each the faster at its sizes:
 * **Large maps** (:class:`ConvolveTransposed`). Bilinear upsampling ×2 without aligned corners puts zeros between the
   pixels and filters with [1 3 3 1]/4 along each axis. The kernels on the zero-inserted tensor are a transposed
   convolution of stride 2; the fixed filter follows, a channel at a time. Replication of the low-resolution tensor's
-  border comes out as replication of the upsampled one's, where the network reflects; :mod:`dipdefense.interpolation`
+  border comes out as replication of the upsampled one's, where the network reflects; the module ``interpolation``
   corrects the outermost rows and columns.
 """
 
@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.folding import fold, unfold
-from dipdefense.interpolation import Strips, strip_gradients, strips, upsampling_matrix
+from dipdefense.engine.folding import fold, unfold
+from dipdefense.engine.interpolation import Strips, strip_gradients, strips, upsampling_matrix
 
 _FILTER = (0.25, 0.75, 0.75, 0.25)
 # Upsampling's Gram matrix along an axis: inner products of neighbouring columns of the upsampling matrix.
@@ -43,7 +43,7 @@ def _tap_matrices(size: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 def convolve(low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
-    """See :func:`dipdefense.ops.upsampled_convolution`."""
+    """See :func:`dipdefense.engine.ops.upsampled_convolution`."""
     if _favours_products(low):
         return _in_format_of(low, convolve_dense(low, weight, height, width))
     transposed = weight.permute(0, 1, 3, 4, 2).flip(3, 4).flatten(0, 1)
@@ -155,7 +155,7 @@ def _facing(weight: Tensor, axis: int) -> Tensor:
 
 
 class NormaliseUpsampled(torch.autograd.Function):
-    """See :func:`dipdefense.ops.normalise_upsampled`.
+    """See :func:`dipdefense.engine.ops.normalise_upsampled`.
 
     The upsampled tensor is A L Bᵀ, so its sum of squares is ⟨L, G_A L G_B⟩ with the Gram matrices G = AᵀA.
     """

@@ -29,11 +29,11 @@ import dipdefense
 from dipdefense import classifiers
 from dipdefense.checks import check_backend, operand_dtype
 from dipdefense.datasets import LabelledImages, cifar10, image_folder, packaged_images
-from dipdefense.evaluation.paper import reductions
 from dipdefense.evaluation.protocol import CONDITIONS, Images, Setting, choose, parse_arguments
-from dipdefense.evaluation.report import write_report
 from dipdefense.evaluation.runner import deep_image_prior, randomisation, run, undefended
 from dipdefense.evaluation.store import Key, Run, Store, read_export
+from dipdefense.paper.published import reductions
+from dipdefense.paper.tables import write_report
 
 __all__ = ["Run", "Setting", "circumstances", "measure", "parse_arguments", "read_export", "reproduce", "write_report"]
 

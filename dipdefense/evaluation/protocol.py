@@ -19,7 +19,7 @@ from dipdefense.attacks import TABLE_2, Attack
 from dipdefense.checks import Precision, check_budgets
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.datasets import LabelledImages
-from dipdefense.evaluation.paper import CLASSES, IMAGES
+from dipdefense.paper.published import CLASSES, IMAGES
 
 CONFIGS = {
     "paper": DIPConfig.paper,

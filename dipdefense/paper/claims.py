@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dipdefense.config import PAPER_BUDGETS
-from dipdefense.evaluation import paper
-from dipdefense.evaluation.labels import Column, column_title, percent
 from dipdefense.evaluation.protocol import ADVERSARIES, PASSES, condition_title
 from dipdefense.evaluation.statistics import Cell, Paired, compare, holm
+from dipdefense.paper import published as paper
+from dipdefense.paper.labels import Column, column_title, percent
 
 CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "not decidable yet"
 LARGER, SAME, SMALLER = "larger than published", "as published, within the interval", "smaller than published"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from dipdefense.config import DIPConfig
-from dipdefense.evaluation import paper
 from dipdefense.evaluation.protocol import network
 from dipdefense.evaluation.statistics import Cell
 from dipdefense.evaluation.store import Run
+from dipdefense.paper import published as paper
 
 TITLES = {
     1: "Table 1: top-1 accuracy on clean images (defence-unaware evaluation)",

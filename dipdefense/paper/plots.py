@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dipdefense.evaluation import paper
-from dipdefense.evaluation.labels import (
+from dipdefense.evaluation.protocol import ADVERSARIES, condition_title
+from dipdefense.evaluation.statistics import Cell, summarise
+from dipdefense.evaluation.store import Run
+from dipdefense.paper import published as paper
+from dipdefense.paper.labels import (
     TITLES,
     Column,
     banner,
@@ -19,9 +22,6 @@ from dipdefense.evaluation.labels import (
     shown,
     subject,
 )
-from dipdefense.evaluation.protocol import ADVERSARIES, condition_title
-from dipdefense.evaluation.statistics import Cell, summarise
-from dipdefense.evaluation.store import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from dipdefense.evaluation import paper
-from dipdefense.evaluation.claims import findings
-from dipdefense.evaluation.figures import accuracy_by_budget, bars, clean_confidences, recovery_by_confidence
-from dipdefense.evaluation.labels import (
+from dipdefense.evaluation.protocol import ADVERSARIES, condition_title, network
+from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread, summarise
+from dipdefense.evaluation.store import Run, export
+from dipdefense.paper import published as paper
+from dipdefense.paper.claims import findings
+from dipdefense.paper.labels import (
     TITLES,
     banner,
     column_title,
@@ -26,9 +28,7 @@ from dipdefense.evaluation.labels import (
     shown,
     subject,
 )
-from dipdefense.evaluation.protocol import ADVERSARIES, condition_title, network
-from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread, summarise
-from dipdefense.evaluation.store import Run, export
+from dipdefense.paper.plots import accuracy_by_budget, bars, clean_confidences, recovery_by_confidence
 
 STATEMENT = (
     "Defence-unaware: the attacks were crafted on the undefended classifier, by an attacker who does not know of the "

@@ -18,7 +18,7 @@ import convolutions
 from convolutions import Layer
 
 from dipdefense import DIPConfig
-from dipdefense.network import SkipNets
+from dipdefense.engine.network import SkipNets
 
 _IN_TRITON = """
 import sys, torch

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import speed
-import speed_timing
-from speed_contenders import PUBLISHED, Contender, check, contenders, published_loop
-from speed_networks import Networks, PlainNet, grouped
-from speed_timing import Cell, Setting, Stopwatch, measure, speedups
-from speed_trials import GRAPHS, KERNELS, must_learn, outcome, start, untried
+import speed.timing
+from speed.contenders import PUBLISHED, Contender, check, contenders, published_loop
+from speed.networks import Networks, PlainNet, grouped
+from speed.timing import Cell, Setting, Stopwatch, measure, speedups
+from speed.trials import GRAPHS, KERNELS, must_learn, outcome, start, untried
 
 from dipdefense import DIPConfig
 from dipdefense.reconstruct import Reconstruction
@@ -37,7 +37,7 @@ def test_smoke(device: str, tmp_path: Path, monkeypatch, capsys) -> None:
     command = f"benchmarks/speed.py --device {device} --sides 32 --channels 4 --batch-sizes 2 3 --rounds 2 --no-quality"
     everyone = contenders(torch.device(device))
     monkeypatch.setattr(sys, "argv", command.split())
-    monkeypatch.setattr(speed_timing, "MOST", 4)
+    monkeypatch.setattr(speed.timing, "MOST", 4)
     monkeypatch.setattr(speed, "peak_in_fresh_process", lambda *_, **__: 7.0)
     monkeypatch.setattr(speed, "_CEILINGS", {device: {"side": 64, "copied": 2**16}})
     path = speed.main([*sys.argv[1:], "--out", str(tmp_path)])
@@ -159,7 +159,7 @@ def test_one_that_may_fail_is_tried_first_and_then_left_out(tmp_path: Path, monk
     monkeypatch.setattr(speed, "outcome", lambda trial, *, deadline: {"failed": "ValueError: no good"})
     monkeypatch.setattr(speed, "peak_in_fresh_process", lambda *_, **__: 7.0)
     monkeypatch.setattr(speed, "_CEILINGS", {"cpu": {"side": 64, "copied": 2**16}})
-    monkeypatch.setattr(speed_timing, "MOST", 3)
+    monkeypatch.setattr(speed.timing, "MOST", 3)
     command = ["--sides", "32", "--channels", "4", "--batch-sizes", "3", "2", "--rounds", "1", "--out", str(tmp_path)]
     record = json.loads(speed.main(command).read_text())
     assert tried == [[2, 3]]
@@ -249,7 +249,7 @@ def fake(name: str, log: list, seconds: float, clock: list, *, fails_from: int =
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(speed_timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(speed.timing.time, "perf_counter", lambda: now[0])
     return now
 
 

@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from speed_contenders import contenders, published_loop
-from speed_floor import Ceilings, flops, least_bytes
-from speed_memory import peak_in_fresh_process
-from speed_networks import PlainNet
-from speed_quality import compare, psnr
+from speed.contenders import contenders, published_loop
+from speed.floor import Ceilings, flops, least_bytes
+from speed.memory import peak_in_fresh_process
+from speed.networks import PlainNet
+from speed.quality import compare, psnr
 
 from dipdefense import DIPConfig
-from dipdefense.network import SkipNets
+from dipdefense.engine.network import SkipNets
 
 SETTINGS = {
     "paper": (DIPConfig.paper(), 224, 88.06e9, 43.7e9),

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from dipdefense import DIPConfig, DIPPurifier, kernels, reconstruct
+from dipdefense import DIPConfig, DIPPurifier, reconstruct
+from dipdefense.engine import kernels
 from dipdefense.reconstruct import Reconstruction
 
 GOOD = torch.rand(2, 3, 32, 32)

@@ -10,7 +10,8 @@ from test_reconstruct import CLOSE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dipdefense import DIPConfig, graphs, reconstruct, upsampling
+from dipdefense import DIPConfig, reconstruct
+from dipdefense.engine import graphs, upsampling
 
 # What waits for the GPU, or copies from the host, or makes tensors as large as their input's contents say.
 REFUSED = {

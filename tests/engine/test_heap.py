@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from dipdefense import DIPConfig, heap, reconstruct
+from dipdefense import DIPConfig, reconstruct
+from dipdefense.engine import heap
 
 _NEVER, _AGAIN = [(-3, 2**31 - 1), (-1, 2**31 - 1)], [(-3, 2**25), (-1, 2**26), "trim"]
 
@@ -18,7 +19,7 @@ _NEVER, _AGAIN = [(-3, 2**31 - 1), (-1, 2**31 - 1)], [(-3, 2**25), (-1, 2**26), 
 # resident memory, which not every container reports.
 _PROBE = """
 import contextlib, ctypes, torch
-from dipdefense import heap
+from dipdefense.engine import heap
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in

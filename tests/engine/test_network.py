@@ -6,8 +6,9 @@ import pytest
 import torch
 from reference import ReferenceNet, reference_like
 
-from dipdefense import DIPConfig, ops
-from dipdefense.network import SkipNets
+from dipdefense import DIPConfig
+from dipdefense.engine import ops
+from dipdefense.engine.network import SkipNets
 
 SMALL = DIPConfig(channels=8, skip_channels=4, input_channels=5)
 CASES = {

@@ -8,8 +8,8 @@ import random
 import pytest
 from scipy import stats
 
-from dipdefense.evaluation.paper import NOTES, PUBLISHED, QUOTED, THIS_PAPER, published
 from dipdefense.evaluation.statistics import mcnemar, spread, wilson
+from dipdefense.paper.published import NOTES, PUBLISHED, QUOTED, THIS_PAPER, published
 
 COUNTS = [(0, 1), (1, 1), (0, 20), (17, 20), (20, 20), (306, 500), (1, 500), (500, 500), (250, 500)]
 

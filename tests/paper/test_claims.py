@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 import pytest
 from test_report import made_up
 
-from dipdefense.evaluation.claims import (
+from dipdefense.evaluation.protocol import ADVERSARIES
+from dipdefense.evaluation.statistics import Cell, compare, holm, summarise
+from dipdefense.paper.claims import (
     CONFIRMED,
     CONTRADICTED,
     LARGER,
@@ -19,10 +21,8 @@ from dipdefense.evaluation.claims import (
     decide,
     findings,
 )
-from dipdefense.evaluation.paper import CLAIMS
-from dipdefense.evaluation.protocol import ADVERSARIES
-from dipdefense.evaluation.report import as_markdown, as_text
-from dipdefense.evaluation.statistics import Cell, compare, holm, summarise
+from dipdefense.paper.published import CLAIMS
+from dipdefense.paper.tables import as_markdown, as_text
 
 ALL = ("clean", *ADVERSARIES, "average")
 

@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy.stats import spearmanr
 from test_report import made_up
 
-from dipdefense.evaluation.figures import accuracy_by_budget, recovery_by_confidence
 from dipdefense.evaluation.protocol import CONDITIONS as EVERY_CONDITION
-from dipdefense.evaluation.report import write_report
 from dipdefense.evaluation.statistics import summarise, wilson
 from dipdefense.evaluation.store import Run
+from dipdefense.paper.plots import accuracy_by_budget, recovery_by_confidence
+from dipdefense.paper.tables import write_report
 
 CONDITIONS = ("clean", "fgsm-5", "bi-10")
 BUDGETS = (250, 500, 750, 1000)

@@ -13,12 +13,12 @@ import pytest
 from test_runner import CONFIGURATION
 
 from dipdefense import DIPConfig
-from dipdefense.evaluation import paper
-from dipdefense.evaluation.figures import bars
 from dipdefense.evaluation.protocol import ADVERSARIES, TABLES
-from dipdefense.evaluation.report import as_markdown, as_text, headline, write_report
 from dipdefense.evaluation.statistics import compare, sanity_checks, summarise, wilson
 from dipdefense.evaluation.store import Record, Run, read_export
+from dipdefense.paper import published as paper
+from dipdefense.paper.plots import bars
+from dipdefense.paper.tables import as_markdown, as_text, headline, write_report
 
 CIRCUMSTANCES = {"command": "python benchmarks/table2.py", "commit": "c0ffee", "hardware": "abacus", "torch": "2.15"}
 

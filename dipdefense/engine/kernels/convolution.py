@@ -28,8 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dipdefense.kernels.epilogues import Finish, Partial, add_filtered, store_gradient_sums, store_moments
-from dipdefense.kernels.tiles import (
+from dipdefense.engine.kernels.epilogues import Finish, Partial, add_filtered, store_gradient_sums, store_moments
+from dipdefense.engine.kernels.tiles import (
     MIRROR,
     NOTHING,
     REPEAT,

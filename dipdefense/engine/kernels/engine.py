@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from dipdefense.config import DIPConfig
-from dipdefense.interpolation import Strips
-from dipdefense.kernels import normalisation as norm
-from dipdefense.kernels import upsampled
-from dipdefense.kernels.adam import adam
-from dipdefense.kernels.convolution import (
+from dipdefense.engine.interpolation import Strips
+from dipdefense.engine.kernels import normalisation as norm
+from dipdefense.engine.kernels import upsampled
+from dipdefense.engine.kernels.adam import adam
+from dipdefense.engine.kernels.convolution import (
     TRANSPOSED,
     TRANSPOSED_GRADIENT,
     Geometry,
@@ -31,11 +31,11 @@ from dipdefense.kernels.convolution import (
     forward_geometry,
     gradient_geometry,
 )
-from dipdefense.kernels.epilogues import Finish, Partial
-from dipdefense.kernels.layout import Layout
-from dipdefense.kernels.merge import PLAIN, UPSAMPLED, merge_gradient, merge_moments
-from dipdefense.kernels.tiles import Operand
-from dipdefense.kernels.weight_gradient import TRANSPOSED_PAIRING, Pairing, convolution_pairing, weight_gradient
+from dipdefense.engine.kernels.epilogues import Finish, Partial
+from dipdefense.engine.kernels.layout import Layout
+from dipdefense.engine.kernels.merge import PLAIN, UPSAMPLED, merge_gradient, merge_moments
+from dipdefense.engine.kernels.tiles import Operand
+from dipdefense.engine.kernels.weight_gradient import TRANSPOSED_PAIRING, Pairing, convolution_pairing, weight_gradient
 
 
 @dataclass
@@ -127,7 +127,7 @@ class Engine:
         self._scale_backward(0, self._through("mix0", mix, Operand(grad), weight))
 
     def update(self, iteration: Tensor, corrections: Tensor) -> None:
-        """Adam, from ``grads``; see :func:`dipdefense.kernels.adam.adam` for the arguments."""
+        """Adam, from ``grads``; see :func:`dipdefense.engine.kernels.adam.adam` for the arguments."""
         operands = None if self.operands is self.rows else self.operands
         adam(
             self.rows, self.grads, self.moments, operands, iteration, corrections,

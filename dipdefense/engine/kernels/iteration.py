@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dipdefense.config import DIPConfig
-from dipdefense.kernels.adam import bias_corrections
-from dipdefense.kernels.engine import Engine
-from dipdefense.kernels.noise import perturb
+from dipdefense.engine.kernels.adam import bias_corrections
+from dipdefense.engine.kernels.engine import Engine
+from dipdefense.engine.kernels.noise import perturb
 
 
 class Iteration:

@@ -25,7 +25,7 @@ class Slot(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The places of all parameters, by the names of :class:`dipdefense.network.SkipNets`, and the row's length."""
+    """The places of all parameters, by the names that ``SkipNets`` has for them, and the row's length."""
 
     slots: dict[str, Slot]
     length: int

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dipdefense.kernels.epilogues import Partial, store_gradient_sums
-from dipdefense.kernels.tiles import REPEAT, SIZES, Operand, beyond
+from dipdefense.engine.kernels.epilogues import Partial, store_gradient_sums
+from dipdefense.engine.kernels.tiles import REPEAT, SIZES, Operand, beyond
 
 PLAIN: tl.constexpr = tl.constexpr(1)
 UPSAMPLED: tl.constexpr = tl.constexpr(2)
@@ -187,7 +187,7 @@ def merge_gradient(
         edges: gradients of its rows 0, 1, −2, −1, (N, 4, W, C), and columns, (N, 4, H, C), in fp32, to be added.
 
     Returns:
-        The tiles' sums that :func:`~dipdefense.kernels.normalisation.normalisation_gradient` takes.
+        The tiles' sums that :func:`~dipdefense.engine.kernels.normalisation.normalisation_gradient` takes.
     """
     raw, coef, _ = feature
     count, height, width, channels = raw.shape

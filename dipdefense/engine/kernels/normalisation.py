@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dipdefense.kernels.epilogues import Partial
-from dipdefense.kernels.tiles import SIZES
+from dipdefense.engine.kernels.epilogues import Partial
+from dipdefense.engine.kernels.tiles import SIZES
 
 _TILES = 32
 _CHANNELS = 32
@@ -105,7 +105,7 @@ def normalisation(raw: Tensor, partial: Partial, scale: Tensor, shift: Tensor, *
 
     Args:
         raw: the convolution's result (N, H, W, C); only its shape counts.
-        partial: what :func:`~dipdefense.kernels.convolution.convolve` returned with it.
+        partial: what :func:`~dipdefense.engine.kernels.convolution.convolve` returned with it.
         scale: (N, C), rows at any stride, and ``shift`` with the same.
         shift: (N, C).
         eps: added to the biased variance.

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
 """What the upsampled convolution needs beside its transposed convolution: the filter's adjoint, and the border.
 
-The mathematics is :mod:`dipdefense.upsampling`'s, with the channels innermost. The border strips are a few small matrix
-products, so torch's own operators do for them.
+The mathematics is :mod:`dipdefense.engine.upsampling`'s, with the channels innermost. The border strips are a few small
+matrix products, so torch's own operators do for them.
 
 The kernel has been checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """
@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dipdefense.interpolation import Strips, strip_gradients, strips
-from dipdefense.kernels.epilogues import filter_tap
-from dipdefense.kernels.tiles import SIZES, Operand, load_operand
+from dipdefense.engine.interpolation import Strips, strip_gradients, strips
+from dipdefense.engine.kernels.epilogues import filter_tap
+from dipdefense.engine.kernels.tiles import SIZES, Operand, load_operand
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dipdefense.kernels.tiles import (
+from dipdefense.engine.kernels.tiles import (
     MIRROR,
     REPEAT,
     SIZES,

@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense import kernels
+from dipdefense.engine import kernels
 
 triton = pytest.importorskip("triton")
 
-from dipdefense.kernels import convolution, merge, normalisation, upsampled, weight_gradient  # noqa: E402
-from dipdefense.kernels.adam import adam, bias_corrections  # noqa: E402
-from dipdefense.kernels.epilogues import Finish  # noqa: E402
-from dipdefense.kernels.noise import perturb  # noqa: E402
-from dipdefense.kernels.tiles import Blocks, Operand  # noqa: E402
+from dipdefense.engine.kernels import convolution, merge, normalisation, upsampled, weight_gradient  # noqa: E402
+from dipdefense.engine.kernels.adam import adam, bias_corrections  # noqa: E402
+from dipdefense.engine.kernels.epilogues import Finish  # noqa: E402
+from dipdefense.engine.kernels.noise import perturb  # noqa: E402
+from dipdefense.engine.kernels.tiles import Blocks, Operand  # noqa: E402
 
 FILES = ("test_kernels.py", "test_kernels_network.py", "test_kernels_iteration.py")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -11,8 +11,8 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from dipdefense.kernels import convolution, merge, upsampled, weight_gradient  # noqa: E402
-from dipdefense.kernels.tiles import Blocks, convolution_blocks, weight_blocks  # noqa: E402
+from dipdefense.engine.kernels import convolution, merge, upsampled, weight_gradient  # noqa: E402
+from dipdefense.engine.kernels.tiles import Blocks, convolution_blocks, weight_blocks  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dipdefense import DIPConfig, DIPPurifier, graphs, reconstruct
-from dipdefense.memory import bytes_per_image
-from dipdefense.network import SkipNets
+from dipdefense import DIPConfig, DIPPurifier, reconstruct
+from dipdefense.engine import graphs
+from dipdefense.engine.memory import bytes_per_image
+from dipdefense.engine.network import SkipNets
 from dipdefense.reconstruct import Reconstruction
 
 pytest.importorskip("triton")
@@ -27,8 +28,17 @@ pytest.importorskip("triton")
 from test_kernels import DEVICE, INTERPRETED, runs_kernels
 from test_kernels_network import use_large_blocks
 
-from dipdefense.kernels import adam, convolution, iteration, merge, noise, normalisation, upsampled, weight_gradient
-from dipdefense.kernels.noise import perturb
+from dipdefense.engine.kernels import (
+    adam,
+    convolution,
+    iteration,
+    merge,
+    noise,
+    normalisation,
+    upsampled,
+    weight_gradient,
+)
+from dipdefense.engine.kernels.noise import perturb
 
 # The interpreter takes a second an image and iteration, however small the image. The ε matters beside the gradients: by
 # a smaller one Adam would undo a wrong factor in them.
@@ -164,8 +174,8 @@ def test_the_purifier_passes_it_on_wherever_it_is_called(images: Tensor, run: Re
 @runs_kernels
 def test_the_benchmarks_contender_is_checked_like_the_others(monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from speed_contenders import check
-    from speed_trials import untried
+    from speed.contenders import check
+    from speed.trials import untried
 
     _, contender = untried()
     contender = dataclasses.replace(contender, operands=torch.float32, batched=not INTERPRETED)

@@ -8,16 +8,16 @@ from reference import reference_like
 from torch import Tensor
 
 from dipdefense import DIPConfig
-from dipdefense.network import SkipNets
+from dipdefense.engine.network import SkipNets
 
 pytest.importorskip("triton")
 
 from test_kernels import DEVICE, INTERPRETED, channels_last, runs_kernels
 
-from dipdefense.kernels import convolution, weight_gradient
-from dipdefense.kernels.engine import Engine
-from dipdefense.kernels.layout import Layout
-from dipdefense.kernels.tiles import Blocks
+from dipdefense.engine.kernels import convolution, weight_gradient
+from dipdefense.engine.kernels.engine import Engine
+from dipdefense.engine.kernels.layout import Layout
+from dipdefense.engine.kernels.tiles import Blocks
 
 
 def use_large_blocks(patch: pytest.MonkeyPatch) -> None:
