@@ -2,20 +2,72 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dipdefense.config import Backend, DIPConfig
-from dipdefense.engine import kernels
 
 Precision = Literal["auto", "fp32", "bf16"]
 Seed = int | Sequence[int] | None
 
 # An image that was normalised and denormalised again misses [0, 1] by rounding; that is no reason to refuse it.
 _ROUNDING = 1e-4
+
+# Triton's kernels multiply in bf16.
+_TRITON_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A reconstruction that was asked for and checked; nothing on the way checks or repeats its arguments again.
+
+    Attributes:
+        images: (N, C, H, W) floats in [0, 1].
+        budgets: iteration counts to record, ascending.
+        config: the method's numbers.
+        seeds: one an image.
+        operands: dtype of the convolutions' operands.
+        backend: as asked for; it runs on the images' device.
+    """
+
+    images: Tensor
+    budgets: tuple[int, ...]
+    config: DIPConfig
+    seeds: tuple[int, ...]
+    operands: torch.dtype
+    backend: Backend
+
+    def chunk(self, start: int, stop: int) -> Request:
+        """The same for some of the images."""
+        return dataclasses.replace(self, images=self.images[start:stop], seeds=self.seeds[start:stop])
+
+
+def check_request(
+    images: Tensor,
+    *,
+    budgets: Sequence[int],
+    config: DIPConfig | None,
+    seed: Seed,
+    precision: Precision,
+    backend: Backend,
+) -> Request:
+    """The one check of everything that a reconstruction takes; fresh seeds are drawn here where none are given.
+
+    Raises:
+        TypeError, ValueError: an argument is not as :func:`dipdefense.reconstruct` describes it.
+    """
+    config, budgets = check_config(config), check_budgets(budgets)
+    check_images(images, config)
+    operands = operand_dtype(precision, images.device)
+    check_backend(backend, images.device)
+    return Request(images, budgets, config, tuple(resolve_seeds(seed, len(images))), operands, backend)
 
 
 def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -41,15 +93,28 @@ def check_backend(backend: Backend, device: torch.device | None = None) -> None:
     """
     if backend not in get_args(Backend):
         raise ValueError(f'backend must be "torch", "cudagraphs" or "triton", got {backend!r}')
-    if device is None:
+    if device is None or backend == "torch" or (backend == "triton" and triton_interpreted()):
         return
-    if backend == "triton":
-        kernels.require(device)
-    if backend == "cudagraphs" and (device.type != "cuda" or torch.version.cuda is None):
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
         raise ValueError(
-            f'backend="cudagraphs" needs the images on an NVIDIA GPU, got images on {device}; move them there '
+            'backend="triton" needs Triton, which is not installed; install it (pip install triton) or use '
+            'backend="torch"'
+        )
+    if device.type != "cuda" or torch.version.cuda is None:
+        raise ValueError(
+            f'backend="{backend}" needs the images on an NVIDIA GPU, got images on {device}; move them there '
             '(images.to("cuda")) or use backend="torch"'
         )
+    if backend == "triton" and (capability := torch.cuda.get_device_capability(device)) < _TRITON_CAPABILITY:
+        raise ValueError(
+            f'backend="triton" needs a GPU of compute capability {".".join(map(str, _TRITON_CAPABILITY))} or later, '
+            f'and {device} has {".".join(map(str, capability))}; use backend="torch"'
+        )
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton was asked to interpret its kernels: on any device, but so slowly that it serves checks alone."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def check_config(config: DIPConfig | None) -> DIPConfig:

@@ -14,26 +14,26 @@ from torch import Tensor, nn
 
 from dipdefense.checks import (
     Precision,
+    Request,
     Seed,
     check_backend,
     check_budgets,
     check_config,
-    check_images,
+    check_request,
     check_seed,
     operand_dtype,
-    resolve_seeds,
 )
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.engine.memory import images_that_fit, is_out_of_memory
-from dipdefense.reconstruct import Reconstruction, reconstruct
+from dipdefense.reconstruct import Reconstruction, fit
 
 Gradient = Literal["straight-through", "none"]
 
 
 class DIPPurifier(nn.Module):
-    """Replace every image by what its own untrained network has drawn of it after ``iters`` iterations.
+    """Replace every image by its own untrained network's output after ``iters`` iterations.
 
-    Kattamis, Adel & Weller 2019, section 4: the drawing keeps what the network learns first, and an adversarial
+    Kattamis, Adel & Weller 2019, section 4: the reconstruction keeps what the network learns first, and an adversarial
     perturbation is learnt last. That is evidence against attackers who do not know of the defence; it is no
     robustness against those who do.
 
@@ -117,7 +117,7 @@ class DIPPurifier(nn.Module):
         budgets: Sequence[int] = PAPER_BUDGETS,
         seed: Seed = None,
     ) -> Reconstruction:
-        """Run once to the largest budget and return the drawings at every budget.
+        """Run once to the largest budget and return the reconstructions at every budget.
 
         Args:
             images: (N, C, H, W) floats in [0, 1].
@@ -130,18 +130,13 @@ class DIPPurifier(nn.Module):
         budgets = check_budgets(budgets)
         if budgets[-1] > self.iters:
             raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets}")
-        check_images(images, self.config)
-        operands = operand_dtype(self.precision, images.device)
-        check_backend(self.backend, images.device)
-        seeds = resolve_seeds(self.seed if seed is None else seed, len(images))
-        chunk = self.batch_size
-        if chunk == "auto":
-            chunk = images_that_fit(self.config, images, operands, backend=self.backend)
+        request = check_request(
+            images, budgets=budgets, config=self.config, seed=self.seed if seed is None else seed,
+            precision=self.precision, backend=self.backend,
+        )  # fmt: skip
+        chunk = images_that_fit(request) if self.batch_size == "auto" else self.batch_size
         with _progress_bar(len(images) * budgets[-1], enabled=self.progress) as advance:
-            return _in_chunks(
-                images, seeds, chunk, advance,
-                budgets=budgets, config=self.config, precision=self.precision, backend=self.backend,
-            )  # fmt: skip
+            return _in_chunks(request, chunk, advance)
 
     def extra_repr(self) -> str:
         """The settings that a printed model shows."""
@@ -163,23 +158,14 @@ def _progress_bar(total: int, *, enabled: bool) -> Iterator[Callable[[int], obje
         yield bar.update
 
 
-def _in_chunks(
-    images: Tensor, seeds: Sequence[int], chunk: int, advance: Callable[[int], object], **settings: Any
-) -> Reconstruction:
-    """Reconstruct ``chunk`` images at a time; after running out of memory go on with half as many."""
+def _in_chunks(request: Request, chunk: int, advance: Callable[[int], object]) -> Reconstruction:
+    """Fit ``chunk`` images at a time; where memory runs out, continue with half as many."""
     parts: list[Reconstruction] = []
-    start = 0
-    while start < len(images) or not parts:
-        stop = min(start + chunk, len(images))
+    start, count = 0, len(request.images)
+    while start < count or not parts:
+        stop = min(start + chunk, count)
         try:
-            parts.append(
-                reconstruct(
-                    images[start:stop],
-                    seed=seeds[start:stop],
-                    on_iteration=functools.partial(advance, stop - start),
-                    **settings,
-                )
-            )
+            parts.append(fit(request.chunk(start, stop), functools.partial(advance, stop - start)))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or stop - start == 1:
                 raise
@@ -189,14 +175,9 @@ def _in_chunks(
             continue
         # Outside the except block, where the traceback no longer holds the failed attempt's tensors.
         gc.collect()
-        if images.is_cuda:
+        if request.images.is_cuda:
             torch.cuda.empty_cache()
-    return Reconstruction(
-        parts[0].budgets,
-        torch.cat([part.images for part in parts], dim=1),
-        torch.cat([part.losses for part in parts], dim=1),
-        sum((part.status for part in parts), ()),
-    )
+    return Reconstruction.joined(parts)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -15,26 +15,23 @@ PACKAGE = Path(__file__).parents[1] / "dipdefense"
 
 # From the bottom up; a module may import what stands below it, and its own layer's helpers where named.
 LAYERS = [
-    {"config", "graphs", "interpolation"},
-    {"kernels"},
-    {"folding", "heap"},
-    {"upsampling"},
-    {"ops"},
-    {"network"},
+    {"config", "files"},
     {"checks"},
-    {"memory", "reconstruct"},
+    {"engine", "stopping"},
+    {"reconstruct"},
     {"purifier", "randomization", "saliency", "classifiers", "datasets"},
     {"art", "attacks"},
     {"evaluation", "distributed"},
+    {"paper"},
     {"cli"},
 ]
 HEAVY = {
     "art": {"art", "attacks"},
-    "matplotlib": {"evaluation"},
+    "matplotlib": {"evaluation", "paper"},
     "ray": {"distributed"},
-    "triton": {"kernels"},
+    "triton": {"engine"},
     "foolbox": {"datasets"},
-    "scipy": {"evaluation"},
+    "scipy": {"evaluation", "paper"},
     "torchvision": {"classifiers", "datasets", "evaluation"},
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor
 
+from dipdefense.checks import Request
 from dipdefense.config import Backend, DIPConfig
 
 # Share of the free memory that a chunk may plan for: allocators fragment, and the caller needs some too.
@@ -56,12 +56,13 @@ def bytes_per_image(
     return activations * operands.itemsize + parameters * _PARAMETER_BYTES[backend] + images
 
 
-def images_that_fit(config: DIPConfig, images: Tensor, operands: torch.dtype, *, backend: Backend = "torch") -> int:
-    """The number of images to fit at once on the device where they are: at least one."""
+def images_that_fit(request: Request) -> int:
+    """The number of a request's images to fit at once on the device where they are: at least one."""
+    images = request.images
     if len(images) == 0:
         return 1
     _, channels, height, width = images.shape
-    each = bytes_per_image(config, channels, height, width, operands, backend=backend)
+    each = bytes_per_image(request.config, channels, height, width, request.operands, backend=request.backend)
     fitting = int(_SHARE * _free_bytes(images.device)) // each
     if images.device.type == "cpu":
         fitting = min(fitting, _CPU_PIXELS // (height * width))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dipdefense import DIPConfig, DIPPurifier, reconstruct
-from dipdefense.engine import kernels
-from dipdefense.reconstruct import Reconstruction
+from dipdefense.checks import Request, check_backend
+from dipdefense.engine.fitting import Fitting
 
 GOOD = torch.rand(2, 3, 32, 32)
 
@@ -24,7 +24,7 @@ def test_an_unknown_backend() -> None:
 
 @pytest.mark.parametrize("call", [reconstruct, DIPPurifier(2, backend="cudagraphs").reconstruct], ids=["", "purifier"])
 def test_a_graph_needs_a_gpu(call, monkeypatch) -> None:
-    monkeypatch.setattr(sys.modules["dipdefense.reconstruct"], "SkipNets", None)
+    monkeypatch.setattr("dipdefense.engine.fitting.SkipNets", None)
     options = {"backend": "cudagraphs"} if call is reconstruct else {}
     message = (
         r'"cudagraphs" needs the images on an NVIDIA GPU, got images on cpu; move them there \(images\.to\("cuda"\)\)'
@@ -43,8 +43,8 @@ MISSING = {
 @pytest.mark.parametrize("call", [reconstruct, DIPPurifier(2, backend="triton").reconstruct], ids=["", "purifier"])
 def test_where_the_kernels_do_not_run_it_says_so_before_any_work(call, changes, message, monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None if changes else object())
-    monkeypatch.setattr(sys.modules["dipdefense.reconstruct"], "SkipNets", None)  # any work would raise something else
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if changes else object())
+    monkeypatch.setattr("dipdefense.engine.fitting.SkipNets", None)  # any work would raise something else
     options = {"backend": "triton"} if call is reconstruct else {}
     with pytest.raises(ValueError, match=message):
         call(GOOD, budgets=(1,), **options)
@@ -52,12 +52,12 @@ def test_where_the_kernels_do_not_run_it_says_so_before_any_work(call, changes, 
 
 def test_an_old_gpu_is_refused(monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(ValueError, match=r"compute capability 8\.0 or later, and cuda:0 has 7\.5; use backend"):
-        kernels.require(torch.device("cuda:0"))
+        check_backend("triton", torch.device("cuda:0"))
 
 
 def test_the_purifier_carries_its_backend() -> None:
@@ -68,15 +68,13 @@ def test_the_purifier_carries_its_backend() -> None:
 
 
 def test_the_purifier_passes_its_backend_on(tiny: DIPConfig, monkeypatch) -> None:
+    monkeypatch.setattr("dipdefense.checks.check_backend", lambda backend, device: None)
     asked = []
-    monkeypatch.setattr(kernels, "require", lambda device: asked.append(device))
-    settings = []
 
-    def by_torch(images: torch.Tensor, *, backend: str, **others) -> Reconstruction:
-        settings.append(backend)
-        return reconstruct(images, **others)
+    def by_torch(request: Request, backend: str) -> Fitting:
+        asked.append(backend)
+        return Fitting(request, "torch")
 
-    monkeypatch.setattr("dipdefense.purifier.reconstruct", by_torch)
+    monkeypatch.setattr(sys.modules["dipdefense.reconstruct"], "Fitting", by_torch)
     DIPPurifier(1, config=tiny, backend="triton", batch_size=1)(GOOD)
-    assert settings == ["triton", "triton"]
-    assert asked == [torch.device("cpu")]
+    assert asked == ["triton", "triton"]

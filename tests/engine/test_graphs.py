@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from test_reconstruct import CLOSE
@@ -42,7 +40,7 @@ def test_the_first_calls_are_the_warm_up(calls: int, expected: str, monkeypatch)
 @pytest.fixture
 def uncaptured(monkeypatch) -> None:
     """The backend on a CPU, and every call as it is."""
-    monkeypatch.setattr(sys.modules["dipdefense.reconstruct"], "check_backend", lambda backend, device: None)
+    monkeypatch.setattr("dipdefense.checks.check_backend", lambda backend, device: None)
     monkeypatch.setattr(graphs, "Replayed", lambda step, device: step)
 
 

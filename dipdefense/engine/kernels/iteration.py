@@ -20,10 +20,10 @@ from dipdefense.engine.kernels.noise import perturb
 
 
 class Iteration:
-    """One iteration of all images: noise, drawing, loss, gradients, update. Calling it does the next one.
+    """One iteration of all images: noise, outputs, loss, gradients, update. Calling it does the next one.
 
     Args:
-        parameters: the networks' start, ``dict(SkipNets(...).named_parameters())``.
+        parameters: the networks' initial weights, ``dict(SkipNets(...).named_parameters())``.
         fixed_noise: (N, input_channels, H, W) fp32.
         target: (N, C, H, W) fp32, the images.
         seeds: one an image, for the fresh noise.
@@ -31,8 +31,8 @@ class Iteration:
         scales: how often the networks halve the resolution.
         operands: dtype of activations and operands, bf16 or fp32.
         iterations: the most that it will be called for.
-        drawn: (N, C, H, W) fp32, to be filled at every call: the drawings, in [0, 1].
-        loss: (N,) fp32, likewise: each drawing's mean squared error.
+        outputs: (N, C, H, W) fp32, filled at every call: the networks' outputs, in [0, 1].
+        losses: (N,) fp32, likewise: each output's mean squared error.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Iteration:
         scales: int,
         operands: torch.dtype,
         iterations: int,
-        drawn: Tensor,
-        loss: Tensor,
+        outputs: Tensor,
+        losses: Tensor,
     ) -> None:
         device = target.device
         self.engine = Engine(parameters, config, scales, operands)
         self._std = config.noise_std
-        self._drawn, self._loss = drawn, loss
+        self._outputs, self._losses = outputs, losses
         self._fixed_noise, self._target = (x.permute(0, 2, 3, 1).contiguous() for x in (fixed_noise, target))
         self._noise = torch.empty_like(self._fixed_noise, dtype=operands)
         self._seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
@@ -65,10 +65,10 @@ class Iteration:
     def __call__(self) -> None:
         """Do the next iteration, without waiting for it."""
         perturb(self._fixed_noise, self._seeds, self._count, self._noise, std=self._std)
-        drawn = self.engine.forward(self._noise)
-        error = drawn - self._target
-        self._drawn.copy_(drawn.permute(0, 3, 1, 2))
-        self._loss.copy_(error.square().mean(dim=(1, 2, 3)))
+        output = self.engine.forward(self._noise)
+        error = output - self._target
+        self._outputs.copy_(output.permute(0, 3, 1, 2))
+        self._losses.copy_(error.square().mean(dim=(1, 2, 3)))
         # Of the sum of the images' losses, so that no network's gradient depends on how many there are.
         self.engine.backward(error * (2 / error[0].numel()))
         self.engine.update(self._count, self._corrections)

@@ -239,7 +239,7 @@ def test_what_is_reckoned_for_an_image_is_enough(config, side, count, operands, 
         fixed_noise, pictures = (torch.empty(count, c, side, side) for c in (config.input_channels, 3))
         step = iteration.Iteration(
             dict(networks.named_parameters()), fixed_noise, pictures, [0] * count, config=config, scales=scales,
-            operands=operands, iterations=2, drawn=torch.empty_like(pictures), loss=torch.empty(count),
+            operands=operands, iterations=2, outputs=torch.empty_like(pictures), losses=torch.empty(count),
         )  # fmt: skip
         step()
         step()
