@@ -12,7 +12,9 @@ from torch import nn
 
 import dipdefense.purifier as purifier_module
 from dipdefense import DIPConfig, DIPPurifier, reconstruct
+from dipdefense.checks import Request
 from dipdefense.engine.memory import bytes_per_image, images_that_fit
+from dipdefense.reconstruct import fit
 
 
 @pytest.fixture
@@ -127,13 +129,13 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(tiny: DIPConfig, monkeypatch
     images = torch.rand(7, 3, 32, 32)
     sizes = []
 
-    def limited(chunk: torch.Tensor, **settings):
-        sizes.append(len(chunk))
-        if len(chunk) > 2:
+    def limited(request: Request, on_iteration):
+        sizes.append(len(request.images))
+        if len(request.images) > 2:
             raise error
-        return reconstruct(chunk, **settings)
+        return fit(request, on_iteration)
 
-    monkeypatch.setattr(purifier_module, "reconstruct", limited)
+    monkeypatch.setattr(purifier_module, "fit", limited)
     purifier = DIPPurifier(iters=2, config=tiny, seed=list(range(7)), batch_size=7)
     result = purifier(images)
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
@@ -145,7 +147,7 @@ def test_memory_that_one_image_exceeds_is_an_error(tiny: DIPConfig, images: torc
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(purifier_module, "reconstruct", full)
+    monkeypatch.setattr(purifier_module, "fit", full)
     with pytest.raises(torch.OutOfMemoryError):
         DIPPurifier(iters=1, config=tiny)(images)
 
@@ -153,11 +155,11 @@ def test_memory_that_one_image_exceeds_is_an_error(tiny: DIPConfig, images: torc
 def test_other_errors_are_not_taken_for_lack_of_memory(tiny: DIPConfig, images: torch.Tensor, monkeypatch) -> None:
     calls = []
 
-    def broken(chunk, **kwargs):
-        calls.append(len(chunk))
+    def broken(request: Request, on_iteration):
+        calls.append(len(request.images))
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(purifier_module, "reconstruct", broken)
+    monkeypatch.setattr(purifier_module, "fit", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         DIPPurifier(iters=1, config=tiny)(images)
     assert calls == [3]
@@ -165,10 +167,11 @@ def test_other_errors_are_not_taken_for_lack_of_memory(tiny: DIPConfig, images: 
 
 def test_the_automatic_chunk_follows_free_memory(monkeypatch) -> None:
     config, images = DIPConfig.paper(), torch.empty(500, 3, 224, 224, device="meta")
+    request = Request(images, (1,), config, (), torch.float32, "torch")
     one = bytes_per_image(config, 3, 224, 224)
     for free, expected in ((one // 2, 1), (10 * one, 7), (1000 * one, 700)):
         monkeypatch.setattr("dipdefense.engine.memory._free_bytes", lambda device, free=free: free)
-        assert images_that_fit(config, images, torch.float32) == expected
+        assert images_that_fit(request) == expected
 
 
 def test_a_diverging_image_is_named(images: torch.Tensor) -> None:
