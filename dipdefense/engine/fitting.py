@@ -6,11 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor, nn
 
 from dipdefense.checks import Request, triton_interpreted
 from dipdefense.config import Backend
 from dipdefense.engine import graphs, heap
 from dipdefense.engine.network import SkipNets
+
+# Elements of the widest vector register: 64 bytes of fp32.
+_VECTOR = 16
 
 # Pixels from which channels that are innermost pay, on a CPU.
 _LARGE = 160 * 160
@@ -74,22 +78,26 @@ class Fitting:
             self._request.operands,
         )
         config = networks.config
+        parameters = [_Aligned(parameter) for parameter in networks.parameters()]
         optimiser = torch.optim.Adam(
-            networks.parameters(),
+            [parameter.values for parameter in parameters],
             lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True, capturable=replayed,
         )  # fmt: skip
         # Convolutions of one large image are fastest with the channels innermost; groups of channels have no such
-        # layout.
-        innermost = len(target) == 1 and target[0, 0].numel() >= _LARGE
+        # layout. Images of which several may be fitted at once never take it, so that one alone is rounded as in a
+        # batch.
+        innermost = target.is_cpu and len(target) == 1 and target[0, 0].numel() >= _LARGE
         layout = torch.channels_last if innermost else torch.contiguous_format
         fresh_noise = torch.empty_like(fixed_noise)
 
         def update() -> None:
             output = networks((fresh_noise + fixed_noise).to(operands, memory_format=layout))
             error = (output - target).square().mean(dim=(1, 2, 3))
-            optimiser.zero_grad()
+            networks.zero_grad()
             # The sum, not the mean: a network's gradient must not depend on how many others are fitted beside it.
             error.sum().backward()
+            for parameter in parameters:
+                parameter.take_gradient()
             optimiser.step()
             self.outputs.copy_(output.detach())
             self.losses.copy_(error.detach())
@@ -103,6 +111,32 @@ class Fitting:
             run()
 
         return iterate
+
+
+class _Aligned:
+    """A parameter as the optimiser updates it: whole vectors of elements.
+
+    On a CPU fused Adam treats the last elements that fill no vector one by one, with other roundings. They are other
+    images' elements in another batch.
+    """
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
+        self.values: Tensor = parameter
+        self._gradient: Tensor | None = None
+        count = parameter.numel()
+        if parameter.is_cuda or count % _VECTOR == 0:
+            return
+        padded = parameter.new_zeros(-(-count // _VECTOR) * _VECTOR)
+        padded[:count] = parameter.detach().flatten()
+        parameter.data = padded[:count].view_as(parameter)
+        padded.grad = torch.zeros_like(padded)
+        self.values, self._gradient = padded, padded.grad[:count].view_as(parameter)
+
+    def take_gradient(self) -> None:
+        """Hand the parameter's gradient on to the optimiser."""
+        if self._gradient is not None and self._parameter.grad is not None:
+            self._gradient.copy_(self._parameter.grad)
 
 
 @contextlib.contextmanager

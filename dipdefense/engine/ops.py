@@ -39,9 +39,10 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
     count, out_channels, in_channels, kernel, _ = weight.shape
     size, weight = x.shape[2:], weight.to(x.dtype)
     narrow = (out_channels < _NARROW and addend is None) if kernel == 1 else in_channels < _NARROW
-    if count == 1 and narrow and _innermost(x if addend is None else addend):
+    alone = count == 1 and _innermost(x if addend is None else addend)
+    if alone and narrow:
         return _convolve_narrow(x, weight.squeeze(0), stride, addend)
-    if count > 1 and (kernel == 1 or in_channels < _NARROW):
+    if not alone and (kernel == 1 or in_channels < _NARROW):
         height, width = (-(-side // stride) for side in size)
         patches = x.flatten(2) if kernel == 1 else _Patches.apply(x, stride)
         if addend is None:
@@ -51,10 +52,23 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
         return out.view(count, out_channels, height, width)
     if kernel == 3:
         x = F.pad(x, _RING, mode="reflect")
-    out = F.conv2d(fold(x), weight.flatten(0, 1), stride=stride, groups=count)
-    if addend is not None:
-        out += fold(addend)
-    return unfold(out, count)
+    out = F.conv2d(x, weight.squeeze(0), stride=stride) if alone else unfold(_grouped(x, weight, stride), count)
+    return out if addend is None else out + addend
+
+
+def _grouped(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """One convolution with a group an image, (1, N · out, h, w).
+
+    One group is another operator than several, with other roundings. A single image gets a group of zeros beside it,
+    so that its result does not depend on whether it comes alone.
+    """
+    count = len(weight)
+    if count > 1:
+        return F.conv2d(fold(x), weight.flatten(0, 1), stride=stride, groups=count)
+    outputs = weight.shape[1]
+    images = torch.cat([x, torch.zeros_like(x)], dim=1)
+    kernels = torch.cat([weight, torch.zeros_like(weight)]).flatten(0, 1)
+    return F.conv2d(images, kernels, stride=stride, groups=2)[:, :outputs]
 
 
 def _innermost(x: Tensor) -> bool:
