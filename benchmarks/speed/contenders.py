@@ -1,4 +1,4 @@
-"""Who is timed: each way of fitting networks to images, and the check that it is the published method."""
+"""Who is timed: each way of fitting networks to images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,47 +15,20 @@ from torch import Tensor
 from dipdefense.checks import operand_dtype
 from dipdefense.config import DIPConfig
 from dipdefense.reconstruct import Reconstruction, Status, reconstruct
+from speed.check import PUBLISHED, Contender
 from speed.networks import (
     Build,
+    Networks,
     PlainNet,
     as_library,
     grouped,
-    is_dead,
     library,
     side_by_side,
     unchanged,
     vmapped,
 )
 
-Fit = Callable[..., object]
-"""``fit(images, budgets=…, config=…, on_iteration=…)``, as ``dipdefense.reconstruct.reconstruct`` is called."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way of fitting networks to images.
-
-    Attributes:
-        name: as records have it.
-        build: its networks.
-        own: plain networks' tensors, stacked along a leading axis, by the names and in the layouts of ``build``.
-        fit: its loop, from start to end.
-        batched: whether it fits several images at once; otherwise its time an image is that of one image alone.
-        operands: dtype of the convolutions' operands.
-        expendable: whether a run goes on without it where it fails.
-    """
-
-    name: str
-    build: Build
-    own: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    fit: Fit
-    batched: bool = True
-    operands: torch.dtype = torch.float32
-    expendable: bool = False
-
-
-PUBLISHED = "published loop"
-"""The contender that every ratio refers to."""
+GRAPHS, KERNELS = "dipdefense, CUDA graph", "dipdefense, Triton"
 
 
 def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, Contender]:
@@ -75,10 +46,41 @@ def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, C
     if importlib.util.find_spec("deepinv") is not None:
         found.append(dataclasses.replace(published, name="deepinv", fit=_deepinv))
     if expendable:
-        from speed.trials import untried
-
         found += untried()
     return {contender.name: contender for contender in found}
+
+
+def untried() -> list[Contender]:
+    """The library's networks replayed from a CUDA graph, and the kernels' passes and their loop; both in bf16."""
+    graphs, kernels = (functools.partial(reconstruct, precision="bf16", backend=b) for b in ("cudagraphs", "triton"))
+    options: dict[str, Any] = {"operands": torch.bfloat16, "expendable": True}
+    return [
+        Contender(GRAPHS, library, as_library, graphs, **options),
+        Contender(KERNELS, in_kernels, as_library, kernels, **options),
+    ]
+
+
+def in_kernels(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
+    """The networks of ``library``, drawn and differentiated by ``dipdefense.engine.kernels.engine``."""
+    parameters, _ = library(config, image_channels, scales, count, device)
+    names, values = list(parameters), list(parameters.values())
+
+    class Draw(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, noise: Tensor, *values: Tensor) -> Tensor:
+            from dipdefense.engine.kernels.engine import Engine
+
+            ctx.engine = Engine(dict(zip(names, values, strict=True)), config, scales, noise.dtype)
+            drawn: Tensor = ctx.engine.forward(noise.permute(0, 2, 3, 1).contiguous())
+            return drawn.permute(0, 3, 1, 2).contiguous()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            ctx.engine.backward(grads[0].permute(0, 2, 3, 1).contiguous())
+            found = ctx.engine.layout.unpack(ctx.engine.grads)
+            return None, *(found[name] for name in names)
+
+    return Networks(parameters, lambda noise: Draw.apply(noise, *values))
 
 
 def published_loop(
@@ -141,89 +143,3 @@ def _deepinv(images: Tensor, *, budgets: Sequence[int], config: DIPConfig, on_it
         learning_rate=config.learning_rate,
     )
     prior(image[None], deepinv.physics.Denoising(device=image.device))
-
-
-class Errors(NamedTuple):
-    """How far a contender is from the plain network, ‖difference‖ / ‖reference‖.
-
-    Attributes:
-        drawing: of the drawn images.
-        gradient: of the parameter's gradient that is farthest off.
-    """
-
-    drawing: float
-    gradient: float
-
-
-_ALLOWED = {torch.float32: Errors(1e-4, 1e-2), torch.bfloat16: Errors(0.05, 0.25)}
-# Rounding errors of gradients that nearly cancel, as those of some scales do, are seen against this share of the
-# largest gradient.
-_CANCELLED = 0.01
-
-
-def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch.device, seed: int) -> Errors:
-    """Compare drawings and gradients with those of plain networks in float64, on a small input.
-
-    Weights, noise and the gradient that arrives at the drawings are the same, random ones; sizes are odd. The
-    contender's numbers are in the dtype that it is timed in, but without tf32, whose rounding would hide small errors.
-    LeakyReLU's slope is 0.9: its derivative jumps at zero, the more so the smaller the slope, and a value rounded
-    across zero would cost its gradient.
-
-    Raises:
-        ValueError: it draws something else, or its gradients are others.
-    """
-    torch.manual_seed(seed)
-    config = dataclasses.replace(config, leaky_slope=0.9)
-    count, size = 3 if contender.batched else 1, (2 * 2**scales + 3, 2 * 2**scales + 6)
-    networks = contender.build(config, 3, scales, count, device)
-    plain = [PlainNet(config, 3, scales).to(device) for _ in range(count)]
-    with torch.no_grad():
-        for network in plain:
-            # Scales and shifts start at 1 and 0, where a mistake in them would not show.
-            for parameter in network.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        for name, value in contender.own(_stack(plain, lambda parameter: parameter)).items():
-            networks.parameters[name].copy_(value)
-    noise = torch.rand(count, config.input_channels, *size, device=device).to(contender.operands)
-    pull = torch.randn(count, 3, *size, device=device)
-
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        drawn = networks.draw(noise)
-        torch.autograd.backward(drawn, pull)
-    expected = torch.cat([network.double()(noise[i : i + 1].double()) for i, network in enumerate(plain)])
-    torch.autograd.backward(expected, pull.double())
-    gradients = contender.own(_stack(plain, lambda parameter: parameter.grad))
-    least = _CANCELLED * max(gradient.norm().item() for gradient in gradients.values())
-    errors = Errors(
-        _relative(drawn, expected),
-        max(
-            _relative(networks.parameters[name].grad, gradient, least)
-            for name, gradient in gradients.items()
-            if not is_dead(name)
-        ),
-    )
-    allowed = _ALLOWED[contender.operands]
-    # NaN is no error that is small enough.
-    if not (errors.drawing <= allowed.drawing and errors.gradient <= allowed.gradient):
-        raise ValueError(
-            f"{contender.name} is not the published network: its drawings are off by {errors.drawing:.1e} and its "
-            f"gradients by {errors.gradient:.1e} (allowed: {allowed.drawing:.0e} and {allowed.gradient:.0e}); "
-            "it is not timed"
-        )
-    return errors
-
-
-def _stack(networks: Sequence[PlainNet], of: Callable[[torch.nn.Parameter], Tensor | None]) -> dict[str, Tensor]:
-    """``of`` every parameter, by name, with the networks along a leading axis."""
-    stacked = {}
-    for name, _ in networks[0].named_parameters():
-        values = [of(network.get_parameter(name)) for network in networks]
-        stacked[name] = torch.stack([value for value in values if value is not None])
-    return stacked
-
-
-def _relative(result: Tensor | None, expected: Tensor, least: float = 0.0) -> float:
-    """‖result − expected‖ / max(‖expected‖, least); NaN for no result."""
-    if result is None:
-        return math.nan
-    return float((result.detach().double() - expected.detach()).norm() / expected.detach().norm().clamp(min=least))

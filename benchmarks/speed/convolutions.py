@@ -1,7 +1,7 @@
 """Every layer of the networks, by every way of convolving N images with N sets of kernels: what `ops` chooses among.
 
-    python benchmarks/convolutions.py                 # two minutes on two CPU cores
-    python benchmarks/convolutions.py --kernels       # on a GPU, with the Triton kernels
+    python benchmarks/speed/convolutions.py                 # two minutes on two CPU cores
+    python benchmarks/speed/convolutions.py --kernels       # on a GPU, with the Triton kernels
 
 Forward and backward pass of one layer at a time, padding included, for the paper's network at 224×224 and those of
 appendix A.3 at 32×32. The ways: one convolution with N groups; N ordinary ones (on a GPU over several streams); a
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each layer, at least (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

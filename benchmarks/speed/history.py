@@ -1,6 +1,6 @@
 """How long an iteration took at each of several commits: the CPU path's steps, one against the other.
 
-    python benchmarks/history.py 45fec81 43aecb8 HEAD
+    python benchmarks/speed/history.py 45fec81 43aecb8 HEAD
 
 Every commit is checked out beside the others and timed in processes of its own, the commits in turns, so that whatever
 drifts hits all alike: `dipdefense.reconstruct` in fp32 on random images, the first iterations left out. Needs git and
@@ -26,7 +26,7 @@ import torch
 
 from dipdefense.evaluation import circumstances
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Preset, side, images at once, iterations.
 SETTINGS = (
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--settings", nargs="+", type=int, default=list(range(len(SETTINGS))), help="numbers, from 0")
     parser.add_argument("--iterations", type=int, help="instead of the settings' own, for trying this script out")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     given = parser.parse_args(arguments)
     settings = [SETTINGS[number] for number in given.settings]
     known = circumstances(torch.device("cpu"))

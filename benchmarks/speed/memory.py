@@ -1,14 +1,13 @@
 """Peak memory of one contender on a CPU, in a process that does nothing else.
 
-A process's peak never falls, so two contenders in one process could not be told apart; ``speed.py`` starts this script
-once for each.
+A process's peak never falls, so two contenders in one process could not be told apart; the benchmark starts this
+module once for each.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,6 +18,7 @@ import torch
 
 from dipdefense.config import DIPConfig
 from speed.contenders import contenders
+from speed.processes import start_module
 
 _STATUS = Path("/proc/self/status")
 _ITERATIONS = 3
@@ -29,8 +29,11 @@ def peak_in_fresh_process(contender: str, config: DIPConfig, *, batch: int, side
     if not _STATUS.exists():
         return None
     what = {"contender": contender, "config": asdict(config), "batch": batch, "side": side}
-    command = [sys.executable, __file__, json.dumps(what)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    process = start_module("speed.memory", what)
+    printed, complaint = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the peak memory of {contender} was not measured:\n{complaint}")
+    return float(printed)
 
 
 def _measure(what: Mapping[str, Any]) -> float:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dipdefense.config import DIPConfig
 from dipdefense.reconstruct import Reconstruction
-from speed.contenders import Contender, published_loop
+from speed.check import Contender
+from speed.contenders import published_loop
 
 _POINTS = 20
 Loop = Callable[..., Reconstruction]

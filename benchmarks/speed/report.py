@@ -1,4 +1,4 @@
-"""A record of ``speed.py`` as text and as a plot."""
+"""A record of the speed benchmark as text and as a plot."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dipdefense.config import DIPConfig
-from speed.contenders import PUBLISHED, Contender
+from speed.check import PUBLISHED, Contender
 
 FEWEST, MOST = 3, 200
 """Timed iterations of one fit, however slow or fast it is."""

@@ -14,8 +14,8 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import convolutions
-from convolutions import Layer
+from speed import convolutions
+from speed.convolutions import Layer
 
 from dipdefense import DIPConfig
 from dipdefense.engine.network import SkipNets
@@ -23,7 +23,7 @@ from dipdefense.engine.network import SkipNets
 _IN_TRITON = """
 import sys, torch
 sys.path.insert(0, "benchmarks")
-from convolutions import Layer, check, in_triton
+from speed.convolutions import Layer, check, in_triton
 torch.manual_seed(0)
 for layer in (Layer("a", 5, 6, 3, 9), Layer("b", 5, 6, 3, 9, stride=2), Layer("c", 5, 6, 1, 8, reads_noise=True)):
     x, weight = torch.randn(2, 5, layer.side, layer.side), torch.randn(2, 6, 5, layer.kernel, layer.kernel)

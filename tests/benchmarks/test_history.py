@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,33 +13,53 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import history
+from speed import history
 
 if not (ROOT / ".git").exists():
     pytest.skip("needs the repository", allow_module_level=True)
 
 
-def worktrees() -> list[str]:
-    return subprocess.run(
-        ["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+def temporary_worktrees(parent: Path) -> list[str]:
+    """Below this folder alone, because another process may add and move others meanwhile."""
+    command = ["git", "-C", str(ROOT), "worktree", "list", "--porcelain"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if str(parent) in line]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where checkouts are made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
 
 
 def test_commits_take_turns_and_leave_nothing_behind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    temporary: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = worktrees()
     turns: list[str] = []
     timed = history.milliseconds
 
     def watched(folder: Path, command: list[str]) -> float:
         assert (folder / "dipdefense" / "reconstruct.py").exists()
+        assert len(temporary_worktrees(temporary)) == 1
         turns.append(folder.name)
         return timed(folder, command) if len(turns) == 1 else float(len(turns))
 
     monkeypatch.setattr(history, "milliseconds", watched)
     path = history.main(
-        ["HEAD", "HEAD", "HEAD", "--rounds", "3", "--settings", "4", "--iterations", "5", "--out", str(tmp_path)]
+        [
+            "HEAD",
+            "HEAD",
+            "HEAD",
+            "--rounds",
+            "3",
+            "--settings",
+            "4",
+            "--iterations",
+            "5",
+            "--out",
+            str(temporary / "out"),
+        ]
     )
     record = json.loads(path.read_text())
     ((commit, subject),) = record["commits"].items()
@@ -49,7 +70,8 @@ def test_commits_take_turns_and_leave_nothing_behind(
     assert others == [2, 3]
     printed = capsys.readouterr().out
     assert f"| {commit}: {subject} | {sorted([first, 2, 3])[1]:.3g} [" in printed
-    assert worktrees() == before
+    assert not temporary_worktrees(temporary)
+    assert [path.name for path in temporary.iterdir()] == ["out"]
 
 
 def test_the_package_timed_is_the_checkouts(tmp_path: Path) -> None:
@@ -61,8 +83,8 @@ def test_the_package_timed_is_the_checkouts(tmp_path: Path) -> None:
     assert "another package" in raised.value.stderr
 
 
-def test_no_commit() -> None:
-    before = worktrees()
+def test_no_commit(temporary: Path) -> None:
     with pytest.raises(ValueError, match="no-such-name"):
         history.main(["HEAD", "no-such-name"])
-    assert worktrees() == before
+    assert not temporary_worktrees(temporary)
+    assert not list(temporary.iterdir())

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import speed
 import speed.timing
-from speed.contenders import PUBLISHED, Contender, check, contenders, published_loop
+from speed import benchmark
+from speed.check import PUBLISHED, Contender, check
+from speed.contenders import GRAPHS, KERNELS, contenders, published_loop, untried
 from speed.networks import Networks, PlainNet, grouped
 from speed.timing import Cell, Setting, Stopwatch, measure, speedups
-from speed.trials import GRAPHS, KERNELS, must_learn, outcome, start, untried
+from speed.trials import must_learn, outcome, start
 
 from dipdefense import DIPConfig
 from dipdefense.reconstruct import Reconstruction
@@ -34,13 +35,13 @@ EVERYONE = contenders(CPU)
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_smoke(device: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    command = f"benchmarks/speed.py --device {device} --sides 32 --channels 4 --batch-sizes 2 3 --rounds 2 --no-quality"
+    command = f"benchmarks/speed --device {device} --sides 32 --channels 4 --batch-sizes 2 3 --rounds 2 --no-quality"
     everyone = contenders(torch.device(device))
     monkeypatch.setattr(sys, "argv", command.split())
     monkeypatch.setattr(speed.timing, "MOST", 4)
-    monkeypatch.setattr(speed, "peak_in_fresh_process", lambda *_, **__: 7.0)
-    monkeypatch.setattr(speed, "_CEILINGS", {device: {"side": 64, "copied": 2**16}})
-    path = speed.main([*sys.argv[1:], "--out", str(tmp_path)])
+    monkeypatch.setattr(benchmark, "peak_in_fresh_process", lambda *_, **__: 7.0)
+    monkeypatch.setattr(benchmark, "_CEILINGS", {device: {"side": 64, "copied": 2**16}})
+    path = benchmark.main([*sys.argv[1:], "--out", str(tmp_path)])
     record = json.loads(path.read_text())
     assert list(tmp_path.glob("*.png")) == [path.with_suffix(".png")]
 
@@ -143,25 +144,25 @@ def test_a_wrong_contender_is_refused(contender: Contender) -> None:
 def test_a_wrong_contender_ends_the_run_before_it_is_timed(tmp_path: Path, monkeypatch) -> None:
     published = EVERYONE[PUBLISHED]
     everyone = {PUBLISHED: published, "broken": WRONG["another slope"]}
-    monkeypatch.setattr(speed, "contenders", lambda *_, **__: everyone)
-    monkeypatch.setattr(speed, "measure", lambda *_, **__: pytest.fail("timed"))
-    monkeypatch.setattr(speed, "_CEILINGS", {"cpu": {"side": 64, "copied": 2**16}})
+    monkeypatch.setattr(benchmark, "contenders", lambda *_, **__: everyone)
+    monkeypatch.setattr(benchmark, "measure", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr(benchmark, "_CEILINGS", {"cpu": {"side": 64, "copied": 2**16}})
     with pytest.raises(ValueError, match="broken is not the published network"):
-        speed.main(["--sides", "32", "--channels", "4", "--out", str(tmp_path)])
+        benchmark.main(["--sides", "32", "--channels", "4", "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
 def test_one_that_may_fail_is_tried_first_and_then_left_out(tmp_path: Path, monkeypatch, capsys) -> None:
     dud = dataclasses.replace(WRONG["NaN"], name="dud", expendable=True)
-    monkeypatch.setattr(speed, "contenders", lambda *_, **__: {PUBLISHED: EVERYONE[PUBLISHED], "dud": dud})
+    monkeypatch.setattr(benchmark, "contenders", lambda *_, **__: {PUBLISHED: EVERYONE[PUBLISHED], "dud": dud})
     tried = []
-    monkeypatch.setattr(speed, "start", lambda contender, setting, batches, *, seed: tried.append(batches))
-    monkeypatch.setattr(speed, "outcome", lambda trial, *, deadline: {"failed": "ValueError: no good"})
-    monkeypatch.setattr(speed, "peak_in_fresh_process", lambda *_, **__: 7.0)
-    monkeypatch.setattr(speed, "_CEILINGS", {"cpu": {"side": 64, "copied": 2**16}})
+    monkeypatch.setattr(benchmark, "start", lambda contender, setting, batches, **_: tried.append(batches))
+    monkeypatch.setattr(benchmark, "outcome", lambda trial, *, deadline: {"failed": "ValueError: no good"})
+    monkeypatch.setattr(benchmark, "peak_in_fresh_process", lambda *_, **__: 7.0)
+    monkeypatch.setattr(benchmark, "_CEILINGS", {"cpu": {"side": 64, "copied": 2**16}})
     monkeypatch.setattr(speed.timing, "MOST", 3)
     command = ["--sides", "32", "--channels", "4", "--batch-sizes", "3", "2", "--rounds", "1", "--out", str(tmp_path)]
-    record = json.loads(speed.main(command).read_text())
+    record = json.loads(benchmark.main(command).read_text())
     assert tried == [[2, 3]]
     (setting,) = record["settings"]
     assert setting["checks"]["dud"] == {"failed": "ValueError: no good"}
@@ -185,11 +186,22 @@ def test_what_comes_of_a_trial(code: str, expected: dict) -> None:
     assert trial.returncode is not None
 
 
+def test_a_trial_in_a_process_of_its_own() -> None:
+    trial = start(EVERYONE["grouped"], Setting("", 32, DIPConfig.architecture_2()), (), device=CPU, seed=0)
+    assert outcome(trial, deadline=time.monotonic() + 300).keys() == {"drawing", "gradient"}
+
+
+def test_run_by_its_path(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "speed"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("usage:"), done.stderr
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", [GRAPHS, KERNELS])
 def test_the_untried_pass_their_trials(name: str) -> None:
     contender = contenders(torch.device("cuda"), expendable=True)[name]
-    trial = start(contender, Setting("", 32, DIPConfig.architecture_2()), (1, 16), seed=0)
+    trial = start(contender, Setting("", 32, DIPConfig.architecture_2()), (1, 16), device=torch.device("cuda"), seed=0)
     assert outcome(trial, deadline=time.monotonic() + 300).keys() == {"drawing", "gradient"}
 
 
@@ -329,7 +341,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_settings_are_the_papers_networks() -> None:
-    found = speed.settings([224, 32], None)
+    found = benchmark.settings([224, 32], None)
     assert [(setting.side, setting.config) for setting in found] == [
         (224, DIPConfig.paper()),
         (32, DIPConfig.architecture_1()),

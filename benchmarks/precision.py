@@ -1,0 +1,263 @@
+"""bf16 operands against fp32 over the whole budget: is their difference within what two seeds of fp32 differ by?
+
+    python benchmarks/precision.py --setting compact-224 --data imagenet-sample/val
+    python benchmarks/precision.py --setting architecture-1-32 --data cifar10-images.zip --weights cifar10-cnn.pt
+
+Correctly classified images are attacked by FGSM at ε = 5, by an attacker who does not know of the defence, and fitted
+from the same initial weights and noise in both precisions, with each seed. The yardstick is the difference between two
+seeds of fp32: the defence is random by design, and the optimisation chaotic, so that a rounding error may grow to it
+and no further. An image's two differences are paired; intervals are bootstrapped over the images.
+
+The folder gets ``fp32.jsonl`` and ``bf16.jsonl``, written anew after every fit: a killed run resumes by the same
+command, and two processes may share the work by ``--only-precision``. The report and the plot are made of the images
+that both files have with every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from precision_report import as_markdown, collect, plot
+from speed.quality import psnr
+from torch import Tensor
+
+from dipdefense import DIPConfig, classifiers
+from dipdefense.attacks import fgsm
+from dipdefense.datasets import LabelledImages, cifar10, image_folder, packaged_images
+from dipdefense.evaluation import circumstances
+from dipdefense.evaluation.protocol import choose, derive_seed
+from dipdefense.reconstruct import reconstruct
+
+Precision = Literal["fp32", "bf16"]
+EPSILON = 5
+"""Of the attack, in 1/255."""
+
+STRIDE = 10
+"""Iterations from one stored loss to the next."""
+
+
+class Setting(NamedTuple):
+    """A network, its classifier, and how many images by default: in all, and fitted at once."""
+
+    config: DIPConfig
+    classifier: str
+    images: int
+    batch: int
+
+
+SETTINGS = {
+    "compact-224": Setting(DIPConfig.compact(), "efficientnet-lite0", images=12, batch=1),
+    "architecture-1-32": Setting(DIPConfig.architecture_1(), "cifar10-cnn", images=50, batch=10),
+}
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--setting", choices=list(SETTINGS), required=True)
+    add("--data", type=Path, help="ImageNet folder, or CIFAR-10 folder or archive (default: packaged images)")
+    add("--weights", type=Path, help="of the classifier; architecture-1-32 needs them, from train_cifar10.py")
+    add("--images", type=int, help="default: 12 at 224×224, 50 at 32×32")
+    add("--seeds", type=int, nargs="+", default=[0, 1], help="at least two (default: 0 1)")
+    add("--iterations", type=int, default=1000, help="default: %(default)s")
+    add("--every", type=int, default=50, help="iterations between budgets (default: %(default)s)")
+    add("--only-precision", choices=get_args(Precision), help="leave the other to another process")
+    add("--report", action="store_true", help="fit nothing; report on the records there are")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
+    add("--out", type=Path, help="default: benchmarks/results/precision-SETTING")
+    given = parser.parse_args(arguments)
+    if len(set(given.seeds)) < max(2, len(given.seeds)):
+        parser.error(f"--seeds needs two different numbers or more, got {given.seeds}")
+    if given.every < 1 or given.every % STRIDE or given.iterations < 1 or given.iterations % given.every:
+        parser.error(f"--every must be a multiple of {STRIDE}, and --iterations one of --every")
+    if given.images is not None and given.images < 1:
+        parser.error(f"--images must be at least 1, got {given.images}")
+    given.images = given.images or SETTINGS[given.setting].images
+    given.out = given.out or Path(__file__).parent / "results" / f"precision-{given.setting}"
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fit what the records lack, then write the report and the plot and print the report."""
+    given = parse_arguments(arguments)
+    if not given.report:
+        measure(given)
+    records = {precision: Record(given.out / f"{precision}.jsonl") for precision in get_args(Precision)}
+    measured = collect(*(record.fits for record in records.values()))
+    if measured is None:
+        print("nothing to report yet: no image has been fitted in both precisions with two seeds")
+        return
+    configuration, other = (record.head["configuration"] for record in records.values())
+    if configuration != other:
+        raise ValueError(f"the records in {given.out} are of two configurations: {configuration} and {other}")
+    budgets = configuration["budgets"]
+    text = "\n".join(as_markdown(measured, budgets, {name: record.head for name, record in records.items()}))
+    write_atomically(given.out / "report.md", text + "\n")
+    plot(measured, budgets, given.out / "precision.png", stride=STRIDE)
+    print(text)
+
+
+class Record:
+    """One precision's file: a line with the configuration and the sessions, then one a fit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.head: dict[str, Any] = lines[0] if lines else {"configuration": None, "sessions": []}
+        self.fits: dict[tuple[int, str], dict[str, Any]] = {}
+        self._keep(lines[1:])
+
+    def _keep(self, fits: Sequence[dict[str, Any]]) -> None:
+        self.fits |= {(fit["seed"], fit["image"]): fit for fit in fits}
+
+    def open_session(self, configuration: Mapping[str, Any], session: Mapping[str, Any]) -> int:
+        """The number of a new session.
+
+        Raises:
+            ValueError: the file has fits of another configuration.
+        """
+        stored = self.head["configuration"] or configuration
+        if other := [name for name in configuration if stored.get(name) != configuration[name]]:
+            raise ValueError(f"{self.path} has fits with another {', '.join(other)}; give another --out")
+        self.head["configuration"] = dict(configuration)
+        self.head["sessions"].append(dict(session))
+        return len(self.head["sessions"]) - 1
+
+    def add(self, fits: Sequence[dict[str, Any]]) -> None:
+        """Store fits: a kill leaves the file with all of them or with none."""
+        self._keep(fits)
+        lines = [json.dumps(line, ensure_ascii=False) for line in (self.head, *self.fits.values())]
+        write_atomically(self.path, "\n".join(lines) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that other processes see whole, old or new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Fit every image with every seed in each precision asked for, but for what is stored."""
+    setting, device = SETTINGS[given.setting], torch.device(given.device)
+    classifier = classifiers.load(setting.classifier, weights=given.weights, device=device)
+    clean = correct_images(given, classifier, device)
+    attacked = fgsm(classifier, clean.images, clean.labels, epsilon=EPSILON)
+    state = b"".join(value.cpu().numpy().tobytes() for value in classifier.state_dict().values())
+    configuration = {
+        "setting": given.setting,
+        "dip": json.loads(json.dumps(dataclasses.asdict(setting.config))),
+        "classifier": f"{classifier.name}, {hashlib.sha256(state).hexdigest()[:16]}",
+        "data": given.data.name if given.data else "packaged images",
+        "attack": f"FGSM, ε = {EPSILON}/255, defence-unaware",
+        "budgets": list(range(given.every, given.iterations + 1, given.every)),
+        "device": device.type,
+    }
+    precisions = [given.only_precision] if given.only_precision else get_args(Precision)
+    for precision in precisions:
+        record, session = Record(given.out / f"{precision}.jsonl"), None
+        for seed in given.seeds:
+            missing = [index for index, name in enumerate(clean.ids) if (seed, name) not in record.fits]
+            for chunk in (missing[first : first + setting.batch] for first in range(0, len(missing), setting.batch)):
+                if session is None:
+                    session = record.open_session(configuration, circumstances(device))
+                fits = fit(
+                    subset(clean, chunk), attacked[chunk], seed, classifier,
+                    config=setting.config, budgets=configuration["budgets"], precision=precision,
+                )  # fmt: skip
+                record.add([found | {"session": session} for found in fits])
+                left = len(missing) - missing.index(chunk[-1]) - 1
+                seconds = sum(found["seconds"] for found in fits)
+                print(f"{precision}, seed {seed}: {len(fits)} fitted in {seconds:.0f} s, {left} left", flush=True)
+
+
+def correct_images(
+    given: argparse.Namespace, classifier: classifiers.Classifier, device: torch.device
+) -> LabelledImages:
+    """The first images, in a random order, that the classifier gets right; on the device.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    small = classifier.categories == classifiers.CIFAR10_CATEGORIES
+    if given.data is None:
+        found = packaged_images("cifar10" if small else "imagenet", preprocess=classifier.preprocess)
+    else:
+        data = (cifar10 if small else image_folder)(given.data, preprocess=classifier.preprocess)
+        found = data.stack(choose(data, classifier, images=given.images, device=device).indices)
+    images, labels = found.images.to(device), found.labels.to(device)
+    with torch.inference_mode():
+        right = (classifier(images).argmax(dim=1) == labels).nonzero()[: given.images, 0].tolist()
+    if len(right) < given.images:
+        raise ValueError(f"--images {given.images} was asked for, but only {len(right)} are classified correctly")
+    return subset(dataclasses.replace(found, images=images, labels=labels), right)
+
+
+def subset(images: LabelledImages, indices: Sequence[int]) -> LabelledImages:
+    """The images at these positions."""
+    chosen = list(indices)
+    ids = tuple(images.ids[index] for index in chosen)
+    return dataclasses.replace(images, ids=ids, images=images.images[chosen], labels=images.labels[chosen])
+
+
+def fit(
+    clean: LabelledImages,
+    attacked: Tensor,
+    seed: int,
+    classifier: classifiers.Classifier,
+    *,
+    config: DIPConfig,
+    budgets: Sequence[int],
+    precision: Precision,
+) -> list[dict[str, Any]]:
+    """One record an image: its loss curve, and at each budget PSNRs, prediction and the true class's confidence."""
+    started = time.perf_counter()
+    # By image, so that neither the batch nor the precision changes initial weights and noise.
+    seeds = [derive_seed(seed, "dip", name) for name in clean.ids]
+    run = reconstruct(attacked, budgets=tuple(budgets), config=config, seed=seeds, precision=precision)
+    losses = run.losses[STRIDE - 1 :: STRIDE].cpu()
+    seconds = (time.perf_counter() - started) / len(clean.ids)
+    with torch.inference_mode():
+        scores = torch.stack([classifier(images) for images in (attacked, *run.images)]).softmax(dim=2)
+    predictions = scores.argmax(dim=2)
+    confidences = scores.gather(2, clean.labels.expand(len(scores), -1)[..., None])[..., 0]
+    to_attacked, to_clean = psnr(run.images, attacked), psnr(run.images, clean.images)
+    return [
+        {
+            "image": name,
+            "label": int(clean.labels[index]),
+            "seed": seed,
+            "status": run.status[index],
+            "seconds": round(seconds, 2),
+            "undefended": {"prediction": int(predictions[0, index]), "confidence": _rounded(confidences[0, index])},
+            "losses": _rounded(losses[:, index]),
+            "psnr_attacked": _rounded(to_attacked[:, index]),
+            "psnr_clean": _rounded(to_clean[:, index]),
+            "predictions": predictions[1:, index].tolist(),
+            "confidences": _rounded(confidences[1:, index]),
+        }
+        for index, name in enumerate(clean.ids)
+    ]
+
+
+def _rounded(values: Tensor) -> Any:
+    """Numbers for a file, to six digits."""
+    values = values.double().cpu()
+    return float(f"{values.item():.6g}") if values.ndim == 0 else [float(f"{value:.6g}") for value in values.tolist()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The report and the plot of ``precision.py``: bf16 against fp32, measured by what two seeds of fp32 differ by."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Fits = Mapping[tuple[int, str], Mapping[str, Any]]
+"""Records of one precision by (seed, image)."""
+
+QUANTITIES = {
+    "log loss": "natural logarithm, mean over the iterations since the last budget",
+    "PSNR to the attacked image": "dB; the fit's target",
+    "PSNR to the clean image": "dB",
+    "confidence": "of the true class",
+    "decision": "share of other predictions; signed: accuracy",
+}
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The fits that both precisions have of the same images and seeds.
+
+    Attributes:
+        images: ids.
+        seeds: at least two.
+        values: by precision and quantity, (seeds, images, budgets); of the decision the predicted class.
+        correct: by precision, (seeds, images, budgets), 1 where the prediction is right.
+        curves: by precision, (seeds, images, stored losses).
+        undefended: whether the classifier alone is right, by image, under the attack.
+        seconds: by precision, mean of a fit.
+        diverged: by precision, fits with a loss that was not finite.
+    """
+
+    images: tuple[str, ...]
+    seeds: tuple[int, ...]
+    values: dict[str, dict[str, Tensor]]
+    correct: dict[str, Tensor]
+    curves: dict[str, Tensor]
+    undefended: tuple[bool, ...]
+    seconds: dict[str, float]
+    diverged: dict[str, int]
+
+
+def collect(fp32: Fits, bf16: Fits) -> Measured | None:
+    """The images that were fitted in both precisions with every seed; None without one, or with a single seed."""
+    seeds = tuple(sorted({seed for seed, _ in (*fp32, *bf16)}))
+    both = fp32.keys() & bf16.keys()
+    # A dictionary keeps the order of the run.
+    images = tuple(dict.fromkeys(name for _, name in fp32 if all((seed, name) in both for seed in seeds)))
+    if len(seeds) < 2 or not images:
+        return None
+    values, correct, curves, seconds, diverged = {}, {}, {}, {}, {}
+    for precision, fits in {"fp32": fp32, "bf16": bf16}.items():
+        chosen = [[fits[seed, name] for name in images] for seed in seeds]
+
+        def stacked(key: str, chosen: Sequence[Sequence[Mapping[str, Any]]] = chosen) -> Tensor:
+            return torch.tensor([[fit[key] for fit in row] for row in chosen], dtype=torch.float64)
+
+        predictions, curves[precision] = stacked("predictions"), stacked("losses")
+        between = curves[precision].log().view(*predictions.shape, -1).mean(dim=3)
+        named = ("psnr_attacked", "psnr_clean", "confidences")
+        values[precision] = dict(zip(QUANTITIES, (between, *map(stacked, named), predictions), strict=True))
+        correct[precision] = (predictions == stacked("label")[..., None]).double()
+        seconds[precision] = stacked("seconds").mean().item()
+        diverged[precision] = sum(fit["status"] != "ok" for row in chosen for fit in row)
+    first = [fp32[seeds[0], name] for name in images]
+    undefended = tuple(fit["undefended"]["prediction"] == fit["label"] for fit in first)
+    return Measured(images, seeds, values, correct, curves, undefended, seconds, diverged)
+
+
+def differences(measured: Measured, quantity: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Between the precisions, between fp32's seeds, and bf16 − fp32 with its sign; each (images, budgets).
+
+    The first is the mean over the seeds, the second over the pairs of seeds. Decisions differ by 0 or 1.
+    """
+    fp32, bf16 = (measured.values[precision][quantity] for precision in ("fp32", "bf16"))
+    decision = quantity == "decision"
+
+    def distance(first: Tensor, second: Tensor) -> Tensor:
+        return (first != second).double() if decision else (first - second).abs()
+
+    pairs = [distance(fp32[a], fp32[b]) for a, b in itertools.combinations(range(len(fp32)), 2)]
+    signed = measured.correct["bf16"] - measured.correct["fp32"] if decision else bf16 - fp32
+    return distance(bf16, fp32).mean(dim=0), torch.stack(pairs).mean(dim=0), signed.mean(dim=0)
+
+
+def interval(values: Tensor) -> tuple[float, float]:
+    """95 % of the mean of (images,) values, by the percentiles of a bootstrap over the images."""
+    places = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
+    low, high = values[places].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
+def as_markdown(measured: Measured, budgets: Sequence[int], heads: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The report's lines: circumstances, a verdict for each quantity, and a table of each by budget."""
+    configuration = heads["fp32"]["configuration"]
+    yield f"# bf16 against fp32: {configuration['setting']}"
+    yield ""
+    yield f"{configuration['classifier']}; {configuration['data']}; {configuration['attack']}."
+    yield (
+        f"{len(measured.images)} images, seeds {', '.join(map(str, measured.seeds))}, to {budgets[-1]} iterations; "
+        f"under the attack the classifier alone gets {sum(measured.undefended)} right."
+    )
+    for precision, head in heads.items():
+        yield ""
+        yield (
+            f"{precision}: {measured.seconds[precision]:.3g} s a fit, {measured.diverged[precision]} diverged; "
+            f"accuracy at the last budget {measured.correct[precision][..., -1].mean():.1%}"
+        )
+        for session in head["sessions"]:
+            versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
+            yield f"- `{session['command']}`, commit {session['commit']}, {session['hardware']}, {versions}"
+    yield ""
+    yield "Means over the images, with the 95 % interval of a bootstrap over them. `precisions`: |bf16 − fp32| with the"
+    yield "same seed; `seeds`: fp32's difference between two seeds; `excess`: the first less the second, by image;"
+    yield "`signed`: bf16 − fp32. The verdict is of the mean over all budgets: no where the excess is above chance."
+    yield ""
+    for quantity in QUANTITIES:
+        yield _verdict(quantity, *(part.mean(dim=1) for part in differences(measured, quantity)))
+    for quantity, unit in QUANTITIES.items():
+        yield from ("", f"## {quantity} ({unit})", "", "| budget | precisions | seeds | excess | signed |")
+        yield "| ---: | ---: | ---: | ---: | ---: |"
+        for budget, *parts in zip(budgets, *(part.unbind(1) for part in differences(measured, quantity)), strict=True):
+            own, yardstick, signed = parts
+            yield (
+                f"| {budget} | {own.mean():.4g} | {yardstick.mean():.4g} | {_with_interval(own - yardstick)} "
+                f"| {_with_interval(signed)} |"
+            )
+
+
+def _verdict(quantity: str, own: Tensor, yardstick: Tensor, signed: Tensor) -> str:
+    # NaN, of a fit that diverged, is not within anything.
+    within = "yes" if interval(own - yardstick)[0] <= 0 else "no"
+    return (
+        f"- **{quantity}: bf16's difference lies within what two seeds of fp32 differ by: {within}** (precisions "
+        f"{own.mean():.4g}, seeds {yardstick.mean():.4g}, excess {_with_interval(own - yardstick)}; "
+        f"signed {_with_interval(signed)})"
+    )
+
+
+def _with_interval(values: Tensor) -> str:
+    low, high = interval(values)
+    return f"{values.mean():+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+def plot(measured: Measured, budgets: Sequence[int], path: Path, *, stride: int) -> None:
+    """Losses, both PSNRs and accuracy against iterations: each precision's mean, and its seeds as faint lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    iterations = [stride * (index + 1) for index in range(measured.curves["fp32"].shape[2])]
+    for precision, colour, style in (("fp32", "C0", "-"), ("bf16", "C1", "--")):
+        psnrs = [measured.values[precision][name] for name in QUANTITIES if name.startswith("PSNR")]
+        curves = measured.curves[precision].log().mean(dim=1).exp()
+        by_seed = [curves, *(value.mean(dim=1) for value in (*psnrs, measured.correct[precision]))]
+        for panel, seeds in zip(panels.flat, by_seed, strict=True):
+            places = iterations if seeds is curves else budgets
+            panel.plot(places, seeds.T, color=colour, linestyle=style, alpha=0.3, linewidth=1)
+            mean = seeds.log().mean(dim=0).exp() if seeds is curves else seeds.mean(dim=0)
+            panel.plot(places, mean, color=colour, linestyle=style, label=f"{precision}, mean of seeds")
+    titles = ("loss (geometric mean)", "PSNR to the attacked image (dB)", "PSNR to the clean image (dB)", "accuracy")
+    for panel, title in zip(panels.flat, titles, strict=True):
+        panel.set(title=title, xlabel="iterations")
+    panels[0, 0].set_yscale("log")
+    undefended = sum(measured.undefended) / len(measured.images)
+    panels[1, 1].axhline(undefended, color="grey", linestyle=":", label="undefended")
+    panels[1, 1].set_ylim(-0.03, 1.03)
+    panels[0, 0].legend()
+    panels[1, 1].legend()
+    figure.suptitle(f"{len(measured.images)} images, {len(measured.seeds)} seeds (faint)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,276 @@
+"""How fast networks are fitted: every contender in one run, on one machine, checked before it is timed.
+
+    python benchmarks/speed                # minutes; on a CPU at small batch sizes
+    python benchmarks/speed --full         # the whole measurement, reckoned at nine minutes on one H100
+
+The contenders: the published loop (one image after another, eager, fp32), ``torch.func.vmap`` over stacked plain
+networks, grouped convolutions without rewrites, ``dipdefense.reconstruct`` in fp32 and on a GPU that has it in bf16,
+and the loop of deepinv's ``DeepImagePrior`` around the published network where deepinv is installed. Each must first
+draw what plain networks in float64 draw, with the same gradients, from the same weights and noise; one that does not
+ends the run. With ``--full`` on a GPU there are two more, the same replayed from a CUDA graph and the Triton kernels.
+They have never been run on one, so they are tried first, in processes of their own, and where that fails it is recorded
+and the run goes on without them.
+
+Only the steady state is timed: warm-up iterations are left out. Contenders take turns in rounds, on fresh random
+images, so that a drift of the machine hits all alike; ratios are taken within a round, to the published loop in that
+round; medians are printed with the range of the rounds. A loop that fits one image after another takes the same time
+for each, whatever their number, so it is timed on one. Peak memory is torch's on a GPU, and on a CPU the resident
+memory that a process of its own grows by.
+
+The floor is the larger of two times: the fewest known operations at the rate of a large matrix product, and the fewest
+bytes at the rate of a large copy, both as measured here. The quality part (by default on a GPU only) fits packaged
+images over the full budget with each loop and sets loss curves, PSNR and a classifier's decisions side by side.
+
+Each run writes one JSON record and a plot of the same name to benchmarks/results/. The record is written anew after
+each setting, the largest images first with ``--full``, and after each loop of the quality part: a run that is cut off
+leaves what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dipdefense.config import PAPER_BUDGETS, DIPConfig
+from dipdefense.evaluation import circumstances
+from speed.check import Contender, check
+from speed.contenders import contenders
+from speed.floor import Ceilings, flops, least_bytes, measure_ceilings
+from speed.memory import peak_in_fresh_process
+from speed.quality import on_packaged_images
+from speed.report import plot, text
+from speed.timing import Cell, Setting, measure, speedups, summary
+from speed.trials import outcome, start
+
+_OPERANDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Side and bytes of the matrices and the copy that the ceilings are measured with.
+_CEILINGS = {"cpu": {"side": 2048, "copied": 2**28}, "cuda": {"side": 8192, "copied": 2**30}}
+
+
+# For compiling some 70 kernels, in several processes at once, and a few iterations with each.
+_TRIAL_SECONDS = 150
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; what it leaves open follows from the device."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--full", action="store_true", help="more sides and batch sizes, and more time for each")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
+    add(
+        "--sides",
+        type=int,
+        nargs="+",
+        help="of the square images: the paper's network from 64 pixels, both of appendix A.3 below",
+    )
+    add("--batch-sizes", type=int, nargs="+", help="of every side (default: by side and device)")
+    add("--channels", type=int, help="instead of the networks' own widths, for trying this script out")
+    add("--rounds", type=int, default=5, help="default: %(default)s")
+    add("--budget-seconds", type=float, help="for the timing (default: 600 on a CPU; 120 on a GPU, with --full 150)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--quality", action=argparse.BooleanOptionalAction, help="default: on a GPU only")
+    add("--quality-images", type=int, default=4, help="default: %(default)s")
+    add("--quality-budgets", type=int, nargs="+", default=list(PAPER_BUDGETS), help="default: %(default)s")
+    add("--out", type=Path, default=Path(__file__).parents[1] / "results", help="default: benchmarks/results")
+    given = parser.parse_args(arguments)
+    on_gpu = torch.device(given.device).type == "cuda"
+    if given.sides is None:
+        given.sides = [224, 128, 64, 32] if given.full else [32, 224]
+    if given.budget_seconds is None:
+        given.budget_seconds = (150.0 if given.full else 120.0) if on_gpu else 600.0
+    if given.quality is None:
+        given.quality = on_gpu
+    return given
+
+
+def settings(sides: Sequence[int], channels: int | None) -> list[Setting]:
+    """The networks that the paper has for images of each size; of another width if one is given."""
+    found = []
+    for side in sides:
+        configs = {"paper": DIPConfig.paper()}
+        if side < 64:
+            configs = {"architecture 1": DIPConfig.architecture_1(), "architecture 2": DIPConfig.architecture_2()}
+        if channels is not None:
+            scales = DIPConfig().scales_for(side, side)
+            configs = {f"{channels} channels": DIPConfig(scales=scales, channels=channels)}
+        found += [Setting(f"{side}×{side}, {name}", side, config) for name, config in configs.items()]
+    return found
+
+
+def batch_sizes(side: int, *, on_gpu: bool, full: bool) -> tuple[int, ...]:
+    """The default ones: as many images as show where a contender stops gaining."""
+    if not on_gpu:
+        return (1, 2) if side > 64 else (1, 4, 16)
+    if not full:
+        return (1, 16) if side > 64 else (1, 64)
+    return {32: (1, 16, 64, 256), 224: (1, 8, 32, 64)}.get(side, (1, 32))
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Measure, write the record and the plot, print the tables; the record's path."""
+    given = parse_arguments(arguments)
+    device = torch.device(given.device)
+    on_gpu = device.type == "cuda"
+    everyone = contenders(device, expendable=given.full and on_gpu)
+    measured = settings(given.sides, given.channels)
+    batches = {
+        setting.name: sorted(given.batch_sizes or batch_sizes(setting.side, on_gpu=on_gpu, full=given.full))
+        for setting in measured
+    }
+    tried = try_expendable(everyone, measured, batches, device=device, seed=given.seed)
+    known = circumstances(device)
+    path: Path = given.out / f"speed-{device.type}-{known['started'].split('+')[0].replace(':', '')}.json"
+    dtypes = {name: dtype for name, dtype in _OPERANDS.items() if dtype in {c.operands for c in everyone.values()}}
+    ceilings = {name: measure_ceilings(device, dtype, **_CEILINGS[device.type]) for name, dtype in dtypes.items()}
+    record: dict[str, Any] = {
+        "circumstances": known,
+        "arguments": {name: value for name, value in vars(given).items() if name != "out"},
+        "tf32 convolutions": on_gpu and torch.backends.cudnn.allow_tf32,
+        "ceilings": {name: ceiling._asdict() for name, ceiling in ceilings.items()},
+        "settings": [],
+        "results": [],
+    }
+    for setting in measured:
+        print(f"{setting.name} …", flush=True)
+        scales = setting.config.scales_for(setting.side, setting.side)
+        checks = {
+            name: tried[setting.name, name]
+            if contender.expendable
+            else check(contender, setting.config, scales=scales, device=device, seed=given.seed)._asdict()
+            for name, contender in everyone.items()
+        }
+        floors = floor_seconds(setting, ceilings)
+        record["settings"].append(describe(setting) | {"checks": checks, "floor_seconds": floors})
+        cells = [
+            Cell(contender, batch)
+            for name, contender in everyone.items()
+            if "failed" not in checks[name]
+            for batch in (batches[setting.name] if contender.batched else (1,))
+        ]
+        # Time goes where the pixels are, but not all of it.
+        seconds = given.budget_seconds * setting.side / sum(other.side for other in measured)
+        measure(setting, cells, device=device, rounds=given.rounds, seconds=seconds, seed=given.seed)
+        record["results"] += rows(setting, cells, floors, device)
+        write(record, path)
+    if given.quality:
+        print("quality …", flush=True)
+        (config,) = {setting.config for setting in settings([224], given.channels)}
+        sound = {
+            name: contender
+            for name, contender in everyone.items()
+            if all("failed" not in setting["checks"][name] for setting in record["settings"])
+        }
+        try:
+            record["quality"] = on_packaged_images(
+                sound, device, count=given.quality_images, config=config, budgets=given.quality_budgets,
+                report=lambda found: write(record | {"quality": found}, path),
+            )  # fmt: skip
+        except ImportError as error:
+            print(f"quality left out: {error}")
+        write(record, path)
+    plot(record, path.with_suffix(".png"))
+    print(text(record))
+    print(f"written: {path} and {path.with_suffix('.png').name}")
+    return path
+
+
+def try_expendable(
+    everyone: Mapping[str, Contender],
+    measured: Sequence[Setting],
+    batches: Mapping[str, Sequence[int]],
+    *,
+    device: torch.device,
+    seed: int,
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """By setting and contender, what the check of each that may fail found; all of them at once."""
+    trials = {
+        (setting.name, name): start(contender, setting, batches[setting.name], device=device, seed=seed)
+        for setting in measured
+        for name, contender in everyone.items()
+        if contender.expendable
+    }
+    deadline = time.monotonic() + _TRIAL_SECONDS
+    found = {key: outcome(trial, deadline=deadline) for key, trial in trials.items()}
+    for (setting, name), result in found.items():
+        print(f"tried: {name}, {setting}: {result}", flush=True)
+    return found
+
+
+def write(record: dict[str, Any], path: Path) -> None:
+    """Write the record; after every setting, so that a run that is cut off leaves what it has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    """A setting's numbers."""
+    shape = {"image_channels": 3, "height": setting.side, "width": setting.side}
+    scales = setting.config.scales_for(setting.side, setting.side)
+    return {
+        "name": setting.name,
+        "side": setting.side,
+        "config": dataclasses.asdict(setting.config),
+        "parameters": setting.config.parameter_count(image_channels=3, scales=scales),
+        "flops": {
+            "published": flops(setting.config, **shape, rewritten=False),
+            "rewritten": flops(setting.config, **shape, rewritten=True),
+        },
+        "bytes": {
+            name: least_bytes(setting.config, **shape, operand_bytes=dtype.itemsize)
+            for name, dtype in _OPERANDS.items()
+        },
+    }
+
+
+def floor_seconds(setting: Setting, ceilings: dict[str, Ceilings]) -> dict[str, float]:
+    """The floor of an image and 1,000 iterations, by the operands' dtype."""
+    numbers = describe(setting)
+    return {
+        name: 1000 * ceiling.least_seconds(numbers["flops"]["rewritten"], numbers["bytes"][name])
+        for name, ceiling in ceilings.items()
+    }
+
+
+def rows(
+    setting: Setting, cells: Sequence[Cell], floors: dict[str, float], device: torch.device
+) -> list[dict[str, Any]]:
+    """What came of each cell."""
+    found = []
+    names = {dtype: name for name, dtype in _OPERANDS.items()}
+    for cell, speedup in zip(cells, speedups(cells), strict=True):
+        contender = cell.contender
+        precision = names[contender.operands]
+        row: dict[str, Any] = {
+            "setting": setting.name,
+            "side": setting.side,
+            "contender": contender.name,
+            "batched": contender.batched,
+            "batch": cell.batch,
+            "precision": precision,
+        }
+        if cell.skipped is not None:
+            found.append(row | {"skipped": cell.skipped})
+            continue
+        if device.type == "cuda":
+            memory: float | None = cell.memory / 2**20
+        else:
+            memory = peak_in_fresh_process(contender.name, setting.config, batch=cell.batch, side=setting.side)
+        seconds = summary(cell.seconds)
+        measured = {
+            "iterations": cell.iterations,
+            "seconds": seconds,
+            "speedup": summary(speedup),
+            "peak_memory_mib": memory,
+            "share_of_floor": floors[precision] / seconds["median"],
+        }
+        found.append(row | measured)
+    return found
