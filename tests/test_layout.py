@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "dipdefense"
 
 # From the bottom up; a module may import what stands below it, and its own layer's helpers where named.
 LAYERS = [
-    {"config", "graphs", "interpolation"},
+    {"config", "files", "graphs", "interpolation"},
     {"kernels"},
     {"folding", "heap"},
     {"upsampling"},
