@@ -42,16 +42,18 @@ def decode(content: bytes) -> tuple[Image.Image, list[str]]:
         raise ValueError("it is empty")
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:  # Pillow has a limit of its own, which any program may set
+        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels, {_gigabytes(MAX_PIXELS)}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"it is none of {', '.join(FORMATS)}, or its beginning is broken") from None
+        raise ValueError(
+            f"it does not begin as a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} that can be read"
+        ) from None
     tags: Any = getattr(picture, "tag_v2", {})
     # A tile is decoded whole, however little of it lies within the picture.
     for width, height in (picture.size, (tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1))):
         if width * height > MAX_PIXELS:
-            raise ValueError(
-                f"it has {width}×{height} pixels, {width * height * 12 / 1e9:.1f} GB as three channels of float32; at "
-                f"most {MAX_PIXELS:,} pixels are read"
-            )
+            size = f"{width}×{height} pixels, {_gigabytes(width * height)}"
+            raise ValueError(f"it has {size}; at most {MAX_PIXELS:,} pixels are read")
     notes = []
     if getattr(picture, "is_animated", False):
         notes.append("it holds several pictures, of which the first is read")
@@ -74,7 +76,9 @@ def colour(picture: Image.Image) -> Image.Image:
     picture.load()  # some formats keep the orientation behind the pixels
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _upright(Image.fromarray(_deep_grey(picture)), picture)
-    return _upright(picture.convert("L" if picture.mode in _GREY else "RGB"), picture)
+    # Pillow warns of losing a palette's transparency unless it is asked for first.
+    opaque = picture.convert("RGBA") if picture.mode == "P" and "transparency" in picture.info else picture
+    return _upright(opaque.convert("L" if picture.mode in _GREY else "RGB"), picture)
 
 
 def opacity(picture: Image.Image) -> Image.Image | None:
@@ -100,6 +104,10 @@ def to_tensor(picture: Image.Image) -> Tensor:
 def quantised(values: np.ndarray[Any, np.dtype[np.float32]], *, bits: int) -> np.ndarray[Any, Any]:
     """Values in [0, 1] as integers of 8 or 16 bits."""
     return np.asarray(np.rint(values.clip(0, 1) * (2**bits - 1)), dtype=np.uint8 if bits == 8 else np.uint16)
+
+
+def _gigabytes(pixels: int) -> str:
+    return f"{pixels * 12 / 1e9:.1f} GB as three channels of float32"
 
 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:

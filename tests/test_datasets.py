@@ -243,8 +243,8 @@ BAD = {
     "endless device": "no regular file",
     "truncated": "truncated",
     "empty": "it is empty",
-    "text": "it is none of BMP",
-    "zeros": "it is none of BMP",
+    "text": "it does not begin as a BMP",
+    "zeros": "it does not begin as a BMP",
     "too narrow": "1×4000",
     "one pixel": "1×1",
 }
