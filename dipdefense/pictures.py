@@ -73,7 +73,6 @@ def colour(picture: Image.Image) -> Image.Image:
     """
     from PIL import Image
 
-    picture.load()  # some formats keep the orientation behind the pixels
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _upright(Image.fromarray(_deep_grey(picture)), picture)
     # Pillow warns of losing a palette's transparency unless it is asked for first.

@@ -126,6 +126,14 @@ def test_transparency_is_set_aside_and_the_colours_under_it_count(content: bytes
     assert to_rgb(Image.open(io.BytesIO(content))).getextrema() == ((0, 255),) * 3
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_palette_may_be_half_transparent() -> None:
+    image = read_image(encoded(FLAT.quantize(2), transparency=b"\x80\x80"))
+    assert image.alpha is not None
+    assert image.alpha.unique().tolist() == pytest.approx([128 / 255])
+    assert torch.equal(image.rgb, read_image(encoded(FLAT)).rgb)
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_turned_upright_once(orientation: int, form: str) -> None:
@@ -145,6 +153,7 @@ def test_every_orientation_is_turned_upright_once(orientation: int, form: str) -
         torch.testing.assert_close(torch.from_numpy(np.array(picture))[:, :, 0] / 255, expected, rtol=0, atol=3 / 255)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_broken_exif_makes_no_picture_unreadable() -> None:
     for exif in (b"Exif\0\0MM\0*\0\0", b"Exif\0\0" + bytes(40), b"Exif\0\0II*\0\x08\0\0\0\xff\xff"):
         image = read_image(encoded(Image.fromarray(RAMP), exif=exif))
