@@ -7,6 +7,7 @@ Files are read by the rules of ``dipdefense.files``: every picture is upright by
 from __future__ import annotations
 
 import collections
+import errno
 import functools
 import importlib.resources
 import importlib.util
@@ -268,9 +269,9 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     try:
         status = folder.stat()
         with os.scandir(folder) as listing:
-            entries = [(Path(entry), entry.is_dir()) for entry in listing]
+            entries = [(Path(entry), _is_folder(entry)) for entry in listing]
     except OSError as error:
-        raise OSError(error.errno, f"a folder of images cannot be listed: {error.strerror}", str(folder)) from error
+        raise OSError(error.errno, f"a folder of images cannot be listed: {error.strerror}", error.filename) from error
     own = (status.st_dev, status.st_ino)
     if own in above:
         raise ValueError(f"{files.printable(folder)} leads back to a folder that it lies in; remove this link")
@@ -279,6 +280,15 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
             yield from _walk(path, (*above, own))
         else:
             yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself is a bad file, like one that leads nowhere
+            return False
+        raise
 
 
 def _labelled_folders(

@@ -224,6 +224,8 @@ def make(path: Path, kind: str) -> None:
         path.mkdir()
     elif kind == "dangling link":
         path.symlink_to(path.with_name("nothing"))
+    elif kind == "link to itself":
+        path.symlink_to(path)
     elif kind == "endless device":
         path.symlink_to("/dev/zero")
     elif kind == "truncated":
@@ -240,6 +242,7 @@ def make(path: Path, kind: str) -> None:
 BAD = {
     "pipe": "no regular file",
     "dangling link": "No such file",
+    "link to itself": "Too many levels of symbolic links",
     "endless device": "no regular file",
     "truncated": "truncated",
     "empty": "it is empty",
