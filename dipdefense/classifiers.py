@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from dipdefense import files, pictures
+
 IMAGENET_CATEGORIES: tuple[str, ...] = tuple(torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"])
 """The names of the 1,000 ImageNet classes, in class order."""
 
@@ -30,15 +32,27 @@ _CIFAR10 = "cifar10-cnn"
 # rescales them itself when ``transform_input`` is set, which torchvision does only for weights that it fetched.
 _INCEPTIONS = ("googlenet", "inception_v3")
 
+MIN_SIDE = 8
+"""Pixels of the shortest side that ``Preprocess`` takes: at the usual resize to 256 it is enlarged 32 times."""
+
+MAX_ASPECT = 50
+"""How many times longer than its shorter side a picture may be for ``Preprocess``, which keeps only its middle."""
+
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What turns a picture into a classifier's input: resize the shorter side, crop the centre, scale to [0, 1].
+    """From a picture to a classifier's input: resize the shorter side, crop the centre, scale to [0, 1].
+
+    A picture's orientation, transparency and depth follow the rules of ``dipdefense.files``: its EXIF turns it upright,
+    its transparency is ignored, and 16-bit grey is scaled.
 
     Attributes:
         resize: pixels of the shorter side.
-        crop: pixels of each side of the crop.
+        crop: pixels of each side of the crop, at most ``resize``.
         interpolation: of the resize, always antialiased.
+
+    Raises:
+        ValueError: the crop is less than a pixel or larger than the resized picture.
 
     Example:
         >>> Preprocess(resize=256, crop=224)(Image.new("RGB", (300, 400))).shape
@@ -49,18 +63,34 @@ class Preprocess:
     crop: int
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(
+                f"crop must lie in [1, resize={self.resize}], got {self.crop}; a crop needs pixels around it"
+            )
+
     def __call__(self, picture: Image.Image) -> Tensor:
-        """(3, crop, crop) float32 in [0, 1] of any PIL image; grey, palette and CMYK images become RGB."""
-        rgb = picture.convert("RGB")
+        """(3, crop, crop) float32 in [0, 1] of any PIL image.
+
+        Raises:
+            TypeError: it is no PIL image.
+            UnreadableImage: a ValueError. Its shorter side is below ``MIN_SIDE``, its longer one above ``MAX_ASPECT``
+                times that, or its values have no scale.
+        """
+        rgb = files.to_rgb(picture)
+        shorter, longer = sorted(rgb.size)
+        size = f"it has {rgb.width}×{rgb.height} pixels"
+        if shorter < MIN_SIDE:
+            raise files.UnreadableImage("the picture", f"{size}; each side must have at least {MIN_SIDE}")
+        if longer > MAX_ASPECT * shorter:
+            gigabytes = self.resize**2 * longer / shorter * 12 / 1e9
+            raise files.UnreadableImage(
+                "the picture",
+                f"{size}; its longer side may have at most {MAX_ASPECT} times as many as its shorter one. Resized to "
+                f"{self.resize} it would take {gigabytes:.2g} GB",
+            )
         resized = transforms.resize(rgb, [self.resize], interpolation=self.interpolation, antialias=True)
-        cropped = transforms.center_crop(resized, [self.crop, self.crop])
-        return to_tensor(cropped)
-
-
-def to_tensor(picture: Image.Image) -> Tensor:
-    """(3, H, W) float32 in [0, 1] of an RGB image."""
-    pixels: Tensor = transforms.pil_to_tensor(picture)
-    return pixels / 255
+        return pictures.to_tensor(transforms.center_crop(resized, [self.crop, self.crop]))
 
 
 class Classifier(nn.Module):

@@ -1,14 +1,20 @@
-"""Labelled images: those that come with packages, folders keyed by WordNet id, and CIFAR-10."""
+"""Labelled images: those that come with packages, folders keyed by WordNet id, and CIFAR-10.
+
+Files are read by the rules of ``dipdefense.files``: every picture is upright by its EXIF, transparency is ignored, and
+16-bit grey is scaled by its depth. Files whose names end otherwise than in ``files.SUFFIXES`` are no images here.
+"""
 
 from __future__ import annotations
 
+import collections
+import errno
 import functools
 import importlib.resources
 import importlib.util
-import io
 import os
+import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -18,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dipdefense.classifiers import CIFAR10_CATEGORIES, IMAGENET_CATEGORIES, Preprocess, to_tensor
-
-_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
+from dipdefense import files
+from dipdefense.classifiers import CIFAR10_CATEGORIES, IMAGENET_CATEGORIES, Preprocess
+from dipdefense.files import UnreadableImage
 
 
 class LabelledImage(NamedTuple):
@@ -53,9 +59,14 @@ class ImageFiles(Dataset[LabelledImage]):
 
     Args:
         root: the folder or archive.
-        labels: from each file's path below it, with forward slashes, to its class index; the paths are the ids.
+        labels: from each file's path below it, with forward slashes, to its class index. The paths are the ids; bytes
+            in them that are no UTF-8 are escaped (``files.printable``).
         categories: the classes' names, in order.
-        preprocess: from an RGB PIL image to a (3, H, W) tensor in [0, 1]; none keeps the size.
+        preprocess: from an RGB PIL image, 8 bits a channel, to a (3, H, W) tensor in [0, 1]; none keeps the size, and
+            all 16 bits of grey.
+
+    Raises:
+        ValueError: two paths give the same id.
     """
 
     def __init__(
@@ -67,10 +78,14 @@ class ImageFiles(Dataset[LabelledImage]):
         preprocess: Callable[[Image.Image], Tensor] | None = None,
     ) -> None:
         self.root = Path(root)
-        self.ids = tuple(labels)
+        self.ids = tuple(map(files.printable, labels))
         self.labels = tuple(labels.values())
         self.categories = categories
-        self.preprocess = preprocess or to_tensor
+        self.preprocess = preprocess
+        self._names = tuple(labels)
+        if len(set(self.ids)) < len(self.ids):
+            twice = next(name for name, number in collections.Counter(self.ids).items() if number > 1)
+            raise ValueError(f"more than one file in {files.printable(root)} would have the id {twice!r}; rename one")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -79,26 +94,31 @@ class ImageFiles(Dataset[LabelledImage]):
         """The image at this position.
 
         Raises:
-            ValueError: the file holds no image that can be read; the message names it.
+            UnreadableImage: the file holds no image that can be read, or none that fits ``preprocess``. This
+                ValueError names the file and has its id, so that a run can leave it out.
         """
-        name = self.ids[index]
+        path = files.printable(self.root / self._names[index])
         try:
-            with Image.open(io.BytesIO(self._read(name))) as picture:
-                rgb = picture.convert("RGB")
-        except Exception as error:  # broken bytes raise many kinds: OSError, SyntaxError, BadZipFile, zlib.error, …
-            raise ValueError(f"{self.root / name} cannot be read as an image: {error}") from error
-        return LabelledImage(name, self.preprocess(rgb), self.labels[index])
+            content = self._read(self._names[index])
+            if self.preprocess is None:
+                image = files.read_image(content, name=path).rgb
+            else:
+                image = self.preprocess(files.open_rgb(content, name=path))
+        except UnreadableImage as error:
+            raise UnreadableImage(path, error.reason, id=self.ids[index]) from error
+        return LabelledImage(self.ids[index], image, self.labels[index])
 
     def _read(self, name: str) -> bytes:
         if self.root.is_dir():
-            return (self.root / name).read_bytes()
-        return _archive(self.root, os.getpid()).read(name)
+            return files.read_bytes(self.root / name)
+        return files.read_entry(_archive(self.root, os.getpid()), name)
 
     def stack(self, indices: Sequence[int] | None = None) -> LabelledImages:
         """The images at these positions, or all of them, as one batch.
 
         Raises:
-            ValueError: they differ in size, or one cannot be read.
+            UnreadableImage: one cannot be read.
+            ValueError: they differ in size.
         """
         items = [self[index] for index in (range(len(self)) if indices is None else indices)]
         sizes = sorted({tuple(item.image.shape) for item in items})
@@ -171,7 +191,9 @@ def image_folder(root: str | Path, *, preprocess: Callable[[Image.Image], Tensor
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
-        ValueError: an image lies elsewhere than in a folder of ``root`` named by an ImageNet id.
+        OSError: a folder cannot be listed, such as one without permission.
+        ValueError: an image lies elsewhere than in a folder of ``root`` named by an ImageNet id, or a link leads back
+            to a folder that it lies in.
 
     Example:
         >>> image_folder("imagenet/val")[0].label  # doctest: +SKIP
@@ -191,6 +213,8 @@ def cifar10(
 ) -> ImageFiles:
     """CIFAR-10 as image files in folders named by class, ``root/test/cat/0000.jpg``; root may be a zip archive.
 
+    A subset of the classes will do, with a warning that names those without an image.
+
     Args:
         root: the folder or archive.
         split: "train" or "test".
@@ -198,7 +222,9 @@ def cifar10(
 
     Raises:
         FileNotFoundError: there is no such folder or archive, or no image of the split in it.
-        ValueError: the split is unknown, the file is no zip archive, or an image lies in no class's folder.
+        OSError: a folder cannot be listed, such as one without permission.
+        ValueError: the split is unknown, the file is no zip archive, an image lies in no class's folder, or a link
+            leads back to a folder that it lies in.
 
     Example:
         >>> cifar10("cifar10.zip")[0].id  # doctest: +SKIP
@@ -209,14 +235,18 @@ def cifar10(
     root = Path(root)
     if root.is_file():
         try:
-            files = sorted(_archive(root, os.getpid()).namelist())
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{root} is neither a folder nor a zip archive: {error}") from error
+            names = sorted(_archive(root, os.getpid()).namelist())
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+            raise ValueError(f"{root} is neither a folder nor a zip archive that can be read: {error}") from error
     else:
-        files = _files_below(root)
+        names = _files_below(root)
     classes = {name: index for index, name in enumerate(CIFAR10_CATEGORIES)}
-    own = [file for file in files if PurePosixPath(file).parts[:1] == (split,)]
-    return _labelled_folders(root, own, classes, CIFAR10_CATEGORIES, preprocess, layout=f"{split}/cat/any.jpg")
+    own = [name for name in names if PurePosixPath(name).parts[:1] == (split,)]
+    images = _labelled_folders(root, own, classes, CIFAR10_CATEGORIES, preprocess, layout=f"{split}/cat/any.jpg")
+    absent = [name for name, index in classes.items() if index not in images.labels]
+    if absent:
+        warnings.warn(f"{root} has no {split} images of {', '.join(absent)}; the other classes are used", stacklevel=2)
+    return images
 
 
 @functools.lru_cache(maxsize=2)
@@ -231,12 +261,39 @@ def _archive(path: Path, _process: int) -> zipfile.ZipFile:
 def _files_below(root: Path) -> list[str]:
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}" + (", only a file" if root.exists() else ""))
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
+    return sorted(path.relative_to(root).as_posix() for path in _walk(root, ()))
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """All files below a folder, also through links to other folders; ``above`` are the folders that led here."""
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as listing:
+            entries = [(Path(entry), _is_folder(entry)) for entry in listing]
+    except OSError as error:
+        raise OSError(error.errno, f"a folder of images cannot be listed: {error.strerror}", error.filename) from error
+    own = (status.st_dev, status.st_ino)
+    if own in above:
+        raise ValueError(f"{files.printable(folder)} leads back to a folder that it lies in; remove this link")
+    for path, is_folder in entries:
+        if is_folder:
+            yield from _walk(path, (*above, own))
+        else:
+            yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself is a bad file, like one that leads nowhere
+            return False
+        raise
 
 
 def _labelled_folders(
     root: str | Path,
-    files: Sequence[str],
+    names: Sequence[str],
     classes: Mapping[str, int],
     categories: tuple[str, ...],
     preprocess: Callable[[Image.Image], Tensor] | None,
@@ -248,18 +305,16 @@ def _labelled_folders(
     Without the depth, a folder that holds both the training and the validation images would be taken for one set.
     """
     labels = {}
-    for file in files:
-        path = PurePosixPath(file)
-        if path.suffix.lower() not in _SUFFIXES:
+    for name in names:
+        path = PurePosixPath(name)
+        if path.suffix.lower() not in files.SUFFIXES or name.endswith("/"):  # a folder in an archive
             continue
         if path.parent.name not in classes or len(path.parts) != len(PurePosixPath(layout).parts):
             raise ValueError(
                 f"images must lie in folders named by one of the {len(classes)} classes, as in {layout!r}; "
-                f"the folder {path.parent.as_posix()!r} in {root} (of {file!r}) is no such folder"
+                f"the folder {path.parent.as_posix()!r} in {root} (of {name!r}) is no such folder"
             )
-        labels[file] = classes[path.parent.name]
+        labels[name] = classes[path.parent.name]
     if not labels:
-        raise FileNotFoundError(
-            f"there are no images ({', '.join(sorted(_SUFFIXES))}) in {root}, laid out as {layout!r}"
-        )
+        raise FileNotFoundError(f"there are no images ({', '.join(files.SUFFIXES)}) in {root}, laid out as {layout!r}")
     return ImageFiles(root, labels, categories=categories, preprocess=preprocess)

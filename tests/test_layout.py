@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "dipdefense"
 
 # From the bottom up; a module may import what stands below it, and its own layer's helpers where named.
 LAYERS = [
+    {"pictures"},
     {"config", "files"},
     {"checks"},
     {"engine", "stopping"},

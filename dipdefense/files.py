@@ -1,0 +1,331 @@
+"""Image files to tensors and back, within limits; any file written all or not at all.
+
+One set of rules holds wherever the package reads a picture:
+
+- its EXIF orientation is applied, so that it is upright (torchvision's own loader leaves that out);
+- transparency is set aside and otherwise ignored, as torchvision does: the colours stored under it count;
+- of an animation or several pages the first is read;
+- grey of more than 8 bits is scaled by the file's own depth. Colour of 16 bits a channel is read as 8: Pillow can
+  do no more;
+- CMYK becomes RGB by Pillow's formula, without colour management.
+
+A file that cannot be read, whatever the reason, raises ``UnreadableImage``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import numpy as np
+from torch import Tensor
+
+from dipdefense.pictures import colour, decode, opacity, quantised, to_tensor
+
+if TYPE_CHECKING:  # Pillow is imported where it is used: who only writes a report needs none
+    from PIL import Image
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""How the names of such files end, in lower case."""
+
+MAX_BYTES = 2**28
+"""The longest file that is read: 256 MiB, enough for the most pixels uncompressed."""
+
+_TOO_LONG = f"it is longer than {MAX_BYTES:,} bytes"
+
+
+class UnreadableImage(ValueError):  # noqa: N818 - it says what is wrong as it is
+    """An image file that cannot be read; its message names the file and the reason.
+
+    Attributes:
+        path: the file, or the archive and the entry in it.
+        reason: why it cannot be read.
+        id: the image's id in its data set, or None for a file by itself.
+    """
+
+    # The reason has a default because a DataLoader's worker raises its error again from the message alone.
+    def __init__(self, path: str, reason: str = "", *, id: str | None = None) -> None:
+        super().__init__(f"{path} cannot be read as an image: {reason}" if reason else path)
+        self.path = path
+        self.reason = reason
+        self.id = id
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.reason), {"id": self.id}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file as it was read.
+
+    Attributes:
+        name: of the file, printable.
+        pixels: (1, H, W) for a greyscale file, else (3, H, W); float32 in [0, 1], upright.
+        alpha: (1, H, W) in [0, 1], 0 where it is transparent; None if the file has no transparency.
+        bits: of each pixel of ``pixels``: 16 for grey of more than 8 bits, else 8.
+        icc: the colour profile of ``pixels``, if the file has one.
+        notes: whatever of the file is not in ``pixels``, in words.
+    """
+
+    name: str
+    pixels: Tensor
+    alpha: Tensor | None = None
+    bits: Literal[8, 16] = 8
+    icc: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rgb(self) -> Tensor:
+        """(3, H, W): grey three times over."""
+        return self.pixels.repeat(3, 1, 1) if len(self.pixels) == 1 else self.pixels
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""A file's name with the bytes that are no UTF-8 escaped, so that it can be printed, stored and hashed.
+
+    Example:
+        >>> print(printable(os.fsdecode(b"caf\xe9.png")))
+        caf\udce9.png
+    """
+    return os.fspath(name).encode("utf-8", "backslashreplace").decode()
+
+
+def read_image(source: Path | str | bytes, *, name: str = "") -> ImageFile:
+    """Read an image file, or the bytes of one, by the rules above.
+
+    Args:
+        source: the file's path, or its content.
+        name: to call it by in messages; by default the path.
+
+    Raises:
+        UnreadableImage: it is missing, no regular file, longer than ``MAX_BYTES``, of more than ``MAX_PIXELS``, in none
+            of ``FORMATS``, or broken; or its values lie beyond what its depth allows.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_image(Path(folder, "a.png"), torch.ones(1, 4, 5))
+        ...     image = read_image(Path(folder, "a.png"))
+        >>> image.pixels.shape, image.rgb.shape, image.bits
+        (torch.Size([1, 4, 5]), torch.Size([3, 4, 5]), 8)
+    """
+    if isinstance(source, bytes):
+        name, content = name or f"<{len(source)} bytes>", source
+    else:
+        name, content = name or printable(source), read_bytes(source)
+    with _naming(name):
+        picture, notes = decode(content)
+        pixels, alpha = colour(picture), opacity(picture)
+    icc = picture.info.get("icc_profile")
+    if icc and icc[16:20] != (b"RGB " if pixels.mode == "RGB" else b"GRAY"):
+        notes.append("its colour profile is for other channels than those it is read as, and is left out")
+        icc = None
+    if picture.mode == "CMYK":
+        notes.append("CMYK is read as RGB without colour management")
+    return ImageFile(
+        name,
+        to_tensor(pixels),
+        None if alpha is None else to_tensor(alpha),
+        bits=16 if pixels.mode == "F" else 8,
+        icc=icc or None,
+        notes=tuple(notes),
+    )
+
+
+def open_rgb(content: bytes, *, name: str) -> Image.Image:
+    """The same file as ``read_image`` reads, as a picture in RGB of 8 bits for a classifier's preprocessing.
+
+    Raises:
+        UnreadableImage: as ``read_image`` does.
+    """
+    with _naming(name):
+        return to_rgb(decode(content)[0])
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """An RGB picture, 8 bits a channel, of any of Pillow's, by the rules above; without its EXIF, which is applied.
+
+    Raises:
+        TypeError: it is no PIL image.
+        UnreadableImage: its values lie beyond what its depth allows, or its mode has no conversion.
+    """
+    from PIL import Image
+
+    if not isinstance(picture, Image.Image):
+        raise TypeError(f"a PIL image was expected, got {type(picture).__name__}; open files with PIL.Image.open")
+    with _naming("the picture"):
+        pixels = colour(picture)
+    if pixels.mode == "F":
+        pixels = Image.fromarray(quantised(np.asarray(pixels), bits=8))
+    return pixels.convert("RGB")
+
+
+def write_image(
+    path: Path | str,
+    pixels: Tensor,
+    *,
+    alpha: Tensor | None = None,
+    bits: Literal[8, 16] = 8,
+    icc: bytes | None = None,
+) -> None:
+    """Write a PNG, all or not at all.
+
+    To write an image as its file was, give ``ImageFile``'s ``alpha``, ``bits`` and ``icc``. The file says nothing of an
+    orientation, as ``read_image`` has applied it.
+
+    Args:
+        path: of the file; its name ends in ".png". A lossy format would change what was made.
+        pixels: (1, H, W) for greyscale or (3, H, W); floats in [0, 1].
+        alpha: (1, H, W) in [0, 1], 0 where the image is transparent.
+        bits: 16 for greyscale of 16 bits. Pillow can write neither colour nor transparency so, which get 8.
+        icc: the colour profile.
+
+    Raises:
+        TypeError: ``pixels`` or ``alpha`` is no tensor of floats.
+        ValueError: the shapes do not fit, a value is no number in [0, 1], ``bits`` is neither 8 nor 16, or the name has
+            another ending.
+        OSError: the file cannot be written.
+    """
+    from PIL import Image
+
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"images are written as PNG alone, so give a name that ends in .png, not {printable(path)!r}")
+    if bits not in (8, 16):
+        raise ValueError(f"bits must be 8 or 16, got {bits!r}")
+    channels = [_values(pixels, "pixels", channels=(1, 3))]
+    if alpha is not None:
+        channels.append(_values(alpha, "alpha", channels=(1,)))
+        if pixels.shape[1:] != alpha.shape[1:]:
+            raise ValueError(f"pixels and alpha must have one size, got {pixels.shape[1:]} and {alpha.shape[1:]}")
+    layers = np.concatenate(channels, axis=2)
+    single = layers.shape[2] == 1
+    integers = quantised(layers.squeeze(2) if single else layers, bits=bits if single else 8)
+    with atomic(path) as file:
+        Image.fromarray(integers).save(file, format="PNG", icc_profile=icc)
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """A regular file's content, no longer than ``MAX_BYTES``.
+
+    Raises:
+        UnreadableImage: it is missing, longer, may not be read, or is a folder, a pipe or a device.
+    """
+    with _naming(printable(path)):
+        status = os.stat(path)  # noqa: PTH116 - takes a str as well as a Path
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > MAX_BYTES:
+            raise ValueError(_TOO_LONG)
+        with open(path, "rb", opener=_open_at_once) as file:
+            content: bytes = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(_TOO_LONG)
+    return content
+
+
+def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """An entry of a zip archive, no longer than ``MAX_BYTES``.
+
+    Raises:
+        UnreadableImage: it is missing, longer, encrypted, broken, or compressed otherwise than by deflate.
+    """
+    with _naming(printable(f"{archive.filename}/{name}")):
+        entry = archive.getinfo(name)
+        # Python decompresses a block of any other method at once, so that a few bytes may become gigabytes.
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"it is compressed by zip's method {entry.compress_type}; only deflate is read")
+        if entry.file_size > MAX_BYTES:
+            raise ValueError(_TOO_LONG)
+        with archive.open(entry) as file:
+            # A size that is declared too small cuts the content off, and the check sum does not fit then.
+            return file.read(entry.file_size)
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of ``path`` once the block has ended without an error.
+
+    Until then the file at ``path`` is as it was, and an error (an interrupt, too) leaves it so. A replaced file's
+    permissions stay, and so does a link: the file that it leads to is replaced.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: the file cannot be written, or ``path`` is a folder or a device; the error names it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic(Path(folder, "a.bin")) as file:
+        ...         _ = file.write(b"all of it")
+        ...     Path(folder, "a.bin").read_bytes()
+        b'all of it'
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OSError(f"{path} is no regular file, so that nothing can take its place; give another name")
+    # In the same folder, since only within one file system is a file renamed in one go. The name is short because the
+    # target's may be as long as the file system allows.
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_atomically(path: Path | str, data: bytes | str) -> None:
+    """Write a whole file, text as UTF-8, so that a reader finds the old one or the new one and never a part.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: the file cannot be written, or ``path`` is a folder or a device; the error names it.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    with atomic(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is said of this file."""
+    try:
+        yield
+    # Broken bytes raise many kinds: OSError, SyntaxError, EOFError, struct.error, zlib.error, MemoryError, …
+    except Exception as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        raise UnreadableImage(name, str(reason or type(error).__name__)) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # To open a pipe waits for whoever writes to it, should the file have become one since it was looked at.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _values(tensor: Tensor, name: str, *, channels: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(H, W, C) of a tensor to be written, checked."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        raise TypeError(f"{name} must be a tensor of floats in [0, 1], got {getattr(tensor, 'dtype', type(tensor))}")
+    if tensor.ndim != 3 or tensor.shape[0] not in channels or 0 in tensor.shape:
+        expected = " or ".join(f"({number}, height, width)" for number in channels)
+        raise ValueError(f"{name} must have the shape {expected}, got {tuple(tensor.shape)}")
+    values: np.ndarray[Any, np.dtype[np.float32]] = tensor.detach().permute(1, 2, 0).float().cpu().numpy()
+    if not -1e-4 <= values.min() <= values.max() <= 1 + 1e-4:  # rounding may lead beyond
+        raise ValueError(f"{name} must lie in [0, 1], got values in [{values.min():g}, {values.max():g}]")
+    return values

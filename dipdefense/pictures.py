@@ -1,0 +1,152 @@
+"""Pillow's pictures of every mode as RGB or grey, by the rules that ``dipdefense.files`` states.
+
+Pillow is imported where it is used, since ``files`` also serves those who only write a report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""Formats that are read, known by their content and not by their name.
+
+Pillow reads more. Among those it starts another program for some: Ghostscript for EPS."""
+
+MAX_PIXELS = 2**26
+"""The most pixels of a picture that is read, 8192×8192: 0.8 GB as three channels of float32."""
+
+_ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF 6.0
+_GREY = ("1", "L", "LA", "La")
+
+
+def decode(content: bytes) -> tuple[Image.Image, list[str]]:
+    """The first picture in a file's content, and notes on whatever else there is.
+
+    Raises:
+        ValueError: the content is empty, of another format, or has more than ``MAX_PIXELS``.
+        Exception: of many kinds, for a file that is broken.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not content:
+        raise ValueError("it is empty")
+    try:
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:  # Pillow has a limit of its own, which any program may set
+        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels, {_gigabytes(MAX_PIXELS)}") from None
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"it does not begin as a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} that can be read"
+        ) from None
+    tags: Any = getattr(picture, "tag_v2", {})
+    # A tile is decoded whole, however little of it lies within the picture.
+    for width, height in (picture.size, (tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1))):
+        if width * height > MAX_PIXELS:
+            size = f"{width}×{height} pixels, {_gigabytes(width * height)}"
+            raise ValueError(f"it has {size}; at most {MAX_PIXELS:,} pixels are read")
+    notes = []
+    if getattr(picture, "is_animated", False):
+        notes.append("it holds several pictures, of which the first is read")
+    layouts = str([tile[3] for tile in picture.tile])
+    if picture.format in ("PNG", "TIFF") and picture.mode in ("RGB", "RGBA") and ";16" in layouts:
+        notes.append("its channels have 16 bits, of which Pillow reads 8")
+    picture.load()
+    # Pillow makes colour of 16-bit grey with transparency.
+    return picture.convert("LA") if "LA;16" in layouts else picture, notes
+
+
+def colour(picture: Image.Image) -> Image.Image:
+    """A picture upright and without transparency: "RGB", or grey as "L", or as "F" in [0, 1] for more than 8 bits.
+
+    Raises:
+        ValueError: values lie beyond what the depth allows, or the mode has no conversion.
+    """
+    from PIL import Image
+
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return _upright(Image.fromarray(_deep_grey(picture)), picture)
+    # Pillow warns of losing a palette's transparency unless it is asked for first.
+    opaque = picture.convert("RGBA") if picture.mode == "P" and "transparency" in picture.info else picture
+    return _upright(opaque.convert("L" if picture.mode in _GREY else "RGB"), picture)
+
+
+def opacity(picture: Image.Image) -> Image.Image | None:
+    """How opaque each pixel is, 255 for wholly, as an upright "L" picture; None for a picture without transparency."""
+    from PIL import Image
+
+    transparent = picture.info.get("transparency")
+    if picture.mode.startswith("I") and transparent is not None:
+        opaque = np.not_equal(np.asarray(picture), transparent)
+        return _upright(Image.fromarray(opaque.astype(np.uint8) * 255), picture)
+    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None:
+        return _upright(picture.convert("RGBA").getchannel("A"), picture)
+    return None
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """(C, H, W) float32 in [0, 1] of a picture in RGB or 8-bit grey, or of floats in [0, 1]."""
+    pixels = torch.from_numpy(np.array(picture))
+    pixels = (pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]).contiguous()
+    return pixels if pixels.is_floating_point() else pixels / 255
+
+
+def quantised(values: np.ndarray[Any, np.dtype[np.float32]], *, bits: int) -> np.ndarray[Any, Any]:
+    """Values in [0, 1] as integers of 8 or 16 bits."""
+    return np.asarray(np.rint(values.clip(0, 1) * (2**bits - 1)), dtype=np.uint8 if bits == 8 else np.uint16)
+
+
+def _gigabytes(pixels: int) -> str:
+    return f"{pixels * 12 / 1e9:.1f} GB as three channels of float32"
+
+
+def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
+    """``picture`` turned as the EXIF of ``source`` says, and without any of its own, lest it is turned again."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    turn = None
+    with contextlib.suppress(Exception):  # broken EXIF makes no picture unreadable
+        turn = turns.get(source.getexif().get(_ORIENTATION, 1))
+    if turn is not None:
+        picture = picture.transpose(turn)
+    picture.info = {}
+    return picture
+
+
+def _deep_grey(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(H, W) in [0, 1] of grey of more than 8 bits, which ``convert`` would cut off at 255."""
+    values = np.asarray(picture)
+    tags: Any = getattr(picture, "tag_v2", {})
+    # An "I" that is no TIFF is grey of 16 bits, as Pillow 10 gives it.
+    bits = max(tags.get(_BITS, (16,)))
+    top = 2**bits - 1
+    if picture.mode == "F":
+        top = 1
+    elif max(tags.get(_SAMPLE_FORMAT, (1,))) == 2:
+        top //= 2  # signed
+    elif bits == 32:
+        values = values.view(np.uint32)
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= top:
+        raise ValueError(f"its values lie in [{low:g}, {high:g}], and only [0, {top}] can be scaled to [0, 1]")
+    scaled = np.asarray(np.divide(values, top, dtype=np.float32))
+    # Pillow inverts grey whose zero is white for 8 bits alone.
+    return 1 - scaled if tags.get(_PHOTOMETRIC) == 0 else scaled
