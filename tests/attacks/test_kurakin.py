@@ -412,6 +412,22 @@ def test_quantise_keeps_8_bit_images_in_the_ball(classifier, labels) -> None:
     torch.testing.assert_close(rounded * 255, (rounded * 255).round())
 
 
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (GOOD.numpy(), TypeError, "got ndarray"),
+        ((GOOD * 255).byte(), TypeError, "divide uint8 images by 255"),
+        (GOOD[0], ValueError, "batch axis"),
+        (GOOD * 255, ValueError, "divide by 255"),
+        (GOOD / 0, ValueError, "finite"),
+    ],
+    ids=["no tensor", "uint8", "no batch axis", "range", "infinity"],
+)
+def test_bad_arguments_of_quantise(images, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        quantise(images)
+
+
 def test_table_2_is_the_paper_s() -> None:
     rows = [("FGSM", 2), ("FGSM", 5), ("FGSM", 10), ("BI", 10), ("LLCI", 10)]
     assert [(attack.name, attack.epsilon) for attack in TABLE_2] == rows
