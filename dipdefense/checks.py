@@ -174,6 +174,31 @@ def check_images(images: Tensor, config: DIPConfig | None = None) -> None:
         raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g} ({hint} first)")
 
 
+def check_logits(logits: object, count: int) -> Tensor:
+    """A classifier's output for this many images, refused unless it is an (N, classes) tensor of logits.
+
+    Raises:
+        TypeError: not a tensor, or not of a floating dtype.
+        ValueError: another shape, or fewer than two classes.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"classifier must return an (N, classes) tensor of logits, got {type(logits).__name__}; give "
+            "dipdefense.classifiers.Logits(classifier), which takes the logits out of what other libraries return"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"classifier must return an (N, classes) tensor of logits, got one of {logits.dtype}; give a classifier "
+            "that returns scores, not predicted classes"
+        )
+    if logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] < 2:
+        raise ValueError(
+            f"classifier must return (N, classes) logits of two classes or more, got {tuple(logits.shape)} for "
+            f"N = {count}"
+        )
+    return logits
+
+
 def check_seed(seed: Seed) -> None:
     """Refuse what is no seed.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dipdefense.checks import Seed, check_images, check_seed, resolve_seeds
+from dipdefense.checks import Seed, check_images, check_logits, check_seed, resolve_seeds
 
 # They resize 299 pixels to r in [299, 331) and pad to 331; other sizes keep that proportion.
 _SIDE, _PADDED_SIDE = 299, 331
@@ -120,7 +120,7 @@ class RandomizationDefence(nn.Module):
 
     Raises:
         TypeError, ValueError: an argument is outside its range, at construction; the images are not as described,
-            at the call and before any work.
+            at the call and before any work; or the classifier returns no (N, classes) tensor, at the call.
 
     Shape:
         (N, C, H, W) floats in [0, 1], from 5 pixels a side, to (N, classes) log probabilities.
@@ -144,8 +144,11 @@ class RandomizationDefence(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Classify: (N, C, H, W) in [0, 1] to (N, classes) log probabilities."""
         generators = _generators(images, self.seed)
-        scores = [F.log_softmax(self.classifier(_resize_pad(images, generators)), dim=1) for _ in range(self.passes)]
+        scores = [F.log_softmax(self._logits(_resize_pad(images, generators)), dim=1) for _ in range(self.passes)]
         return torch.stack(scores).logsumexp(dim=0) - math.log(self.passes)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return check_logits(self.classifier(images), len(images))
 
     def extra_repr(self) -> str:
         """The settings that a printed model shows."""

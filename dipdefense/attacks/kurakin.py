@@ -12,7 +12,7 @@ from art.attacks.evasion import BasicIterativeMethod, FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from dipdefense.checks import Seed, check_images, resolve_seeds
+from dipdefense.checks import Seed, check_images, check_logits, resolve_seeds
 
 AttackName = Literal["noise", "FGSM", "BI", "LLCI"]
 
@@ -46,8 +46,9 @@ def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
     defence-unaware, and a defence's accuracy on them is not robustness.
 
     Args:
-        classifier: any module from images in [0, 1] to (N, classes) logits, on the CPU or a CUDA device. It is
-            attacked in eval mode and left as it was: modes, parameters and their gradients.
+        classifier: any module from images in [0, 1] to (N, classes) logits, on the CPU or a CUDA device; other
+            libraries' models become one with :class:`dipdefense.classifiers.Logits`. It is attacked in eval mode and
+            left as it was: modes, parameters and their gradients.
         images: (N, C, H, W) floats in [0, 1].
         labels: (N,) integers, the true classes.
         epsilon: the largest change of a pixel, in units of 1/255.
@@ -127,14 +128,18 @@ def noise(images: Tensor, *, epsilon: float, seed: Seed = None) -> Tensor:
 
 
 def quantise(images: Tensor) -> Tensor:
-    """Round images in [0, 1] to the nearest of the 256 values that an 8-bit file can hold; dtype and device stay.
+    """Round images (N, C, H, W) in [0, 1] to the 256 values that an 8-bit file can hold; dtype and device stay.
 
     Of 8-bit originals and a whole ε the result stays in the ε-ball; otherwise it may leave it by half a unit.
 
+    Raises:
+        TypeError, ValueError: the images are not as described.
+
     Example:
-        >>> quantise(torch.tensor([0.0, 0.5, 1.0])) * 255
-        tensor([  0., 128., 255.])
+        >>> quantise(torch.full((1, 1, 1, 1), 0.5)) * 255
+        tensor([[[[128.]]]])
     """
+    check_images(images)
     return (images * 255).round() / 255
 
 
@@ -234,7 +239,7 @@ def _clean(images: Tensor) -> Tensor:
     return images.detach().float().clamp(0, 1)
 
 
-class _Logits(nn.Module):
+class _Whole(nn.Module):
     """Calls the classifier as a whole: ART would run a Sequential's children one by one, past its own forward.
 
     The logits are float32, because ART takes them through NumPy, which has no bf16.
@@ -245,8 +250,7 @@ class _Logits(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(images)
-        return logits.float()
+        return check_logits(self.classifier(images), len(images)).float()
 
 
 @contextlib.contextmanager
@@ -278,15 +282,11 @@ def _estimator(classifier: nn.Module, clean: Tensor, device: torch.device) -> An
     """ART's view of the classifier, once it has shown on one image that it is one.
 
     Raises:
-        ValueError: the output is no (N, classes).
+        TypeError, ValueError: the output is no (N, classes) tensor.
     """
-    model = _Logits(classifier)
+    model = _Whole(classifier)
     with torch.no_grad():
         logits = model(clean[:1].to(device))
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            f"classifier must return (N, classes) logits of two classes or more, got {tuple(logits.shape)}"
-        )
     return PyTorchClassifier(
         model,
         # The sum: a mean would shrink an image's gradient with the batch, down to where it vanishes and has no sign.

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from art.attacks.evasion import FastGradientMethod
 from torch import Tensor, nn
 
-from dipdefense import attacks
-from dipdefense.attacks import TABLE_2, Attack, bi, fgsm, iterations, llci, noise, quantise
+from dipdefense.attacks import TABLE_2, Attack, bi, fgsm, iterations, kurakin, llci, noise, quantise
 
 CLASSES = 5
 ALL = pytest.mark.parametrize("attack", [fgsm, bi, llci], ids=lambda attack: attack.__name__)
@@ -315,7 +314,7 @@ BAD = {
 @pytest.mark.parametrize(("changes", "error", "message"), BAD.values(), ids=BAD)
 def test_bad_arguments_raise_before_the_attack(attack, changes, error, message, monkeypatch) -> None:
     for method in ("FastGradientMethod", "BasicIterativeMethod"):
-        monkeypatch.setattr(attacks, method, None)  # any work would raise something else
+        monkeypatch.setattr(kurakin, method, None)  # any work would raise something else
     arguments = {"classifier": network(), "images": GOOD, "labels": LABELS, "epsilon": 2} | changes
     with pytest.raises(error, match=message):
         attack(**arguments)
@@ -411,6 +410,22 @@ def test_quantise_keeps_8_bit_images_in_the_ball(classifier, labels) -> None:
     rounded = quantise(torch.rand(1, 3, 9, 9, dtype=torch.float64))
     assert rounded.dtype == torch.float64
     torch.testing.assert_close(rounded * 255, (rounded * 255).round())
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (GOOD.numpy(), TypeError, "got ndarray"),
+        ((GOOD * 255).byte(), TypeError, "divide uint8 images by 255"),
+        (GOOD[0], ValueError, "batch axis"),
+        (GOOD * 255, ValueError, "divide by 255"),
+        (GOOD / 0, ValueError, "finite"),
+    ],
+    ids=["no tensor", "uint8", "no batch axis", "range", "infinity"],
+)
+def test_bad_arguments_of_quantise(images, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        quantise(images)
 
 
 def test_table_2_is_the_paper_s() -> None:

