@@ -162,7 +162,7 @@ class DIPPreprocessor(_ImagePreprocessor):
             seed an image works only where every call brings that many images, which few attacks do.
         batch_size: images fitted at once, or "auto" to size it from free memory.
         precision: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
-        backend: "torch"; or, on an NVIDIA GPU, "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
+        backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
         clip_values: (min, max) of the data: the classifier's. Numbers, or arrays that broadcast against an image.
         channels_first: (N, C, H, W) if true, (N, H, W, C) otherwise.
         apply_fit: purify in ``fit``.
@@ -198,7 +198,7 @@ class DIPPreprocessor(_ImagePreprocessor):
         seed: Seed = None,
         batch_size: int | Literal["auto"] = "auto",
         precision: Precision = "auto",
-        backend: Backend = "torch",
+        backend: Backend = "auto",
         clip_values: ClipValues = (0.0, 1.0),
         channels_first: bool = True,
         apply_fit: bool = False,

@@ -34,7 +34,7 @@ class Request:
         config: the method's numbers.
         seeds: one an image.
         operands: dtype of the convolutions' operands.
-        backend: as asked for; it runs on the images' device.
+        backend: one that runs on the images' device; "auto" only on an NVIDIA GPU, where there is a choice.
     """
 
     images: Tensor
@@ -67,6 +67,8 @@ def check_request(
     check_images(images, config)
     operands = operand_dtype(precision, images.device)
     check_backend(backend, images.device)
+    if backend == "auto" and (images.device.type != "cuda" or torch.version.cuda is None):
+        backend = "torch"
     return Request(images, budgets, config, tuple(resolve_seeds(seed, len(images))), operands, backend)
 
 
@@ -92,8 +94,8 @@ def check_backend(backend: Backend, device: torch.device | None = None) -> None:
         ValueError: it does not; the message says what is missing.
     """
     if backend not in get_args(Backend):
-        raise ValueError(f'backend must be "torch", "cudagraphs" or "triton", got {backend!r}')
-    if device is None or backend == "torch" or (backend == "triton" and triton_interpreted()):
+        raise ValueError(f'backend must be "auto", "torch", "cudagraphs" or "triton", got {backend!r}')
+    if device is None or backend in ("auto", "torch") or (backend == "triton" and triton_interpreted()):
         return
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import warnings
@@ -24,6 +25,7 @@ from dipdefense.checks import (
     operand_dtype,
 )
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.engine.backends import chosen
 from dipdefense.engine.memory import images_that_fit, is_out_of_memory
 from dipdefense.reconstruct import Reconstruction, fit
 
@@ -50,8 +52,7 @@ class DIPPurifier(nn.Module):
         gradient: "straight-through": the backward pass is the identity (BPDA, Athalye et al. 2018), so white-box
             attacks get a usable gradient. "none": a backward pass raises.
         precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
-        backend: "torch"; or, on an NVIDIA GPU, "cudagraphs" or "triton", neither of which has yet been run on one;
-            see :func:`dipdefense.reconstruct.reconstruct`.
+        backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -76,7 +77,7 @@ class DIPPurifier(nn.Module):
         batch_size: int | Literal["auto"] = "auto",
         gradient: Gradient = "straight-through",
         precision: Precision = "auto",
-        backend: Backend = "torch",
+        backend: Backend = "auto",
         progress: bool = False,
     ) -> None:
         super().__init__()
@@ -135,6 +136,8 @@ class DIPPurifier(nn.Module):
             precision=self.precision, backend=self.backend,
         )  # fmt: skip
         chunk = images_that_fit(request) if self.batch_size == "auto" else self.batch_size
+        # Once for all chunks: the last one may be smaller.
+        request = dataclasses.replace(request, backend=chosen(request.chunk(0, chunk)))
         with _progress_bar(len(images) * budgets[-1], enabled=self.progress) as advance:
             return _in_chunks(request, chunk, advance)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dipdefense.checks import Precision, Request, Seed, check_request
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.engine.backends import chosen
 from dipdefense.engine.fitting import Fitting, surroundings
 
 Status = Literal["ok", "diverged"]
@@ -27,12 +28,14 @@ class Reconstruction:
         losses: (iterations, N) float32, each network's mean squared error at each iteration.
         status: one an image: "ok", or "diverged" where a loss was not finite; from that iteration on its
             reconstructions are NaN.
+        backend: the one that fitted the networks.
     """
 
     budgets: tuple[int, ...]
     images: Tensor
     losses: Tensor
     status: tuple[Status, ...]
+    backend: Backend
 
     @classmethod
     def joined(cls, parts: Sequence[Reconstruction]) -> Reconstruction:
@@ -42,6 +45,7 @@ class Reconstruction:
             torch.cat([part.images for part in parts], dim=1),
             torch.cat([part.losses for part in parts], dim=1),
             tuple(status for part in parts for status in part.status),
+            parts[0].backend,
         )
 
     def __repr__(self) -> str:
@@ -60,7 +64,7 @@ def reconstruct(
     config: DIPConfig | None = None,
     seed: Seed = None,
     precision: Precision = "auto",
-    backend: Backend = "torch",
+    backend: Backend = "auto",
     on_iteration: Callable[[], object] | None = None,
 ) -> Reconstruction:
     """Fit a network of its own to every image, all of them at once, and record their outputs at each budget.
@@ -79,10 +83,12 @@ def reconstruct(
             torch's default generator of the CPU. With a seed, no global generator is touched.
         precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
             takes bf16 on a GPU that has it.
-        backend: "torch"; or, on an NVIDIA GPU alone, "cudagraphs" for the same operators replayed from a CUDA graph,
-            or "triton" for hand-written kernels in one. The latter two have not yet been run on a GPU; the kernels
-            have been checked in Triton's interpreter and compiled. Initial weights and fixed noise are the same for
-            all; the kernels' fresh noise has a generator of its own, so that one seed gives other reconstructions.
+        backend: "torch"; on an NVIDIA GPU alone, "cudagraphs" for the same operators replayed from a CUDA graph, or
+            "triton" for hand-written kernels in one; "auto" tries each of them there once and takes the fastest whose
+            results are right (:mod:`dipdefense.engine.backends`), elsewhere torch's operators. None but "torch" has
+            yet been run on a GPU. Initial weights and fixed noise are the same for all; the kernels' fresh noise has
+            a generator of its own, so that one seed gives other reconstructions. Name the backend where a seed must
+            reproduce.
         on_iteration: called after every iteration; a GPU may not have finished it yet.
 
     Raises:
@@ -104,8 +110,9 @@ def fit(request: Request, on_iteration: Callable[[], object]) -> Reconstruction:
         outputs = images.new_empty(len(budgets), *images.shape)
         losses = torch.zeros(budgets[-1], len(images), device=images.device)
         if len(images) == 0:
-            return Reconstruction(budgets, outputs, losses, ())
-        networks = Fitting(request, request.backend)
+            return Reconstruction(budgets, outputs, losses, (), chosen(request))
+        backend = chosen(request)
+        networks = Fitting(request, backend)
         for iteration in range(1, budgets[-1] + 1):
             networks()
             losses[iteration - 1] = networks.losses
@@ -113,4 +120,4 @@ def fit(request: Request, on_iteration: Callable[[], object]) -> Reconstruction:
                 outputs[budgets.index(iteration)] = networks.outputs
             on_iteration()
         finite = losses.isfinite().all(dim=0).tolist()
-    return Reconstruction(budgets, outputs, losses, tuple("ok" if fine else "diverged" for fine in finite))
+    return Reconstruction(budgets, outputs, losses, tuple("ok" if fine else "diverged" for fine in finite), backend)

@@ -89,7 +89,7 @@ def published_loop(
     """One image after another, eagerly, in fp32: a plain network, fresh noise at every iteration, Adam."""
     runs = [_loop(grouped, image[None], budgets=budgets, config=config, on_iteration=on_iteration) for image in images]
     drawings, losses = (torch.cat([getattr(run, part) for run in runs], dim=1) for part in ("images", "losses"))
-    return Reconstruction(tuple(budgets), drawings, losses, tuple(run.status[0] for run in runs))
+    return Reconstruction(tuple(budgets), drawings, losses, tuple(run.status[0] for run in runs), "torch")
 
 
 def _loop(
@@ -115,7 +115,7 @@ def _loop(
         on_iteration()
     curves = torch.stack(losses)
     status: list[Status] = ["ok" if ok else "diverged" for ok in curves.isfinite().all(dim=0).tolist()]
-    return Reconstruction(tuple(budgets), torch.stack(drawings), curves, tuple(status))
+    return Reconstruction(tuple(budgets), torch.stack(drawings), curves, tuple(status), "torch")
 
 
 def _deepinv(images: Tensor, *, budgets: Sequence[int], config: DIPConfig, on_iteration: Callable[[], object]) -> None:

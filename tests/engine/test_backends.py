@@ -16,9 +16,9 @@ GOOD = torch.rand(2, 3, 32, 32)
 
 
 def test_an_unknown_backend() -> None:
-    with pytest.raises(ValueError, match='backend must be "torch", "cudagraphs" or "triton", got \'cuda\''):
+    with pytest.raises(ValueError, match='backend must be "auto", "torch", "cudagraphs" or "triton", got \'cuda\''):
         reconstruct(GOOD, budgets=(1,), backend="cuda")
-    with pytest.raises(ValueError, match='backend must be "torch", "cudagraphs" or "triton"'):
+    with pytest.raises(ValueError, match='backend must be "auto", "torch", "cudagraphs" or "triton"'):
         DIPPurifier(backend="cuda")
 
 
@@ -64,7 +64,7 @@ def test_the_purifier_carries_its_backend() -> None:
     purifier = pickle.loads(pickle.dumps(DIPPurifier(backend="triton")))
     assert purifier.backend == "triton"
     assert "backend='triton'" in repr(purifier)
-    assert DIPPurifier().backend == "torch"
+    assert DIPPurifier().backend == "auto"
 
 
 def test_the_purifier_passes_its_backend_on(tiny: DIPConfig, monkeypatch) -> None:
