@@ -14,7 +14,7 @@ from dipdefense.checks import check_images, check_logits
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-# One float32 rounding of a sum in [0, 1] is 6e-8; a step of the weakest attack is 4e-3.
+# One float32 rounding of a sum in [0, 1] is 6e-8; the smallest perturbation of an attack is 4e-3.
 _ROUNDING = 1e-6
 
 
@@ -159,7 +159,7 @@ def _check(classifier: object, images: Tensor, labels: Tensor, epsilon: float, b
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Refuse what is no strength of an attack.
+    """Refuse anything but an attack's strength.
 
     Raises:
         ValueError: no number in [1, 255].

@@ -16,7 +16,7 @@ AttackName = Literal["noise", "FGSM", "BI", "LLCI"]
 
 
 def iterations(epsilon: float) -> int:
-    """Steps of BI and LLCI (Kurakin et al. 2016, section 2.2): int(min(ε + 4, 1.25 ε)).
+    """Iterations of BI and LLCI (Kurakin et al. 2016, section 2.2): int(min(ε + 4, 1.25 ε)).
 
     Args:
         epsilon: in units of 1/255.
@@ -44,7 +44,7 @@ def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
             left as it was: modes, parameters and their gradients.
         images: (N, C, H, W) floats in [0, 1].
         labels: (N,) integers, the true classes.
-        epsilon: the largest change of a pixel, in units of 1/255.
+        epsilon: the perturbation's ∞-norm, in units of 1/255.
         batch_size: images attacked at once.
 
     Returns:
@@ -68,7 +68,7 @@ def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
 def bi(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, batch_size: int = 32) -> Tensor:
     """Basic iterative method: steps of 1/255 up the true label's loss (Kurakin et al. 2016, section 2.2).
 
-    Every step is followed by a projection on the ε-ball and on [0, 1]; `iterations` says how many there are. ART
+    Every step is followed by a projection on the ε-ball and on [0, 1]; `iterations` has their number. ART
     classifies the clean and the adversarial images once more at the end, and its data loaders advance torch's default
     generator, though nothing here is random. Everything else is as in `fgsm`.
     """
@@ -89,8 +89,8 @@ def llci(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
 def noise(images: Tensor, *, epsilon: float, seed: Seed = None) -> Tensor:
     """The control: every pixel moves by ε up or down, at random.
 
-    A gradient's sign moves every pixel by ε too, so random signs have FGSM's norm in every p-norm, where noise drawn
-    uniformly from the ε-ball would be weaker (by √3 in the 2-norm) and flatter the attack it is compared with.
+    A gradient's sign moves every pixel by ε too, so random signs have FGSM's norm in every p-norm. A uniform sample from
+    the ε-ball would be weaker by √3 in the 2-norm, and would flatter the attack that it is compared with.
 
     Args:
         images: (N, C, H, W) floats in [0, 1].
@@ -158,7 +158,7 @@ class Attack:
     rounded: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what could not be run."""
+        """Refuse an attack that could not be run."""
         if self.name not in get_args(AttackName):
             raise ValueError(f"an attack's name must be one of {get_args(AttackName)}, got {self.name!r}")
         check_epsilon(self.epsilon)

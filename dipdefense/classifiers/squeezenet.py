@@ -107,14 +107,14 @@ _GLOBALS = {
 
 
 class _ArraysAlone(pickle.Unpickler):
-    """Admits what rebuilds NumPy arrays and nothing else, so that no file can run code.
+    """Admits the globals that rebuild NumPy arrays and no others, so that no file can run code.
 
-    Not even NumPy's own functions run: a dtype's ``__setstate__`` believes what it is told, and a forged one reads
-    outside the array's memory.
+    Not even NumPy's own functions run. A dtype's ``__setstate__`` trusts its arguments, and a forged one reads outside
+    the array's memory.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for the global of this name.
+        """The stand-in for the global of this name.
 
         Raises:
             pickle.UnpicklingError: the name is none of those that rebuild an array.

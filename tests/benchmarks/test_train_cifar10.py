@@ -1,4 +1,4 @@
-"""The training script of the CIFAR-10 classifier, on a few images: it learns, and a killed training goes on."""
+"""The training script of the CIFAR-10 classifier, on a few images: it learns, and a killed training resumes."""
 
 from __future__ import annotations
 
