@@ -89,8 +89,8 @@ def llci(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
 def noise(images: Tensor, *, epsilon: float, seed: Seed = None) -> Tensor:
     """The control: every pixel moves by ε up or down, at random.
 
-    A gradient's sign moves every pixel by ε too, so random signs have FGSM's norm in every p-norm. A uniform sample from
-    the ε-ball would be weaker by √3 in the 2-norm, and would flatter the attack that it is compared with.
+    A gradient's sign moves every pixel by ε too, so random signs have FGSM's norm in every p-norm. A uniform sample
+    from the ε-ball would be weaker by √3 in the 2-norm, and would flatter the attack that it is compared with.
 
     Args:
         images: (N, C, H, W) floats in [0, 1].

