@@ -18,7 +18,7 @@ IMAGENET_CATEGORIES: tuple[str, ...] = tuple(torchvision.models.ResNet18_Weights
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From a picture to a classifier's input: resize the shorter side, crop the centre, scale to [0, 1].
+    """What turns a picture into a classifier's input: resize the shorter side, crop the centre, scale to [0, 1].
 
     Attributes:
         resize: pixels of the shorter side.
