@@ -3,7 +3,7 @@
     python benchmarks/train_cifar10.py --data cifar10-images.zip --out cifar10-cnn.pt
 
 Takes about a quarter of an hour on one CPU core and ends with the accuracy on the test split. The same seed gives the
-same weights on the same machine with the same number of threads. Killed, it goes on after the last whole epoch.
+same weights on the same machine with the same number of threads. Killed, it resumes after the last whole epoch.
 """
 
 from __future__ import annotations

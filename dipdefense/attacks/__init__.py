@@ -1,4 +1,4 @@
-"""Attackers: :mod:`dipdefense.attacks.kurakin` has the paper's, who do not know of the defence."""
+"""Attacks on classifiers; those of :mod:`dipdefense.attacks.kurakin` are the paper's, and defence-unaware."""
 
 from dipdefense.attacks.kurakin import TABLE_2, Attack, AttackName, bi, fgsm, iterations, llci, noise, quantise
 

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from art.attacks.evasion import BasicIterativeMethod, FastGradientMethod
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from dipdefense.checks import Seed, check_images, check_logits, resolve_seeds
+from dipdefense.attacks.crafting import check_epsilon, craft, detached
+from dipdefense.checks import Seed, check_images, resolve_seeds
 
 AttackName = Literal["noise", "FGSM", "BI", "LLCI"]
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-# One float32 rounding of a sum in [0, 1] is 6e-8; a step of the weakest attack is 4e-3.
-_ROUNDING = 1e-6
-
 
 def iterations(epsilon: float) -> int:
-    """Steps of BI and LLCI (Kurakin et al. 2016, section 2.2): int(min(ε + 4, 1.25 ε)).
+    """Iterations of BI and LLCI (Kurakin et al. 2016, section 2.2): int(min(ε + 4, 1.25 ε)).
 
     Args:
         epsilon: in units of 1/255.
@@ -35,7 +28,7 @@ def iterations(epsilon: float) -> int:
         >>> [iterations(epsilon) for epsilon in (2, 5, 10)]
         [2, 6, 12]
     """
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     return int(min(epsilon + 4, 1.25 * epsilon))
 
 
@@ -51,7 +44,7 @@ def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
             left as it was: modes, parameters and their gradients.
         images: (N, C, H, W) floats in [0, 1].
         labels: (N,) integers, the true classes.
-        epsilon: the largest change of a pixel, in units of 1/255.
+        epsilon: the perturbation's ∞-norm, in units of 1/255.
         batch_size: images attacked at once.
 
     Returns:
@@ -69,17 +62,17 @@ def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
         >>> f"{(adversarial - images).abs().max() * 255:.1f}"
         '2.0'
     """
-    return _craft(FastGradientMethod, classifier, images, labels, epsilon, batch_size)
+    return craft(FastGradientMethod, classifier, images, labels, epsilon, batch_size)
 
 
 def bi(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, batch_size: int = 32) -> Tensor:
     """Basic iterative method: steps of 1/255 up the true label's loss (Kurakin et al. 2016, section 2.2).
 
-    Every step is followed by a projection on the ε-ball and on [0, 1]; `iterations` says how many there are. ART
+    Every step is followed by a projection on the ε-ball and on [0, 1]; `iterations` has their number. ART
     classifies the clean and the adversarial images once more at the end, and its data loaders advance torch's default
     generator, though nothing here is random. Everything else is as in `fgsm`.
     """
-    return _craft(BasicIterativeMethod, classifier, images, labels, epsilon, batch_size, **_steps(epsilon))
+    return craft(BasicIterativeMethod, classifier, images, labels, epsilon, batch_size, **_steps(epsilon))
 
 
 def llci(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, batch_size: int = 32) -> Tensor:
@@ -88,7 +81,7 @@ def llci(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
     That class is the one of the clean image, by ``classifier`` itself: give the undefended one (Kurakin et al. 2016,
     section 2.3). ``labels`` are checked, and otherwise unused. Everything else is as in `bi`.
     """
-    return _craft(
+    return craft(
         BasicIterativeMethod, classifier, images, labels, epsilon, batch_size, targeted=True, **_steps(epsilon)
     )
 
@@ -96,8 +89,8 @@ def llci(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
 def noise(images: Tensor, *, epsilon: float, seed: Seed = None) -> Tensor:
     """The control: every pixel moves by ε up or down, at random.
 
-    A gradient's sign moves every pixel by ε too, so random signs have FGSM's norm in every p-norm, where noise drawn
-    uniformly from the ε-ball would be weaker (by √3 in the 2-norm) and flatter the attack it is compared with.
+    A gradient's sign moves every pixel by ε too, so random signs have FGSM's norm in every p-norm. A uniform sample
+    from the ε-ball would be weaker by √3 in the 2-norm, and would flatter the attack that it is compared with.
 
     Args:
         images: (N, C, H, W) floats in [0, 1].
@@ -117,8 +110,8 @@ def noise(images: Tensor, *, epsilon: float, seed: Seed = None) -> Tensor:
         tensor([-10.,  10.])
     """
     check_images(images)
-    _check_epsilon(epsilon)
-    clean = _clean(images)
+    check_epsilon(epsilon)
+    clean = detached(images)
     # On the CPU, so that a seed means the same on every device.
     generators = [torch.Generator().manual_seed(seed) for seed in resolve_seeds(seed, len(images))]
     signs = torch.empty(clean.shape, device="cpu")
@@ -165,10 +158,10 @@ class Attack:
     rounded: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what could not be run."""
+        """Refuse an attack that could not be run."""
         if self.name not in get_args(AttackName):
             raise ValueError(f"an attack's name must be one of {get_args(AttackName)}, got {self.name!r}")
-        _check_epsilon(self.epsilon)
+        check_epsilon(self.epsilon)
 
     def __str__(self) -> str:
         """Name and strength, as tables print them."""
@@ -186,135 +179,8 @@ class Attack:
         return quantise(adversarial) if self.rounded else adversarial
 
 
-def _craft(
-    method: Any,
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    epsilon: float,
-    batch_size: int,
-    *,
-    targeted: bool = False,
-    **settings: Any,
-) -> Tensor:
-    """Check, run one of ART's attacks, and check what it returns."""
-    _check(classifier, images, labels, epsilon, batch_size)
-    clean = _clean(images)
-    if len(images) == 0:
-        return clean
-    with _under_attack(classifier, images.device) as device:
-        estimator = _estimator(classifier, clean, device)
-        goals, pixels = labels.cpu().numpy(), clean.cpu().numpy()
-        if not 0 <= goals.min() <= goals.max() < estimator.nb_classes:
-            raise ValueError(
-                f"labels must lie in [0, {estimator.nb_classes}), the classes of the classifier, "
-                f"got labels from {goals.min()} to {goals.max()}"
-            )
-        if targeted:
-            goals = estimator.predict(pixels, batch_size=batch_size).argmin(axis=1)
-        attack = method(estimator, eps=epsilon / 255, targeted=targeted, batch_size=batch_size, **settings)
-        adversarial = torch.from_numpy(attack.generate(pixels, goals)).float().to(clean.device)
-    _check_result(adversarial, clean, epsilon)
-    # ART projects and then adds the image again, which may leave [0, 1] by a rounding.
-    return adversarial.clamp(0, 1)
-
-
-def _check_result(adversarial: Tensor, clean: Tensor, epsilon: float) -> None:
-    """A comparison that NaN fails, too."""
-    low, high = (bound.item() for bound in adversarial.aminmax())
-    distance = (adversarial - clean).abs().max().item()
-    if not (distance <= epsilon / 255 + _ROUNDING and low >= -_ROUNDING and high <= 1 + _ROUNDING):
-        raise RuntimeError(
-            f"the attack was to stay in [0, 1] and within {epsilon}/255 of the images; it went from {low:.6g} to "
-            f"{high:.6g} and {distance * 255:.6g}/255 away. This is a defect; do not use its images"
-        )
-
-
 def _steps(epsilon: float) -> dict[str, Any]:
     return {"eps_step": 1 / 255, "max_iter": iterations(epsilon), "verbose": False}
-
-
-def _clean(images: Tensor) -> Tensor:
-    """In ART's dtype, and inside [0, 1] even where rounding had left it."""
-    return images.detach().float().clamp(0, 1)
-
-
-class _Whole(nn.Module):
-    """Calls the classifier as a whole: ART would run a Sequential's children one by one, past its own forward.
-
-    The logits are float32, because ART takes them through NumPy, which has no bf16.
-    """
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return check_logits(self.classifier(images), len(images)).float()
-
-
-@contextlib.contextmanager
-def _under_attack(classifier: nn.Module, default: torch.device) -> Iterator[torch.device]:
-    """The classifier in eval mode with frozen parameters, and afterwards as it was; yields the device it is on.
-
-    ART changes modes, clears the parameters' gradients and then fills them.
-    """
-    device = next((tensor.device for tensor in [*classifier.parameters(), *classifier.buffers()]), default)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"ART runs on the CPU and on CUDA; move the classifier there, it is on {device}")
-    modes = [(module, module.training) for module in classifier.modules()]
-    parameters = [(tensor, tensor.requires_grad, tensor.grad) for tensor in classifier.parameters()]
-    # ART takes the current CUDA device, whatever the classifier's is.
-    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    try:
-        classifier.eval().requires_grad_(False)
-        with on_device, torch.inference_mode(False), torch.enable_grad():
-            yield device
-    finally:
-        for module, training in modes:
-            module.training = training
-        for tensor, requires_grad, gradient in parameters:
-            tensor.requires_grad_(requires_grad)
-            tensor.grad = gradient
-
-
-def _estimator(classifier: nn.Module, clean: Tensor, device: torch.device) -> Any:
-    """ART's view of the classifier, once it has shown on one image that it is one.
-
-    Raises:
-        TypeError, ValueError: the output is no (N, classes) tensor.
-    """
-    model = _Whole(classifier)
-    with torch.no_grad():
-        logits = model(clean[:1].to(device))
-    return PyTorchClassifier(
-        model,
-        # The sum: a mean would shrink an image's gradient with the batch, down to where it vanishes and has no sign.
-        loss=nn.CrossEntropyLoss(reduction="sum"),
-        input_shape=tuple(clean.shape[1:]),
-        nb_classes=logits.shape[1],
-        clip_values=(0.0, 1.0),
-        device_type="cpu" if device.type == "cpu" else "gpu",
-    )
-
-
-def _check(classifier: object, images: Tensor, labels: Tensor, epsilon: float, batch_size: int) -> None:
-    if not isinstance(classifier, nn.Module):
-        raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
-    check_images(images)
-    kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-    if kind not in _INTEGERS:
-        raise TypeError(f"labels must be a torch.Tensor of class numbers (integers), got {kind}")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must be one class an image, {tuple(images.shape[:1])}, got {tuple(labels.shape)}")
-    _check_epsilon(epsilon)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 1 <= epsilon <= 255:
-        raise ValueError(f"epsilon is in units of 1/255 (write 8, not 8/255) and must lie in [1, 255], got {epsilon!r}")
 
 
 TABLE_2 = (Attack("FGSM", 2), Attack("FGSM", 5), Attack("FGSM", 10), Attack("BI", 10), Attack("LLCI", 10))

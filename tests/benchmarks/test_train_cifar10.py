@@ -1,4 +1,4 @@
-"""The training script of the CIFAR-10 classifier, on a few images: it learns, and a killed training goes on."""
+"""The training script of the CIFAR-10 classifier, on a few images: it learns, and a killed training resumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from dipdefense.classifiers import CIFAR10_CATEGORIES
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import train_cifar10
 
 
@@ -35,7 +35,7 @@ def train(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, *, epochs: int
     return torch.load(out, weights_only=True)
 
 
-def test_it_learns_and_a_killed_training_goes_on(monkeypatch, data, tmp_path, capsys) -> None:
+def test_it_learns_and_a_killed_training_resumes(monkeypatch, data, tmp_path, capsys) -> None:
     monkeypatch.setattr(train_cifar10, "BATCH", 13)
     whole = train(monkeypatch, data, tmp_path / "whole.pt", epochs=8)
     share = float(capsys.readouterr().out.split()[1])

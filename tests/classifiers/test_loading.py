@@ -101,7 +101,7 @@ def test_lite0_takes_a_head_of_another_size(tmp_path: Path) -> None:
 
 
 def received(classifier: classifiers.Classifier, layer: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """What a layer is given; the logits of a random deep network hardly depend on its input, and would show nothing."""
+    """A layer's input; the logits of a random deep network hardly depend on its input, and would show nothing."""
     seen: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     classifier(images)
