@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are read, known by their content and not by their name.
 
-Pillow reads more. Among those it starts another program for some: Ghostscript for EPS."""
+Pillow reads more, but for some it starts other programs: Ghostscript for EPS."""
 
 MAX_PIXELS = 2**26
-"""The most pixels of a picture that is read, 8192×8192: 0.8 GB as three channels of float32."""
+"""The most pixels of a picture that is read, 8192×8192: 0.8 GB as three channels of float32, 2 GB while it is read."""
 
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF 6.0
