@@ -58,10 +58,10 @@ class ReferenceNet(nn.Module):
         for scale in reversed(range(scales)):
             body = Scale(config, config.input_channels if scale == 0 else config.channels, body)
         self.body = body
-        self.draw = nn.Conv2d(config.channels, image_channels, 1)
+        self.output = nn.Conv2d(config.channels, image_channels, 1)
 
     def forward(self, noise: Tensor) -> Tensor:
-        return torch.sigmoid(self.draw(self.body(noise)))
+        return torch.sigmoid(self.output(self.body(noise)))
 
     def scales(self) -> list[Scale]:
         scales, scale = [], self.body
@@ -86,8 +86,8 @@ class ReferenceNet(nn.Module):
                 named[f"up_skip{index}_weight"] = of(scale.up[0].weight)[:, :skips]
             named[f"merge{index}_scale"] = of(scale.merge.weight)[skips:]
             named[f"up{index}_weight"] = of(scale.up[0].weight)[:, skips:].permute(1, 3, 0, 2)
-        named["draw_weight"] = of(self.draw.weight)
-        named["draw_bias"] = of(self.draw.bias)
+        named["output_weight"] = of(self.output.weight)
+        named["output_bias"] = of(self.output.bias)
         return named
 
     def dead_parameters(self) -> list[nn.Parameter]:
@@ -116,15 +116,15 @@ def reference_like(networks: SkipNets, index: int, config: DIPConfig, image_chan
                 merge = torch.cat([own[f"merge_skip{scale}_scale"][index], merge])
             plain.up[0].weight.copy_(deep)
             plain.merge.weight.copy_(merge)
-        reference.draw.weight.copy_(own["draw_weight"][index])
-        reference.draw.bias.copy_(own["draw_bias"][index])
+        reference.output.weight.copy_(own["output_weight"][index])
+        reference.output.bias.copy_(own["output_bias"][index])
     assert reference.live_values().keys() == own.keys()
     return reference
 
 
 @dataclass
 class ReferenceRun:
-    drawings: list[Tensor]
+    outputs: list[Tensor]
     losses: list[float]
 
 
@@ -142,10 +142,10 @@ def reference_fit(
     run = ReferenceRun([], [])
     for iteration in range(iterations):
         optimiser.zero_grad()
-        drawn = net((noise + fresh[iteration])[None])
-        loss = F.mse_loss(drawn, image[None])
+        output = net((noise + fresh[iteration])[None])
+        loss = F.mse_loss(output, image[None])
         loss.backward()
         optimiser.step()
-        run.drawings.append(drawn.detach()[0])
+        run.outputs.append(output.detach()[0])
         run.losses.append(loss.item())
     return run

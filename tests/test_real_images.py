@@ -43,7 +43,7 @@ def test_loss_curve_lies_within_the_spread_of_the_published_loops_seeds(shared_d
     published = torch.stack([published_curve(image, seed) for seed in range(SEEDS)]).log()
     run = reconstruct(image.expand(SEEDS, -1, -1, -1), budgets=(ITERATIONS,), seed=list(range(SEEDS)), precision="fp32")
     own = run.losses.T.log()
-    # Steps of ten iterations: single ones carry the noise that is drawn afresh.
+    # Steps of ten iterations: single ones carry the fresh noise.
     published, own = (curves.unflatten(1, (-1, 10)).mean(dim=2) for curves in (published, own))
     # The spread of seeds, pooled: three of them alone say too little of it. And it allows no more than 30 %.
     spread = torch.stack([published.var(dim=0), own.var(dim=0)]).mean(dim=0).sqrt()

@@ -24,7 +24,7 @@ def images() -> torch.Tensor:
 
 
 def test_equals_the_published_loop(tiny: DIPConfig, images: torch.Tensor) -> None:
-    """The same start and the same noise give the same first ten drawings and losses."""
+    """The same initial weights and the same noise give the same first ten outputs and losses."""
     run = reconstruct(images, budgets=range(1, 11), config=tiny, seed=[5, 6, 7, 8])
     for index, image in enumerate(images):
         generator = torch.Generator().manual_seed(5 + index)
@@ -34,11 +34,11 @@ def test_equals_the_published_loop(tiny: DIPConfig, images: torch.Tensor) -> Non
         net = reference_like(start, 0, tiny, 3)
         plain = reference_fit(image, iterations=10, config=tiny, net=net, noise=noise, fresh=fresh)
         torch.testing.assert_close(run.losses[:, index], torch.tensor(plain.losses), rtol=0.02, atol=0)
-        torch.testing.assert_close(run.images[:, index], torch.stack(plain.drawings), rtol=0, atol=0.03)
-        torch.testing.assert_close(run.images[:4, index], torch.stack(plain.drawings[:4]), **CLOSE)
+        torch.testing.assert_close(run.images[:, index], torch.stack(plain.outputs), rtol=0, atol=0.03)
+        torch.testing.assert_close(run.images[:4, index], torch.stack(plain.outputs[:4]), **CLOSE)
 
 
-def test_losses_are_the_drawings_errors(tiny: DIPConfig, images: torch.Tensor) -> None:
+def test_losses_are_the_outputs_errors(tiny: DIPConfig, images: torch.Tensor) -> None:
     run = reconstruct(images, budgets=(2, 5), config=tiny, seed=0)
     for position, budget in enumerate(run.budgets):
         error = (run.images[position] - images).square().mean(dim=(1, 2, 3))
@@ -133,7 +133,7 @@ def test_no_seed_differs_at_every_call_and_follows_the_default_generator(tiny: D
 
 
 def test_noise_is_the_papers(images: torch.Tensor, monkeypatch) -> None:
-    """U(0, 0.1) that stays, plus N(0, 1/30) drawn afresh (appendix A.3, Tables 3 and 4)."""
+    """U(0, 0.1) that stays, plus N(0, 1/30) afresh (appendix A.3, Tables 3 and 4)."""
     config = DIPConfig(scales=1, channels=2, skip_channels=0)
     seen = []
     forward = SkipNets.forward
@@ -173,14 +173,14 @@ def test_the_dtype_is_the_inputs(tiny: DIPConfig, images: torch.Tensor, dtype: t
     assert torch.equal(run.images, expected.to(dtype))
 
 
-def test_a_late_divergence_keeps_the_drawings_before_it(tiny: DIPConfig, images: torch.Tensor, monkeypatch) -> None:
+def test_a_late_divergence_keeps_the_outputs_before_it(tiny: DIPConfig, images: torch.Tensor, monkeypatch) -> None:
     calls = []
     forward = SkipNets.forward
 
     def spoiled(self, noise: torch.Tensor) -> torch.Tensor:
         calls.append(noise)
-        drawn = forward(self, noise)
-        return drawn if len(calls) < 3 else drawn * torch.tensor([1, torch.nan, 1, 1]).view(4, 1, 1, 1)
+        output = forward(self, noise)
+        return output if len(calls) < 3 else output * torch.tensor([1, torch.nan, 1, 1]).view(4, 1, 1, 1)
 
     monkeypatch.setattr(SkipNets, "forward", spoiled)
     run = reconstruct(images, budgets=(2, 3), config=tiny, seed=3)

@@ -146,7 +146,7 @@ def library(config: DIPConfig, image_channels: int, scales: int, count: int, dev
 
 def as_library(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
     """Plain networks' tensors, stacked along a leading axis, as ``library`` has them; those without effect left out."""
-    own = {"draw_weight": stacked["draw.weight"], "draw_bias": stacked["draw.bias"]}
+    own = {"output_weight": stacked["draw.weight"], "output_bias": stacked["draw.bias"]}
     prefix, scale = "body", 0
     while f"{prefix}.up.0.weight" in stacked:
         for name in ("skip", "down", "same", "up", "mix"):

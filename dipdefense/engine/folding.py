@@ -1,4 +1,4 @@
-"""Images into channels and back: what makes one grouped operator of N images' own."""
+"""Images into channels and back, so that one grouped operator does for N images."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ class Replayed:
     synchronises before dropping it: the graph's memory must not go back while the GPU still works in it.
 
     Args:
-        step: reads and writes the same tensors at every call; what changes from call to call hangs on their contents.
+        step: reads and writes the same tensors at every call; anything that changes from call to call hangs on their
+            contents.
         device: the GPU that they are on, the current one whenever this is called.
     """
 
@@ -64,7 +65,7 @@ def _apart(step: Callable[[], object], stream: torch.cuda.Stream) -> None:
 
 
 def _captured(step: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[], None]:
-    """A graph of the step, to be replayed on the current stream. What other threads do meanwhile does not break it."""
+    """A graph of the step, to be replayed on the current stream. Other threads' work meanwhile does not break it."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         step()

@@ -1,4 +1,4 @@
-"""Bilinear upsampling ×2 as fixed matrices, and the border of a convolution of what it returns.
+"""Bilinear upsampling ×2 as fixed matrices, and the border of a convolution of an upsampled tensor.
 
 The fast forms of the upsampled convolution pad by replication, the network by reflection. The two differ on a ring one
 pixel wide, so only the outermost rows and columns of the result need a correction, the kernels' outer taps applied to
@@ -32,8 +32,8 @@ class Strips(NamedTuple):
     """A pair of strips, above and below or left and right.
 
     Attributes:
-        values: (N, 2, L, out), what is to be added along either border.
-        steps: (N, 2, l, in), what the taps were multiplied with.
+        values: (N, 2, L, out), to be added along either border.
+        steps: (N, 2, l, in), the taps' factors.
         taps: (N, 2, in, 3, out).
         stepping: (2, 4), from the outermost lines to ``steps``.
         spreading: (L, 3 l), from the products to ``values``.
@@ -47,7 +47,7 @@ class Strips(NamedTuple):
 
 
 def strips(lines: Tensor, taps: Tensor, across: int, along: int, *, reflect: bool) -> Strips:
-    """What reflection adds to replication along two opposite borders of an upsampled convolution.
+    """The difference of reflection and replication along two opposite borders of an upsampled convolution.
 
     Args:
         lines: (N, 4, l, in), the low-resolution tensor's lines 0, 1, −2 and −1, counted from the first border.

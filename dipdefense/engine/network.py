@@ -14,11 +14,11 @@ from dipdefense.engine import ops
 
 
 class _Slot(NamedTuple):
-    """One parameter of one network: its name, its shape, and how it starts."""
+    """One parameter of one network: its name, its shape, and its initial values."""
 
     name: str
     shape: tuple[int, ...]
-    start: float | None = None  # a constant, or None for torch's default, uniform on ±1/sqrt(fan_in)
+    initial: float | None = None  # a constant, or None for torch's default, uniform on ±1/sqrt(fan_in)
     fan_in: int = 1
 
 
@@ -28,8 +28,8 @@ def _conv_norm(name: str, inputs: int, outputs: int, kernel: int) -> Iterator[_S
 
 
 def _norm(name: str, channels: int) -> Iterator[_Slot]:
-    yield _Slot(f"{name}_scale", (channels,), start=1.0)
-    yield _Slot(f"{name}_shift", (channels,), start=0.0)
+    yield _Slot(f"{name}_scale", (channels,), initial=1.0)
+    yield _Slot(f"{name}_shift", (channels,), initial=0.0)
 
 
 def _slots(config: DIPConfig, image_channels: int, scales: int) -> Iterator[_Slot]:
@@ -39,16 +39,16 @@ def _slots(config: DIPConfig, image_channels: int, scales: int) -> Iterator[_Slo
         merged_fan_in = 9 * (s + c)
         if s:
             yield from _conv_norm(f"skip{scale}", inputs, s, 1)
-            yield _Slot(f"merge_skip{scale}_scale", (s,), start=1.0)
+            yield _Slot(f"merge_skip{scale}_scale", (s,), initial=1.0)
             yield _Slot(f"up_skip{scale}_weight", (c, s, 3, 3), fan_in=merged_fan_in)
         yield from _conv_norm(f"down{scale}", inputs, c, 3)
         yield from _conv_norm(f"same{scale}", c, c, 3)
-        yield _Slot(f"merge{scale}_scale", (c,), start=1.0)
+        yield _Slot(f"merge{scale}_scale", (c,), initial=1.0)
         yield _Slot(f"up{scale}_weight", (c, 3, c, 3), fan_in=merged_fan_in)
         yield from _norm(f"up{scale}", c)
         yield from _conv_norm(f"mix{scale}", c, c, 1)
-    yield _Slot("draw_weight", (image_channels, c, 1, 1), fan_in=c)
-    yield _Slot("draw_bias", (image_channels,), fan_in=c)
+    yield _Slot("output_weight", (image_channels, c, 1, 1), fan_in=c)
+    yield _Slot("output_bias", (image_channels,), fan_in=c)
 
 
 class SkipNets(nn.Module):
@@ -63,10 +63,10 @@ class SkipNets(nn.Module):
 
     Args:
         config: widths, slopes and so on.
-        image_channels: channels to draw.
+        image_channels: channels of the output.
         scales: how often the resolution is halved.
-        generators: one an image; each draws its network's start, as torch's own layers start: convolutions and
-            the last one's bias uniform on ±1/sqrt(fan-in), normalisations at scale 1 and shift 0.
+        generators: one an image, for its network's initial weights, distributed as torch's own layers':
+            convolutions and the last one's bias uniform on ±1/sqrt(fan-in), normalisations at scale 1 and shift 0.
         device, dtype: of the parameters.
     """
 
@@ -84,27 +84,27 @@ class SkipNets(nn.Module):
         self.config, self.scales = config, scales
         count = len(generators)
         slots = list(_slots(config, image_channels, scales))
-        drawn = sum(math.prod(slot.shape) for slot in slots if slot.start is None)
-        # One draw an image for all its convolutions, then cut up in order.
-        uniform = torch.empty(count, drawn, device=device, dtype=dtype)
+        random = sum(math.prod(slot.shape) for slot in slots if slot.initial is None)
+        # One call an image for all its convolutions, then cut up in order.
+        uniform = torch.empty(count, random, device=device, dtype=dtype)
         for row, generator in zip(uniform, generators, strict=True):
             row.uniform_(-1, 1, generator=generator)
         offset = 0
         for slot in slots:
             shape, size = (count, *slot.shape), math.prod(slot.shape)
-            if slot.start is None:
+            if slot.initial is None:
                 value = uniform[:, offset : offset + size].reshape(shape) / math.sqrt(slot.fan_in)
                 offset += size
             else:
-                value = torch.full(shape, slot.start, device=device, dtype=dtype)
+                value = torch.full(shape, slot.initial, device=device, dtype=dtype)
             self.register_parameter(slot.name, nn.Parameter(value))
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Draw each image from its noise: (N, input_channels, H, W) to (N, image_channels, H, W) in [0, 1].
+        """The outputs: (N, input_channels, H, W) noise to (N, image_channels, H, W) in [0, 1].
 
         The convolutions' operands are in the noise's dtype, the last one's in the parameters'.
         """
-        weight, bias = self.get_parameter("draw_weight"), self.get_parameter("draw_bias")
+        weight, bias = self.get_parameter("output_weight"), self.get_parameter("output_bias")
         features = self._scale(noise, 0).to(weight.dtype)
         return torch.sigmoid(ops.convolution(features, weight) + bias[:, :, None, None])
 

@@ -146,7 +146,7 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slo
 
 
 def normalise_upsampled(low: Tensor, scale: Tensor, *, height: int, width: int, eps: float) -> Tensor:
-    """What ``normalise`` without a shift does to ``low`` upsampled, done to ``low`` itself, up to a constant.
+    """``normalise`` without a shift of ``low`` upsampled, applied to ``low`` itself, up to a constant.
 
     Upsampling is linear and keeps constants, so dividing the low-resolution tensor by the upsampled one's standard
     deviation does the same. The mean is left in: the caller's next normalisation removes it (a convolution that pads

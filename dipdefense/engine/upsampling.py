@@ -1,7 +1,7 @@
 """The costliest layer at a quarter of its arithmetic: convolving an upsampled tensor at low resolution.
 
 Upsampling and convolution are both linear and commute, so the 3×3 kernels may be applied to the low-resolution tensor,
-nine multiplications a pixel instead of 36, and what remains is fixed: shifting and upsampling along each axis. Two
+nine multiplications a pixel instead of 36, and the rest is fixed: shifting and upsampling along each axis. Two
 forms of that, each the faster at its sizes:
 
 * **Small maps** (:func:`convolve_dense`). Along each axis, upsampling, reflection padding and a tap's shift are one

@@ -53,13 +53,13 @@ def test_outputs_and_gradients_equal_the_reference(config, channels, scales, siz
     networks = batched(config, channels, scales, count=count)
     noise = torch.rand(count, config.input_channels, *size, dtype=torch.float64).contiguous(memory_format=layout)
     pull = torch.randn(count, channels, *size, dtype=torch.float64)
-    drawn = networks(noise)
-    (drawn * pull).sum().backward()
+    output = networks(noise)
+    (output * pull).sum().backward()
     for index in range(count):
         reference = reference_like(networks, index, config, channels)
         expected = reference(noise[index : index + 1])
         (expected * pull[index : index + 1]).sum().backward()
-        torch.testing.assert_close(drawn[index], expected[0], rtol=0, atol=1e-11)
+        torch.testing.assert_close(output[index], expected[0], rtol=0, atol=1e-11)
         for name, expected_grad in reference.live_values(lambda p: p.grad).items():
             own = networks.get_parameter(name).grad[index]
             torch.testing.assert_close(own, expected_grad, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
@@ -88,7 +88,7 @@ def test_parameters_without_effect_have_no_gradient() -> None:
     assert max(p.grad.abs().max().item() for p in dead) < 1e-11
 
 
-@pytest.mark.parametrize("name", ["merge0_scale", "up0_weight", "up_skip1_weight", "same2_weight", "draw_bias"])
+@pytest.mark.parametrize("name", ["merge0_scale", "up0_weight", "up_skip1_weight", "same2_weight", "output_bias"])
 def test_first_ten_updates_equal_the_reference(name: str) -> None:
     networks = batched(SMALL, 3, 3)
     references = [reference_like(networks, index, SMALL, 3) for index in range(3)]
@@ -145,7 +145,7 @@ def test_networks_start_as_torch_layers_do() -> None:
             assert not torch.equal(parameter[0], parameter[1])
             torch.testing.assert_close(parameter.std(), reference[name].std(), rtol=0.1, atol=0)
             torch.testing.assert_close(parameter.abs().max(), reference[name].abs().max(), rtol=0.1, atol=0)
-        elif name == "draw_bias":
+        elif name == "output_bias":
             assert 0 < parameter.abs().max() < 1 / 128**0.5
         else:
             assert torch.equal(parameter[0], reference[name])

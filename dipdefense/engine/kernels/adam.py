@@ -62,10 +62,10 @@ def adam(
     Args:
         parameters: fp32 of any shape, contiguous, as all the other buffers.
         grads: fp32, of the same shape.
-        moments: both fp32, zero at the start.
+        moments: both fp32, zero at first.
         operands: the parameters' copy in the operands' dtype, or none where they are multiplied in fp32.
         iteration: int64 of one element on the device, 1 at the first update; the caller counts.
-        corrections: what :func:`bias_corrections` returned.
+        corrections: as :func:`bias_corrections` returned them.
         betas: the moments' decay rates.
         eps: Adam's ε.
     """

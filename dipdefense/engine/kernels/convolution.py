@@ -44,7 +44,7 @@ from dipdefense.engine.kernels.tiles import (
 
 
 class Geometry(NamedTuple):
-    """A row of the table above: how taps read the source, what lies beyond its border, what is folded back."""
+    """A row of the table above: how taps read the source, its padding, and the padding's gradient."""
 
     stride: int
     direction: int
@@ -211,9 +211,9 @@ def convolve(
         size: height and width of the result.
         slope: LeakyReLU's, wherever one is applied.
         backwards: multiply by the transposed weights, out to in.
-        finish: what happens to the sums before they are stored.
+        finish: the epilogue that the sums go through before they are stored.
         out: (N, height, width, channels) to write to; new in the source's dtype by default.
-        accumulate: add to what is in ``out``.
+        accumulate: add to ``out`` instead of overwriting it.
         partial: also return each tile's statistics: mean and sum of squared deviations; or, where ``finish`` names an
             activation, the sums of the gradient and of gradient times normalised value, always wanted then.
 

@@ -51,7 +51,7 @@ class _Merge:
 
 @dataclass
 class _Saved:
-    """What one scale's backward pass reads of its forward pass."""
+    """Tensors of one scale's forward pass that its backward pass reads."""
 
     x: Operand
     down: Operand
@@ -82,8 +82,8 @@ class Engine:
     Example::
 
         engine = Engine(dict(networks.named_parameters()), config, networks.scales)
-        drawn = engine.forward(noise)                       # (N, H, W, channels), and so is the noise
-        engine.backward(2 * (drawn - target) / target[0].numel())
+        outputs = engine.forward(noise)                     # (N, H, W, channels), and so is the noise
+        engine.backward(2 * (outputs - target) / target[0].numel())
         engine.update(iteration, corrections)
         engine.layout.unpack(engine.rows)                   # the parameters as SkipNets has them
     """
@@ -107,23 +107,23 @@ class Engine:
         self._matrices: dict[int, list[Tensor]] = {}
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Draw: (N, H, W, input_channels) in ``dtype`` to (N, H, W, image channels) fp32 in [0, 1]."""
+        """The outputs: (N, H, W, input_channels) in ``dtype`` to (N, H, W, image channels) fp32 in [0, 1]."""
         features = self._scale(Operand(noise), 0)
-        weight = self.layout.view(self.rows, "draw_weight")
+        weight = self.layout.view(self.rows, "output_weight")
         sums = self.rows.new_empty(*noise.shape[:3], weight.shape[3])
         convolve(features, weight, forward_geometry(1), size=_size(features), slope=self.slope, out=sums)
-        self._drawn = torch.sigmoid(sums + self.layout.view(self.rows, "draw_bias")[:, None, None])
-        return self._drawn
+        self._outputs = torch.sigmoid(sums + self.layout.view(self.rows, "output_bias")[:, None, None])
+        return self._outputs
 
     def backward(self, grad: Tensor) -> None:
-        """Fill ``grads`` from the gradient of what :meth:`forward` last returned."""
-        grad = grad * self._drawn * (1 - self._drawn)
-        self._grad("draw_bias").copy_(grad.sum(dim=(1, 2)))
+        """Fill ``grads`` from the gradient of the last outputs."""
+        grad = grad * self._outputs * (1 - self._outputs)
+        self._grad("output_bias").copy_(grad.sum(dim=(1, 2)))
         mix = self._saved[0].mix
         weight_gradient(
-            mix, Operand(grad), self._grad("draw_weight"), convolution_pairing(1), slope=self.slope, fp32=True
+            mix, Operand(grad), self._grad("output_weight"), convolution_pairing(1), slope=self.slope, fp32=True
         )
-        weight = self.layout.view(self.rows, "draw_weight")
+        weight = self.layout.view(self.rows, "output_weight")
         self._scale_backward(0, self._through("mix0", mix, Operand(grad), weight))
 
     def update(self, iteration: Tensor, corrections: Tensor) -> None:
@@ -259,7 +259,7 @@ class Engine:
     ) -> Operand:
         """Back through a convolution, and through the LeakyReLU and normalisation (``name``) of its input ``feature``.
 
-        ``part`` is what reaches the same feature another way; it is overwritten.
+        ``part`` is the gradient that reaches the same feature another way; it is overwritten.
         """
         finish = Finish(raw=feature.values, coefficients=feature.coefficients)
         geometry = gradient_geometry(_kernel(weight), stride)

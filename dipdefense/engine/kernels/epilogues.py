@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""What happens to a convolution's sums between the accumulators and memory.
+"""Epilogues: from a convolution's sums in the accumulators to its values in memory.
 
 Forwards: the filtered result of the layer below is added, and the statistics of normalisation are taken. Backwards:
 LeakyReLU's derivative is applied, and the two sums that the gradient of normalisation needs are taken. Each tile writes
@@ -26,7 +26,7 @@ class Partial(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """What the epilogue reads; everything is optional.
+    """Inputs of the epilogue; everything is optional.
 
     Attributes:
         spread: (N, 2h + 3, 2w + 3, C), a transposed convolution's result, to be filtered and added.

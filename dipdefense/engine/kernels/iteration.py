@@ -1,7 +1,7 @@
 """One iteration in the kernels, over fixed buffers, to be replayed from a CUDA graph.
 
-What differs from one iteration to the next (the noise's counter, Adam's bias corrections) hangs on a count in the
-GPU's memory that the iteration itself raises.
+The noise's counter and Adam's bias corrections differ from one iteration to the next. They hang on a count in the GPU's
+memory that the iteration itself raises.
 
 Checked in Triton's interpreter on a CPU, where nothing is captured; not yet run on a GPU.
 """

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""The network's input: fixed noise and fresh Gaussian noise, drawn in the kernel that adds them.
+"""The network's input: fixed noise and fresh Gaussian noise, generated in the kernel that adds them.
 
 The generator is counter-based (Philox 4×32-10, Salmon et al. 2011): keyed by the image's seed, counting iteration and
 position, so that an image's noise depends on neither its place in the batch nor the size of the batch.
@@ -40,7 +40,7 @@ def perturb(fixed: Tensor, seeds: Tensor, iteration: Tensor, out: Tensor, *, std
     Args:
         fixed: (N, H, W, channels) fp32, contiguous.
         seeds: (N,) int64, one an image.
-        iteration: int64 or int32 of one element, on the device, so that a captured graph draws afresh at each replay.
+        iteration: int64 or int32 of one element, on the device, so that each replay of a graph has other noise.
         out: like ``fixed``, in the operands' dtype.
         std: the noise's standard deviation.
     """

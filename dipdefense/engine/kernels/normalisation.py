@@ -105,7 +105,7 @@ def normalisation(raw: Tensor, partial: Partial, scale: Tensor, shift: Tensor, *
 
     Args:
         raw: the convolution's result (N, H, W, C); only its shape counts.
-        partial: what :func:`~dipdefense.engine.kernels.convolution.convolve` returned with it.
+        partial: as :func:`~dipdefense.engine.kernels.convolution.convolve` returned it with them.
         scale: (N, C), rows at any stride, and ``shift`` with the same.
         shift: (N, C).
         eps: added to the biased variance.
@@ -127,8 +127,8 @@ def normalisation_gradient(
 
     Args:
         raw: the normalised layer's raw values (N, H, W, C); only their shape counts.
-        partial: what ``convolve`` returned with the gradient.
-        coefficients: what :func:`normalisation` returned.
+        partial: as ``convolve`` returned it with the gradient.
+        coefficients: as :func:`normalisation` returned them.
         grad_scale: (N, C) to write to, rows at any stride, and ``grad_shift`` with the same.
         grad_shift: (N, C) to write to.
     """

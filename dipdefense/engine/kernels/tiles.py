@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""What the kernels share: block sizes, and how a tile is loaded, padded and multiplied.
+"""Shared by the kernels: block sizes, and how a tile is loaded, padded and multiplied.
 
 Checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# What lies beyond the border of a source tensor. MIRROR and REPEAT go one pixel beyond it.
+# Pixels beyond the border of a source tensor. MIRROR and REPEAT go one pixel beyond it.
 NOTHING: tl.constexpr = tl.constexpr(0)
 MIRROR: tl.constexpr = tl.constexpr(1)
 REPEAT: tl.constexpr = tl.constexpr(2)
@@ -71,14 +71,14 @@ class Blocks(NamedTuple):
 def convolution_blocks(inputs: int, outputs: int, *, element_size: int, filtered: bool = False) -> Blocks:
     """Pixels (rows × columns) × output channels (outer), in steps of input channels (inner).
 
-    - 128 × 128 sums on 8 warps are 64 registers a thread. What is done on load takes as many again: compiled for
+    - 128 × 128 sums on 8 warps are 64 registers a thread. Work on load takes as many again: compiled for
       sm_90 the variants need 160 to 255 registers, one program a multiprocessor. A tile of 8 × 16 pixels holds fewer
       border pixels than a line of 128 does.
-    - Steps of 128 bytes a pixel are a full line of the cache. What is loaded ahead is a gradient's two tensors and the
+    - Steps of 128 bytes a pixel are a full line of the cache. Loaded ahead are a gradient's two tensors and the
       weights at worst: 3 stages of them are 144 KiB of an H100's 227.
     - The filter of the layer below needs registers for the addresses of what it reads, and its convolution has few
       input channels: half as many pixels, or the sums spill.
-    - Up to 16 output channels (skip branches, the drawing) a tile has too little arithmetic for more than 4 warps.
+    - Up to 16 output channels (skip branches, the last layer) a tile has too little arithmetic for more than 4 warps.
     """
     inner = min(128 // element_size, max(16, triton.next_power_of_2(inputs)))
     if outputs <= 16:

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""What the upsampled convolution needs beside its transposed convolution: the filter's adjoint, and the border.
+"""The upsampled convolution beside its transposed convolution: the filter's adjoint, and the border.
 
 The mathematics is :mod:`dipdefense.engine.upsampling`'s, with the channels innermost. The border strips are a few small
 matrix products, so torch's own operators do for them.
@@ -118,10 +118,10 @@ def ends_of(grad: Operand) -> tuple[Tensor, Tensor]:
 def borders(
     rows: Tensor, columns: Tensor, weight: Tensor, size: tuple[int, int], dtype: torch.dtype
 ) -> tuple[Strips, Strips]:
-    """What reflection adds to replication along the top and bottom, and along the sides.
+    """The difference of reflection and replication along the top and bottom, and along the sides.
 
     Args:
-        rows: what :func:`lines_of` returned, and ``columns``.
+        rows: as :func:`lines_of` returned them, and ``columns``.
         columns: the same, along the other axis.
         weight: (N, 9, in, out), taps mirrored.
         size: height and width of the upsampled tensor.

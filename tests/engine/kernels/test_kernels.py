@@ -224,7 +224,7 @@ def test_filter_adjoint(size) -> None:
     assert_near(result, channels_last(spread.grad), 1e-5)
 
 
-def drawn_noise(seeds: list[int], iteration: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def noise_of(seeds: list[int], iteration: int, dtype: torch.dtype = torch.float32) -> Tensor:
     fixed = torch.zeros(len(seeds), 15, 17, 9, device=DEVICE)
     out = torch.full_like(fixed, torch.nan, dtype=dtype)
     perturb(fixed, torch.tensor(seeds, device=DEVICE), torch.tensor(iteration, device=DEVICE), out, std=1.0)
@@ -233,16 +233,16 @@ def drawn_noise(seeds: list[int], iteration: int, dtype: torch.dtype = torch.flo
 
 @runs_kernels
 def test_noise() -> None:
-    noise = drawn_noise([5, 2**40 + 5, 5], 3)
+    noise = noise_of([5, 2**40 + 5, 5], 3)
     assert torch.equal(noise[0], noise[2])
-    assert torch.equal(noise[1:2], drawn_noise([2**40 + 5], 3))
-    flat = torch.cat([noise[:2].flatten(1), drawn_noise([5], 4).flatten(1)])
+    assert torch.equal(noise[1:2], noise_of([2**40 + 5], 3))
+    flat = torch.cat([noise[:2].flatten(1), noise_of([5], 4).flatten(1)])
     size = flat.shape[1]
     torch.testing.assert_close(flat.mean(dim=1), torch.zeros(3, device=DEVICE), rtol=0, atol=5 / size**0.5)
     torch.testing.assert_close(flat.std(dim=1), torch.ones(3, device=DEVICE), rtol=0, atol=5 / size**0.5)
     tails = (flat.abs() > 1.959964).float().mean(dim=1)
     torch.testing.assert_close(tails, torch.full_like(tails, 0.05), rtol=0, atol=5 * (0.05 / size) ** 0.5)
-    # Seeds, iterations and the four quarters of an image's elements draw apart from one another, in size as in sign.
+    # Seeds, iterations and the four quarters of an image's elements differ from one another, in size as in sign.
     parts = flat.split(-(-size // 4), dim=1)
     quarters = torch.cat([part[:, : parts[-1].shape[1]] for part in parts])
     for numbers in (quarters, quarters.abs()):

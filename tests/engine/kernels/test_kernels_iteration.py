@@ -79,7 +79,7 @@ def run(images: Tensor) -> Reconstruction:
 
 
 def torch_loop(images: Tensor, seeds: list[int], config: DIPConfig, iterations: int) -> tuple[Tensor, Tensor]:
-    """Losses and drawings of SkipNets and torch's Adam, from the start and on the noise that the backend has."""
+    """Losses and outputs of SkipNets and torch's Adam, from the backend's initial weights and on its noise."""
     count, channels, height, width = images.shape
     generators = [torch.Generator(DEVICE).manual_seed(seed) for seed in seeds]
     scales = config.scales_for(height, width)
@@ -91,27 +91,27 @@ def torch_loop(images: Tensor, seeds: list[int], config: DIPConfig, iterations: 
     optimiser = torch.optim.Adam(
         networks.parameters(), lr=config.learning_rate, betas=config.betas, eps=config.adam_eps
     )
-    losses, drawings, fresh = [], [], torch.empty_like(fixed)
+    losses, outputs, fresh = [], [], torch.empty_like(fixed)
     # On a GPU torch's convolutions would shorten fp32 operands; the kernels do not.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for iteration in range(1, iterations + 1):
             number = torch.tensor(iteration, device=DEVICE)
             perturb(fixed, torch.tensor(seeds, device=DEVICE), number, fresh, std=config.noise_std)
-            drawn = networks(fresh.permute(0, 3, 1, 2).contiguous())
-            loss = (drawn - images).square().mean(dim=(1, 2, 3))
+            output = networks(fresh.permute(0, 3, 1, 2).contiguous())
+            loss = (output - images).square().mean(dim=(1, 2, 3))
             optimiser.zero_grad()
             loss.sum().backward()
             optimiser.step()
             losses.append(loss.detach())
-            drawings.append(drawn.detach())
-    return torch.stack(losses), torch.stack(drawings)
+            outputs.append(output.detach())
+    return torch.stack(losses), torch.stack(outputs)
 
 
 @runs_kernels
 def test_equals_the_torch_loop_on_the_same_noise(images: Tensor, run: Reconstruction) -> None:
-    losses, drawings = torch_loop(images, SEEDS, TINY, 3)
+    losses, outputs = torch_loop(images, SEEDS, TINY, 3)
     torch.testing.assert_close(run.losses, losses, rtol=1e-4, atol=0)
-    torch.testing.assert_close(run.images, drawings, rtol=0, atol=1e-4)
+    torch.testing.assert_close(run.images, outputs, rtol=0, atol=1e-4)
     # The tolerance tells iterations apart.
     assert (losses[1:] / losses[:-1] - 1).abs().min() > 1e-2
 
@@ -276,10 +276,10 @@ def test_a_captured_fit_equals_one_that_is_not(precision: str, pictures: Tensor,
 @pytest.mark.gpu
 def test_it_equals_the_torch_loop_at_the_papers_size(pictures: Tensor) -> None:
     config = DIPConfig.paper()
-    losses, drawings = torch_loop(pictures, [1, 2, 3], config, 4)
+    losses, outputs = torch_loop(pictures, [1, 2, 3], config, 4)
     own = fit(pictures, (1, 4), config=config, seed=[1, 2, 3])
     torch.testing.assert_close(own.losses, losses, rtol=0.02, atol=0)
-    torch.testing.assert_close(own.images[0], drawings[0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(own.images[0], outputs[0], rtol=0, atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -83,11 +83,11 @@ def test_network_equals_the_reference(config, scales, size, count, dtype, large_
     noise = torch.rand(count, config.input_channels, *size, device=DEVICE).to(dtype)
     pull = torch.randn(count, 3, *size, device=DEVICE)
     engine = Engine(dict(networks.named_parameters()), config, scales, dtype)
-    drawn = engine.forward(channels_last(noise)).permute(0, 3, 1, 2)
+    output = engine.forward(channels_last(noise)).permute(0, 3, 1, 2)
     engine.backward(channels_last(pull))
     grads = engine.layout.unpack(engine.grads)
-    drawn_by_torch = networks(noise)
-    (drawn_by_torch * pull).sum().backward()
+    by_torch = networks(noise)
+    (by_torch * pull).sum().backward()
     for index in range(count):
         reference = reference_like(networks, index, config, 3).double()
         expected = reference(noise[index : index + 1].double())
@@ -103,7 +103,7 @@ def test_network_equals_the_reference(config, scales, size, count, dtype, large_
         )
         # Large networks amplify rounding; there torch's own operators in the same precision are the measure.
         value_limit, grad_limit = (1e-4, 1e-4) if dtype == torch.float32 else (1e-2, 5e-2)
-        assert relative(drawn[index], expected[0]) < max(value_limit, 2 * relative(drawn_by_torch[index], expected[0]))
+        assert relative(output[index], expected[0]) < max(value_limit, 2 * relative(by_torch[index], expected[0]))
         assert relative(by_kernels, whole) < max(grad_limit, 2 * relative(by_torch, whole))
         if dtype == torch.float32 and relative(by_torch, whole) < 1e-5:
             for name, expected_grad in expected_grads.items():
