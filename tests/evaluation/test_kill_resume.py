@@ -15,7 +15,7 @@ import torch
 from test_runner import CONFIGURATION, timeless, tiny_run
 
 from dipdefense.evaluation.store import Record, Store
-from dipdefense.paper.tables import write_report
+from dipdefense.paper.report import write_report
 
 IMAGES, CONDITIONS = 12, ("clean", "fgsm-10", "bi-10", "noise-10")
 

@@ -397,7 +397,7 @@ def test_another_backend_is_refused_before_any_work_and_its_outcomes_are_kept_ap
     by_torch = parse_arguments(table=2, description="", arguments=line.split())
     by_triton = parse_arguments(table=2, description="", arguments=[*line.split(), "--backend", "triton"])
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.classifiers, "load", lambda *_, **__: pytest.fail("work was done"))
+        patch.setattr(evaluation.measurement.classifiers, "load", lambda *_, **__: pytest.fail("work was done"))
         with pytest.raises(ValueError, match="triton"):
             measure(by_triton)
 
@@ -408,7 +408,7 @@ def test_another_backend_is_refused_before_any_work_and_its_outcomes_are_kept_ap
             used.append(backend)
             super().__init__(*arguments, **settings)
 
-    monkeypatch.setattr(evaluation, "check_backend", lambda *_: None)
+    monkeypatch.setattr(evaluation.measurement, "check_backend", lambda *_: None)
     monkeypatch.setattr("dipdefense.evaluation.runner.DIPPurifier", Purifier)
     configurations = [measure(setting).configuration for setting in (by_torch, by_triton)]
     assert used == ["torch", "triton"]

@@ -22,7 +22,7 @@ from dipdefense.paper.claims import (
     findings,
 )
 from dipdefense.paper.published import CLAIMS
-from dipdefense.paper.tables import as_markdown, as_text
+from dipdefense.paper.report import as_markdown, as_text
 
 ALL = ("clean", *ADVERSARIES, "average")
 

@@ -18,7 +18,7 @@ from dipdefense.evaluation.statistics import compare, sanity_checks, summarise, 
 from dipdefense.evaluation.store import Record, Run, read_export
 from dipdefense.paper import published as paper
 from dipdefense.paper.plots import bars
-from dipdefense.paper.tables import as_markdown, as_text, headline, write_report
+from dipdefense.paper.report import as_markdown, as_text, headline, write_report
 
 CIRCUMSTANCES = {"command": "python benchmarks/table2.py", "commit": "c0ffee", "hardware": "abacus", "torch": "2.15"}
 

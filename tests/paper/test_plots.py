@@ -14,7 +14,7 @@ from dipdefense.evaluation.protocol import CONDITIONS as EVERY_CONDITION
 from dipdefense.evaluation.statistics import summarise, wilson
 from dipdefense.evaluation.store import Run
 from dipdefense.paper.plots import accuracy_by_budget, recovery_by_confidence
-from dipdefense.paper.tables import write_report
+from dipdefense.paper.report import write_report
 
 CONDITIONS = ("clean", "fgsm-5", "bi-10")
 BUDGETS = (250, 500, 750, 1000)
