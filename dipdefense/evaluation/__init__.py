@@ -1,7 +1,34 @@
-"""How any defence is measured."""
+"""How any defence is measured, on any classifier and images.
 
-from dipdefense.evaluation.measurement import circumstances, measure, parse_arguments, reproduce
-from dipdefense.evaluation.protocol import Setting
-from dipdefense.evaluation.store import Run, read_export
+``protocol`` has the conditions, the seeds and the choice of images; ``subject`` opens classifier and images; ``runner``
+runs; ``store`` keeps the outcomes; ``statistics`` has cells, intervals and tests; ``report`` the parts of reports. Only
+``measure`` needs to be called by an experiment:
 
-__all__ = ["Run", "Setting", "circumstances", "measure", "parse_arguments", "read_export", "reproduce"]
+Example:
+    >>> setting = Setting(images=20)
+    >>> subject = open_subject(setting)  # doctest: +SKIP
+    >>> measure(setting, subject, conditions={"clean": None}, defences=[undefended()])  # doctest: +SKIP
+"""
+
+from dipdefense.evaluation.measurement import STORE, measure
+from dipdefense.evaluation.provenance import circumstances
+from dipdefense.evaluation.runner import Defence, deep_image_prior, randomisation, undefended
+from dipdefense.evaluation.store import Record, Run, export, read_export
+from dipdefense.evaluation.subject import Setting, Subject, open_subject
+
+__all__ = [
+    "STORE",
+    "Defence",
+    "Record",
+    "Run",
+    "Setting",
+    "Subject",
+    "circumstances",
+    "deep_image_prior",
+    "export",
+    "measure",
+    "open_subject",
+    "randomisation",
+    "read_export",
+    "undefended",
+]

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dipdefense.checks import Precision
+from dipdefense.checks import Precision, check_backend, operand_dtype
 from dipdefense.config import Backend, DIPConfig
-from dipdefense.evaluation.protocol import PASSES, Chosen, Images, derive_seed
+from dipdefense.evaluation.protocol import Chosen, Condition, Images, derive_seed
 from dipdefense.evaluation.store import Key, Record, Store
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomizationDefence
@@ -43,15 +43,6 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class Condition(Protocol):
-    """What images go through before the defence; an ``Attack`` is one."""
-
-    def __call__(
-        self, classifier: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int, seed: Sequence[int]
-    ) -> Tensor:
-        """The images as the defence gets them."""
-
-
 @dataclass(frozen=True)
 class Defence:
     """A named way of classifying.
@@ -61,12 +52,14 @@ class Defence:
         budgets: ascending.
         classify: from (classifier, images, budgets, one seed an image) to the outcome at each of these budgets.
         draws: whether the seeds matter.
+        settings: whatever decides its outcomes beside budgets and seeds; a run's configuration takes it up.
     """
 
     name: str
     budgets: tuple[int, ...]
     classify: Callable[[nn.Module, Tensor, Sequence[int], Sequence[int]], Iterator[Outcome]]
     draws: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def undefended() -> Defence:
@@ -80,7 +73,7 @@ def undefended() -> Defence:
     return Defence("none", (0,), classify, draws=False)
 
 
-def randomisation(passes: tuple[int, ...] = PASSES) -> Defence:
+def randomisation(passes: tuple[int, ...]) -> Defence:
     """Xie et al. 2017; the budget is the number of passes that are averaged, and more begin with the draws of fewer."""
 
     def classify(
@@ -95,9 +88,31 @@ def randomisation(passes: tuple[int, ...] = PASSES) -> Defence:
 
 
 def deep_image_prior(
-    budgets: tuple[int, ...], *, config: DIPConfig, precision: Precision = "auto", backend: Backend = "torch"
+    budgets: tuple[int, ...],
+    *,
+    config: DIPConfig,
+    precision: Precision = "auto",
+    backend: Backend = "torch",
+    device: torch.device | str = "cpu",
 ) -> Defence:
-    """The reconstruction of Kattamis et al. 2019: one run for all budgets, each of which is billed its iterations."""
+    """The reconstruction of Kattamis et al. 2019: one run for all budgets, each of which is billed its iterations.
+
+    Args:
+        budgets: iterations, ascending.
+        config: with its number of scales; see ``Subject.fitted``.
+        precision: "auto", "fp32" or "bf16".
+        backend: of the reconstruction.
+        device: where it will run, which decides the precision.
+
+    Raises:
+        ValueError: the backend or the precision does not run on the device.
+    """
+    check_backend(backend, torch.device(device))
+    operands = operand_dtype(precision, torch.device(device))
+    settings: dict[str, Any] = {"dip": asdict(config), "precision": str(operands).removeprefix("torch.")}
+    if backend != "torch":
+        # Its noise or its roundings are others, so its outcomes are kept apart.
+        settings["backend"] = backend
 
     def classify(
         classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
@@ -116,7 +131,7 @@ def deep_image_prior(
             status = ["ok" if fine else "diverged" for fine in finite]
             yield Outcome(budget, scores, run.losses[budget - 1], status, seconds)
 
-    return Defence("dip", budgets, classify)
+    return Defence("dip", budgets, classify, settings=settings)
 
 
 def run(

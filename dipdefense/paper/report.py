@@ -6,29 +6,41 @@ Every number has its n and its 95 % interval, and the published ones have column
 from __future__ import annotations
 
 import csv
-import textwrap
+import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
-from dipdefense.evaluation.protocol import ADVERSARIES, condition_title, network
-from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread, summarise
-from dipdefense.evaluation.store import Run, export
-from dipdefense.paper import published as paper
+from dipdefense.evaluation import Run, export
+from dipdefense.evaluation.protocol import condition_title
+from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
+from dipdefense.evaluation.report import table as markdown_table
+from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread
 from dipdefense.paper.claims import findings
 from dipdefense.paper.labels import (
     TITLES,
     banner,
     column_title,
     columns,
+    network,
     percent,
     published_title,
     shown,
     subject,
 )
 from dipdefense.paper.plots import accuracy_by_budget, bars, clean_confidences, recovery_by_confidence
+from dipdefense.paper.published import (
+    CLASSIFIER,
+    IMAGES,
+    NOTES,
+    Published,
+    about_parameters,
+    beside,
+    printed_columns,
+    printed_number,
+)
+from dipdefense.paper.tables import ADVERSARIES, table_cells
 
 STATEMENT = (
     "Defence-unaware: the attacks were crafted on the undefended classifier, by an attacker who does not know of the "
@@ -55,20 +67,7 @@ _REDUCED_CLAIMS = (
 # Budgets from which a curve is drawn.
 _CURVE = 4
 
-Rows = Sequence[Sequence[str]]
-Numbers = Sequence[paper.Published]
-
-
-class Section(NamedTuple):
-    """A part of a report: paragraphs, then a table whose first row is its header, then a list.
-
-    An item's lines after its first are a list of their own below it.
-    """
-
-    title: str
-    paragraphs: Sequence[str] = ()
-    table: Rows = ()
-    items: Sequence[str] = ()
+Numbers = Sequence[Published]
 
 
 def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
@@ -86,82 +85,64 @@ def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
         ValueError: there are no records, or not every image has been through everything.
         ImportError: Matplotlib is missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    text, markdown, values, picture, records = (
-        folder / f"table{table}.{ending}" for ending in ("txt", "md", "csv", "png", "jsonl")
-    )
-    text.write_text(as_text(run, table=table))
-    markdown.write_text(as_markdown(run, table=table))
-    header, *rows = _one_number_a_line(summarise(run.records), _beside(run))
-    with values.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*header, "classifier", "setting"])
-        writer.writerows([*row, run.configuration["classifier"], "defence-unaware"] for row in rows)
-    bars(run, table=table).savefig(picture, dpi=150)
-    pictures = [picture]
-    if len({record.budget for record in run.records if record.defence == "dip"}) >= _CURVE:
-        pictures.append(folder / f"table{table}-budgets.png")
-        accuracy_by_budget(run).savefig(pictures[-1], dpi=150)
+    cells = table_cells(run)
+    files: dict[str, str | bytes] = {
+        "txt": as_text(run, table=table),
+        "md": as_markdown(run, table=table),
+        "csv": as_csv(run),
+        "png": png(bars(run, table=table)),
+    }
+    pictures = {}
+    if len({cell.budget for cell in cells if cell.defence == "dip"}) >= _CURVE:
+        pictures["budgets"] = png(accuracy_by_budget(run))
         if clean_confidences(run):
-            pictures.append(folder / f"table{table}-confidence.png")
-            recovery_by_confidence(run).savefig(pictures[-1], dpi=150)
+            pictures["confidence"] = png(recovery_by_confidence(run))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"table{table}.{ending}" for ending in files]
+    for path, data in zip(paths, files.values(), strict=True):
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    for name, data in pictures.items():
+        paths.append(folder / f"table{table}-{name}.png")
+        paths[-1].write_bytes(data)
+    records = folder / f"table{table}.jsonl"
     export(run, records)
-    return [text, markdown, values, *pictures, records]
+    return [*paths, records]
 
 
 def as_text(run: Run, *, table: int) -> str:
     """The report for a terminal, with every number on a line of its own."""
-    lines: list[str] = []
-    for section in _sections(run, table, _one_number_a_line):
-        lines += [section.title, "=" * len(section.title)]
-        lines += [
-            line
-            for paragraph in section.paragraphs
-            for line in (*textwrap.wrap(paragraph, 110, break_on_hyphens=False), "")
-        ]
-        widths = [max(map(len, column)) for column in zip(*section.table, strict=True)]
-        for row in section.table:
-            padded = (value.ljust(width) for value, width in zip(row, widths, strict=True))
-            lines.append("  ".join(padded).rstrip())
-        for item in section.items:
-            first, *below = item.splitlines()
-            lines += textwrap.wrap(first, 110, initial_indent="- ", subsequent_indent="  ")
-            for line in below:
-                lines += textwrap.wrap(line, 110, initial_indent="  - ", subsequent_indent="    ")
-        lines.append("")
-    return "\n".join(lines)
+    return text(_sections(run, table, _one_number_a_line))
 
 
 def as_markdown(run: Run, *, table: int) -> str:
     """The report in Markdown, laid out as the paper's table is, with the published numbers to the right."""
-    lines: list[str] = []
-    for section in _sections(run, table, _as_in_the_paper):
-        lines += [f"{'##' if lines else '#'} {section.title}", ""]
-        lines += [line for paragraph in section.paragraphs for line in (paragraph, "")]
-        if section.table:
-            header, *rows = (f"| {' | '.join(row)} |" for row in section.table)
-            lines += [header, "|" + " --- |" * len(section.table[0]), *rows, ""]
-        if section.items:
-            lines += [*("\n  - ".join(f"- {item}".splitlines()) for item in section.items), ""]
-    return "\n".join(lines)
+    return markdown(_sections(run, table, _as_in_the_paper))
+
+
+def as_csv(run: Run) -> str:
+    """Every number on a line of its own, for programs; of the columns that reports leave out, too."""
+    header, *rows = _one_number_a_line(table_cells(run), _beside(run))
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow([*header, "classifier", "setting"])
+    writer.writerows([*row, run.configuration["classifier"], "defence-unaware"] for row in rows)
+    return lines.getvalue()
 
 
 def headline(run: Run) -> str:
     """A README's table, in Markdown: what was measured on what, and accuracy beside the published numbers."""
-    cells = shown(summarise(run.records))
-    header, *rows = (f"| {' | '.join(row)} |" for row in _as_in_the_paper(cells, _beside(run)))
-    rule = "|" + " --- |" * (header.count(" | ") + 1)
+    cells = shown(table_cells(run))
     about = " ".join([*banner(run, cells), subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals."])
-    return "\n".join([about, "", header, rule, *rows])
+    return "\n".join([about, "", *markdown_table(_as_in_the_paper(cells, _beside(run)))])
 
 
 def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], Rows]) -> Iterator[Section]:
-    everything = summarise(run.records)
+    everything = table_cells(run)
     cells, published = shown(everything), _beside(run)
     yield Section(TITLES[table], [*banner(run, cells), subject(run, cells), STATEMENT], _at_a_glance(cells))
     seeds = max(len(cell.outcomes) for cell in cells)
     captions = [
-        f"Published: {paper.CLASSIFIER}, n = {paper.IMAGES}; randomisation as quoted there, of another classifier."
+        f"Published: {CLASSIFIER}, n = {IMAGES}; randomisation as quoted there, of another classifier."
         if published
         else "The published numbers are of ImageNet and of images many times as large; none stand here."
     ]
@@ -184,15 +165,15 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], 
         "Sanity checks of the attacks, on the undefended classifier",
         items=[*checks, f"{diverged} reconstructions diverged, and count as wrong"],
     )
-    notes = list(paper.NOTES)
+    notes = list(NOTES)
     if any(cell.defence == "dip" for cell in cells):
-        notes += paper.about_parameters(network(run.configuration), run.configuration["input"])
+        notes += about_parameters(network(run), run.configuration["input"])
     yield Section("Notes", items=notes)
-    yield Section("How it was measured", items=list(_circumstances(run)))
+    yield Section("How it was measured", items=list(provenance(run)))
 
 
 def _beside(run: Run) -> Numbers:
-    return paper.beside(run.configuration["input"])
+    return beside(run.configuration["input"])
 
 
 def _at_a_glance(cells: Sequence[Cell]) -> Rows:
@@ -214,7 +195,7 @@ def _one_number_a_line(cells: Sequence[Cell], published: Numbers) -> Rows:
     rows = [["condition", "defence", "n", "accuracy, %", "from", "to", "published, %", "by", "seconds an image"]]
     for cell in cells:
         percents = (f"{100 * share:.1f}" for share in (cell.accuracy, *cell.interval))
-        theirs = paper.published(cell.condition, *cell.column, published)
+        theirs = printed_number(cell.condition, *cell.column, published)
         printed = [f"{theirs.percent:.1f}", theirs.source] if theirs else ["", ""]
         titles = (condition_title(cell.condition), column_title(*cell.column))
         rows.append([*titles, str(cell.n), *percents, *printed, f"{cell.seconds:.3g}"])
@@ -225,7 +206,7 @@ def _as_in_the_paper(cells: Sequence[Cell], published: Numbers) -> Rows:
     """A row for each condition; the measured columns, then the published ones."""
     found = {(cell.condition, cell.column): cell for cell in cells}
     measured = columns(cells)
-    printed = paper.columns({cell.condition for cell in cells}, published)
+    printed = printed_columns({cell.condition for cell in cells}, published)
     header = ["condition", *(column_title(*column) for column in measured)]
     header += [published_title(*column) for column in printed]
     rows = []
@@ -233,7 +214,7 @@ def _as_in_the_paper(cells: Sequence[Cell], published: Numbers) -> Rows:
         row = [condition_title(condition)]
         for column in measured:
             row.append(percent(found[condition, column]))
-        theirs = [paper.published(condition, *column, published) for column in printed]
+        theirs = [printed_number(condition, *column, published) for column in printed]
         rows.append([*row, *(f"{number.percent:.1f}" if number else "–" for number in theirs)])
     return [header, *rows]
 
@@ -266,26 +247,3 @@ def _seeds(cells: Sequence[Cell]) -> Section:
             [condition_title(condition), *(f"{100 * m:.1f} ± {100 * d:.1f}, {100 * w:.1f}" for m, d, w in numbers)]
         )
     return Section(title, [f"Mean ± standard deviation, and the worst, of {count} seeds, in per cent."], rows)
-
-
-def _circumstances(run: Run) -> Iterator[str]:
-    """The configuration, and every set of circumstances with the number of outcomes that it gave."""
-    for name, value in sorted(run.configuration.items()):
-        yield f"{name}: {_plain(value)}"
-    yield f"defence seeds: {', '.join(map(str, sorted({record.seed for record in run.records})))}"
-    alike: Counter[str] = Counter()
-    for session, outcomes in sorted(Counter(record.session for record in run.records).items()):
-        # Two sessions that differ in nothing but their time are one to a reader; the exported records tell them apart.
-        same = {name: value for name, value in run.sessions[session].items() if name != "started"}
-        alike[_plain(same)] += outcomes
-    for circumstances, outcomes in alike.items():
-        yield f"{outcomes} outcomes with {circumstances}"
-
-
-def _plain(value: object) -> str:
-    """A stored value, for readers."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(item)}" for name, item in sorted(value.items()))
-    if isinstance(value, list):
-        return f"({', '.join(map(_plain, value))})"
-    return f"{value:.6g}" if isinstance(value, float) else "all" if value is None else str(value)

@@ -1,0 +1,157 @@
+"""Tables 1 and 2 of the paper: their conditions, their command line, and how they are measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dipdefense.attacks import TABLE_2, Attack
+from dipdefense.checks import Precision, check_backend, check_budgets
+from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.evaluation import (
+    Run,
+    Setting,
+    command_line,
+    deep_image_prior,
+    measure,
+    open_subject,
+    randomisation,
+    undefended,
+)
+from dipdefense.evaluation.command_line import CONFIGS
+from dipdefense.evaluation.protocol import DEFENCES, condition_name
+from dipdefense.evaluation.statistics import Cell, summarise
+from dipdefense.paper.published import CLASSES, IMAGES, reductions
+
+PASSES = (1, 30)
+"""Passes of randomisation: one an image, and as many as the submission of Xie et al. 2017 averages."""
+
+_CONTROLS = tuple(Attack("noise", epsilon) for epsilon in (2, 5, 10))
+_ROUNDED = tuple(replace(attack, rounded=True) for attack in TABLE_2)
+CONDITIONS: dict[str, Attack | None] = {
+    condition_name(attack): attack for attack in (None, *TABLE_2, *_CONTROLS, *_ROUNDED)
+}
+"""Everything that a table's images may have gone through: nothing, an adversary of Table 2, noise of the same norm, or
+an adversary of Table 2 whose images were rounded to 8 bits."""
+
+ADVERSARIES = tuple(condition_name(attack) for attack in TABLE_2)
+"""The conditions that Table 2 averages over."""
+
+TABLES: dict[int, tuple[str, ...]] = {
+    1: ("clean", "bi-10"),
+    2: ("clean", *ADVERSARIES, *(condition_name(attack) for attack in _CONTROLS)),
+}
+"""The conditions of each table. Table 1 has one attack beside its clean images, for a defence's accuracy on those alone
+says nothing; both tables share their outcomes, so it costs nothing twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSetting(Setting):
+    """One table, as a command line asks for it.
+
+    Attributes:
+        table: 1 or 2.
+        config: the network of the reconstruction.
+        budgets: iterations.
+        conditions: keys of ``CONDITIONS``.
+        defences: of ``DEFENCES``.
+        precision: "auto", "fp32" or "bf16".
+        backend: "torch"; or, on an NVIDIA GPU, "cudagraphs" or "triton".
+    """
+
+    table: int
+    config: DIPConfig
+    budgets: tuple[int, ...]
+    conditions: tuple[str, ...]
+    defences: tuple[str, ...]
+    precision: Precision = "auto"
+    backend: Backend = "torch"
+
+
+def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | None = None) -> TableSetting:
+    """The setting that a command line asks for; what it leaves open follows from the device.
+
+    A GPU gets the paper's network and budgets. A CPU gets a reduced setting that takes minutes, and every report of
+    it says so.
+
+    Args:
+        table: 1 or 2.
+        description: of the script, for ``--help``.
+        arguments: instead of the process's own.
+    """
+    parser = command_line.parser(description)
+    command_line.add_subject(parser)
+    command_line.add_reconstruction(parser)
+    add = parser.add_argument
+    add("--conditions", nargs="+", choices=CONDITIONS, metavar="CONDITION", help=f"of {', '.join(CONDITIONS)}")
+    add("--defences", nargs="+", choices=DEFENCES, default=DEFENCES, help="default: %(default)s")
+    given = parser.parse_args(arguments)
+    parser.set_defaults(**_defaults(table, torch.device(given.device), packaged=given.data is None))
+    given = parser.parse_args(arguments)
+    return TableSetting(
+        **command_line.subject_of(given),
+        table=table,
+        config=CONFIGS[given.config](),
+        budgets=check_budgets(given.budgets),
+        conditions=tuple(name for name in CONDITIONS if name in given.conditions),
+        defences=tuple(name for name in DEFENCES if name in given.defences),
+        precision=given.precision,
+        backend=given.backend,
+    )
+
+
+def measure_table(setting: TableSetting) -> Run:
+    """Complete the stored outcomes of a table in ``setting.out``, and return them; see ``evaluation.measure``.
+
+    Raises:
+        ValueError: there are fewer correctly classified images, or classes, than asked for; an export is none; or the
+            backend does not run on the device.
+        FileNotFoundError: there is no such data.
+        ImportError: an optional package is missing.
+    """
+    check_backend(setting.backend, torch.device(setting.device))
+    subject = open_subject(setting)
+    config = subject.fitted(setting.config)
+    if "dip" in setting.defences and (
+        reduced := reductions(config, images=len(subject.chosen.indices), budgets=setting.budgets, shape=subject.shape)
+    ):
+        print(f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}.", file=sys.stderr)
+    reconstruction = deep_image_prior(
+        setting.budgets, config=config, precision=setting.precision, backend=setting.backend, device=setting.device
+    )
+    known = (undefended(), randomisation(PASSES), reconstruction)
+    return measure(
+        setting,
+        subject,
+        conditions={name: CONDITIONS[name] for name in setting.conditions},
+        defences=[defence for defence in known if defence.name in setting.defences],
+        # Of a table without the reconstruction, too: with it, the table is the same run.
+        configuration=reconstruction.settings,
+        exports="table*.jsonl",
+    )
+
+
+def table_cells(run: Run) -> list[Cell]:
+    """The cells of a run with those of the average over Table 2's adversaries, where all were measured.
+
+    Raises:
+        ValueError: there are no records, or not every image has been through everything.
+    """
+    return summarise(run.records, averaged=ADVERSARIES)
+
+
+def _defaults(table: int, device: torch.device, *, packaged: bool) -> dict[str, Any]:
+    """What a command line leaves open."""
+    if device.type != "cpu":
+        images = {} if packaged else {"images": IMAGES, "classes": CLASSES}
+        return {"config": "paper", "budgets": PAPER_BUDGETS, "conditions": TABLES[table], "batch": 32} | images
+    # Under ten minutes on two cores, where an iteration takes about a tenth of a second.
+    budgets, conditions = {
+        1: ((250, 500, 750), TABLES[1]),
+        2: ((100, 200, 300), ("clean", *ADVERSARIES, "noise-10")),
+    }[table]
+    return {"config": "compact", "budgets": budgets, "conditions": conditions, "batch": 1, "images": 2}
