@@ -10,10 +10,12 @@ Example:
     >>> measure(setting, subject, conditions={"clean": None}, defences=[undefended()])  # doctest: +SKIP
 """
 
+from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
+from dipdefense.evaluation.exports import export, read_export
 from dipdefense.evaluation.measurement import STORE, measure
 from dipdefense.evaluation.provenance import circumstances
-from dipdefense.evaluation.runner import Defence, deep_image_prior, randomisation, undefended
-from dipdefense.evaluation.store import Record, Run, export, read_export
+from dipdefense.evaluation.records import Record, Run
+from dipdefense.evaluation.store import Store, StoreError
 from dipdefense.evaluation.subject import Setting, Subject, open_subject
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "Record",
     "Run",
     "Setting",
+    "Store",
+    "StoreError",
     "Subject",
     "circumstances",
     "deep_image_prior",

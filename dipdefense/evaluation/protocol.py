@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, get_args
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from dipdefense.attacks import Attack, AttackName
 from dipdefense.datasets import LabelledImages
+from dipdefense.evaluation.provenance import digest
+from dipdefense.files import UnreadableImage
 
 DEFENCES = ("none", "randomisation", "dip")
 """The classifier alone, the baseline of Xie et al. 2017, and the reconstruction, in the order of a table's columns."""
@@ -109,10 +112,45 @@ class Chosen(NamedTuple):
     Attributes:
         indices: their places in the data set.
         tried: images that were classified to find them.
+        contents: ``content_digest`` of each.
+        skipped: ids of the images on the way that could not be read.
     """
 
     indices: tuple[int, ...]
     tried: int
+    contents: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def content_digest(image: Tensor, label: int) -> str:
+    """A digest of an image as the classifier gets it, and of its label: what decides outcomes beside its id.
+
+    Args:
+        image: (C, H, W) on the CPU.
+        label: its class index.
+    """
+    described = f"{label} {tuple(image.shape)} {image.dtype}\n".encode()
+    return digest([described, image.contiguous().numpy().tobytes()])
+
+
+def read(data: Images, indices: Sequence[int]) -> tuple[LabelledImages | None, list[int], dict[str, UnreadableImage]]:
+    """Those of the images that can be read.
+
+    Returns:
+        The images, or None where there are none; their places in the data set; and the errors of the others, by id.
+    """
+    errors: dict[str, UnreadableImage] = {}
+    try:
+        return (data.stack(indices) if indices else None), list(indices), errors
+    except UnreadableImage:
+        readable = []
+        for index in indices:
+            try:
+                data.stack([index])
+                readable.append(index)
+            except UnreadableImage as error:
+                errors[data.ids[index]] = error
+    return (data.stack(readable) if readable else None), readable, errors
 
 
 def derive_seed(*parts: object) -> int:
@@ -136,7 +174,7 @@ def seeded_order(names: Iterable[str], seed: int) -> list[str]:
     """The names in an order that depends on the seed and on each name alone.
 
     A name that is added or taken away moves no other past a third, so two copies of a data set that differ by a file
-    still agree on nearly all.
+    agree on all others, and stored outcomes of these are found again.
     """
     return sorted(names, key=lambda name: (derive_seed(seed, "order", name), name))
 
@@ -154,7 +192,7 @@ def choose(
     """Take random classes, and of those the first images in a random order that the classifier gets right.
 
     Kattamis et al. 2019, appendix A.2: 500 such images of 200 classes. Asking for more later gives the same ones
-    first.
+    first. An image that cannot be read is skipped with a warning.
 
     Args:
         data: where from.
@@ -166,8 +204,11 @@ def choose(
         batch: images classified at once.
 
     Raises:
-        ValueError: there are fewer classes, or fewer correctly classified images, than asked for.
+        ValueError: ``images`` is no positive number, or there are fewer classes, or fewer correctly classified images,
+            than asked for.
     """
+    if images is not None and images < 1:
+        raise ValueError(f"images must be at least 1, or None for as many as there are; got {images}")
     labels = [int(label) for label in data.labels]
     present = seeded_order({str(label) for label in labels}, seed)
     if classes is not None and not 1 <= classes <= len(present):
@@ -177,21 +218,39 @@ def choose(
     if len(place) != len(labels):
         raise ValueError("the images of a data set must have different ids, but some of these share one")
     order = [place[name] for name in seeded_order(place, seed) if labels[place[name]] in allowed]
+    if images is not None and images > len(order):
+        raise ValueError(
+            f"{images} images were asked for, but the {len(allowed)} classes have {len(order)}; ask for fewer, or for "
+            "more classes, or give more data"
+        )
 
-    found: list[int] = []
+    found: dict[int, str] = {}
+    skipped: list[str] = []
     for start in range(0, len(order), batch):
-        candidates = order[start : start + batch]
+        candidates, readable, errors = read(data, order[start : start + batch])
+        for name, error in errors.items():
+            warnings.warn(f"{error}; it is skipped", stacklevel=2)
+            skipped.append(name)
+        if candidates is None:
+            continue
         with torch.inference_mode():
-            predictions = classifier(data.stack(candidates).images.to(device)).argmax(dim=1).tolist()
-        for tried, (index, prediction) in enumerate(zip(candidates, predictions, strict=True), start=start + 1):
+            predictions = classifier(candidates.images.to(device)).argmax(dim=1).tolist()
+        for index, image, prediction in zip(readable, candidates.images, predictions, strict=True):
             if prediction == labels[index]:
-                found.append(index)
+                found[index] = content_digest(image, labels[index])
             if len(found) == images:
-                return Chosen(tuple(found), tried)
+                tried = order.index(index) + 1
+                # A batch may reach further.
+                passed = {data.ids[other] for other in order[:tried]}
+                return Chosen(
+                    tuple(found), tried, tuple(found.values()), tuple(name for name in skipped if name in passed)
+                )
     if images is not None or not found:
+        unread = f", and {len(skipped)} could not be read" if skipped else ""
+        fewer = f"ask for --images {len(found)} or fewer, or " if found else "ask "
         raise ValueError(
             f"{images or 'some'} correctly classified images were asked for, but of the {len(order)} images in "
-            f"{len(allowed)} classes the classifier gets only {len(found)} right; ask for --images {len(found)} or "
-            "fewer, or for more classes, or give more data"
+            f"{len(allowed)} classes the classifier gets only {len(found)} right{unread}; {fewer}for more "
+            "classes, or give more data"
         )
-    return Chosen(tuple(found), len(order))
+    return Chosen(tuple(found), len(order), tuple(found.values()), tuple(skipped))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dipdefense.evaluation.store import Run
+from dipdefense.evaluation.records import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +97,7 @@ def png(figure: Figure) -> bytes:
 
 
 def provenance(run: Run) -> Iterator[str]:
-    """The configuration, and every set of circumstances with the number of outcomes that it gave."""
+    """The configuration, every set of circumstances with the number of outcomes that it gave, and what was skipped."""
     for name, value in sorted(run.configuration.items()):
         yield f"{name}: {_plain(value)}"
     yield f"defence seeds: {', '.join(map(str, sorted({record.seed for record in run.records})))}"
@@ -108,6 +108,8 @@ def provenance(run: Run) -> Iterator[str]:
         alike[_plain(same)] += outcomes
     for circumstances, outcomes in alike.items():
         yield f"{outcomes} outcomes with {circumstances}"
+    if run.skipped:
+        yield f"{len(run.skipped)} images could not be read and were skipped: {', '.join(run.skipped)}"
 
 
 def _plain(value: object) -> str:

@@ -11,7 +11,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from dipdefense.evaluation.protocol import DEFENCES, attack_named, condition_order
-from dipdefense.evaluation.store import Record
+from dipdefense.evaluation.records import Record
 
 
 class Interval(NamedTuple):

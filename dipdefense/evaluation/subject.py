@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dipdefense import classifiers
+from dipdefense.checks import check_seed
 from dipdefense.config import DIPConfig
 from dipdefense.datasets import LabelledImages, cifar10, image_folder, packaged_images
 from dipdefense.evaluation.protocol import Chosen, Images, choose
@@ -27,6 +28,9 @@ class Setting:
         batch: images at once; a matter of speed, up to rounding.
         out: folder of the reports and of the stored outcomes.
         progress: whether to show a bar.
+
+    Raises:
+        TypeError, ValueError: a number is outside its range.
     """
 
     data: Path | None = None
@@ -39,6 +43,16 @@ class Setting:
     batch: int = 1
     out: Path = Path("out")
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing could be measured with, before any work."""
+        for name in ("images", "classes", "batch"):
+            value = getattr(self, name)
+            if not (value is None and name != "batch") and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if not self.seeds:
+            raise ValueError("seeds must have at least one seed, such as (0,); got none")
+        check_seed(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ def _open(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, I
         packaged = packaged_images("cifar10" if small else "imagenet", preprocess=classifier.preprocess)
         return f"packaged {'CIFAR-10' if small else 'ImageNet'} images", _InMemory(packaged)
     reader = cifar10 if small else image_folder
-    return path.name, reader(path, preprocess=classifier.preprocess)
+    return path.resolve().name, reader(path, preprocess=classifier.preprocess)
 
 
 class _InMemory:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from dipdefense.config import DIPConfig
+from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.statistics import Cell
-from dipdefense.evaluation.store import Run
 from dipdefense.paper.published import reductions
 
 TITLES = {

@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dipdefense.evaluation.protocol import condition_title
+from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.statistics import Cell
-from dipdefense.evaluation.store import Run
 from dipdefense.paper.labels import (
     TITLES,
     Column,

@@ -17,6 +17,7 @@ from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
 from dipdefense.evaluation.report import table as markdown_table
 from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread
+from dipdefense.files import write_atomically
 from dipdefense.paper.claims import findings
 from dipdefense.paper.labels import (
     TITLES,
@@ -85,28 +86,23 @@ def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
         ValueError: there are no records, or not every image has been through everything.
         ImportError: Matplotlib is missing.
     """
-    cells = table_cells(run)
+    name = f"table{table}"
     files: dict[str, str | bytes] = {
-        "txt": as_text(run, table=table),
-        "md": as_markdown(run, table=table),
-        "csv": as_csv(run),
-        "png": png(bars(run, table=table)),
+        f"{name}.txt": as_text(run, table=table),
+        f"{name}.md": as_markdown(run, table=table),
+        f"{name}.csv": as_csv(run),
+        f"{name}.png": png(bars(run, table=table)),
     }
-    pictures = {}
-    if len({cell.budget for cell in cells if cell.defence == "dip"}) >= _CURVE:
-        pictures["budgets"] = png(accuracy_by_budget(run))
+    if len({record.budget for record in run.records if record.defence == "dip"}) >= _CURVE:
+        files[f"{name}-budgets.png"] = png(accuracy_by_budget(run))
         if clean_confidences(run):
-            pictures["confidence"] = png(recovery_by_confidence(run))
+            files[f"{name}-confidence.png"] = png(recovery_by_confidence(run))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"table{table}.{ending}" for ending in files]
-    for path, data in zip(paths, files.values(), strict=True):
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    for name, data in pictures.items():
-        paths.append(folder / f"table{table}-{name}.png")
-        paths[-1].write_bytes(data)
-    records = folder / f"table{table}.jsonl"
+    records = folder / f"{name}.jsonl"
     export(run, records)
-    return [*paths, records]
+    for file, data in files.items():
+        write_atomically(folder / file, data)
+    return [*(folder / file for file in files), records]
 
 
 def as_text(run: Run, *, table: int) -> str:

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from dipdefense import DIPConfig, DIPPurifier, Reconstruction
 from dipdefense.datasets import LabelledImages
+from dipdefense.evaluation import Run, Store
+from dipdefense.evaluation.defences import Defence, Outcome, deep_image_prior, randomisation, undefended
 from dipdefense.evaluation.protocol import attack_named, choose, derive_seed, seeded_order
-from dipdefense.evaluation.runner import Defence, Outcome, deep_image_prior, randomisation, run, undefended
-from dipdefense.evaluation.store import Run, Store
+from dipdefense.evaluation.runner import run
 
 CONFIG = DIPConfig(scales=2, channels=4, skip_channels=2, input_channels=4)
 CONFIGURATION = {
     "classifier": "tiny",
     "weights": "0123",
     "data": "noise",
-    "images": "4567",
     "classes": None,
     "selection seed": 0,
     "dip": dataclasses.asdict(CONFIG),
@@ -77,7 +77,7 @@ def tiny_run(
 ) -> Run:
     classifier = tiny_classifier()
     data = TinyImages(classifier, 60)
-    key = run(
+    done = run(
         store,
         configuration,
         {"commit": "c0ffee"},
@@ -89,7 +89,7 @@ def tiny_run(
         seeds=seeds,
         batch=batch,
     )
-    return store.load(key)
+    return store.load(done.key)
 
 
 def timeless(stored: Run) -> Run:

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy.stats import spearmanr
 from test_report import made_up
 
+from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.statistics import wilson
-from dipdefense.evaluation.store import Run
 from dipdefense.paper.plots import accuracy_by_budget, recovery_by_confidence
 from dipdefense.paper.report import write_report
 from dipdefense.paper.tables import CONDITIONS as EVERY_CONDITION

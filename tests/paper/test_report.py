@@ -13,8 +13,8 @@ import pytest
 from test_runner import CONFIGURATION
 
 from dipdefense import DIPConfig
+from dipdefense.evaluation import Record, Run, read_export
 from dipdefense.evaluation.statistics import compare, sanity_checks, wilson
-from dipdefense.evaluation.store import Record, Run, read_export
 from dipdefense.paper.plots import bars
 from dipdefense.paper.published import QUOTED, THIS_PAPER, printed_number
 from dipdefense.paper.report import as_markdown, as_text, headline, write_report
