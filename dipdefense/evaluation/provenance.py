@@ -18,6 +18,7 @@ import torch
 
 import dipdefense
 
+_ROOT = Path(dipdefense.__file__).parents[1]
 _PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "numpy")
 
 
@@ -33,11 +34,9 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         cpu = Path("/proc/cpuinfo")
         models = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
         hardware = f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
-    # Folders are named without the way to them, which says more of the machine than of the run.
-    words = [word if word.startswith("-") else Path(word).name for word in sys.argv[1:]]
     return {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
-        "commit": _commit(Path(dipdefense.__file__).parents[1]),
+        "command": shlex.join(["python", _script(Path(sys.argv[0]).resolve()), *map(_without_folders, sys.argv[1:])]),
+        "commit": _commit(_ROOT),
         "hardware": hardware,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
@@ -55,6 +54,26 @@ def digest(parts: Iterable[bytes]) -> str:
     for part in parts:
         sha.update(part)
     return sha.hexdigest()[:16]
+
+
+def _script(path: Path) -> str:
+    """The script, from the checkout that it lies in; a package that is run is named by its folder."""
+    path = path.parent if path.name == "__main__.py" else path
+    return path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else path.name
+
+
+def _without_folders(word: str) -> str:
+    """An argument with the last component alone of a path in it: the rest says more of the machine than of the run.
+
+    Example:
+        >>> _without_folders("--data=/home/me/val"), _without_folders("/home/me/val"), _without_folders("--images=3")
+        ('--data=val', 'val', '--images=3')
+    """
+    if word.startswith("--"):
+        option, equals, value = word.partition("=")
+    else:
+        option, equals, value = (word[:2], "", word[2:]) if word.startswith("-") else ("", "", word)
+    return f"{option}{equals}{Path(value).name or value}"
 
 
 def _commit(root: Path) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.evaluation import (
     Run,
     Setting,
+    Subject,
     command_line,
     deep_image_prior,
     measure,
@@ -71,6 +74,11 @@ class TableSetting(Setting):
     precision: Precision = "auto"
     backend: Backend = "torch"
 
+    def __post_init__(self) -> None:
+        """Refuse what could not be run."""
+        super().__post_init__()
+        check_budgets(self.budgets)
+
 
 def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | None = None) -> TableSetting:
     """The setting that a command line asks for; what it leaves open follows from the device.
@@ -82,21 +90,20 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
         table: 1 or 2.
         description: of the script, for ``--help``.
         arguments: instead of the process's own.
+
+    Raises:
+        SystemExit: 2, after one line on stderr, if the arguments cannot be used.
     """
-    parser = command_line.parser(description)
-    command_line.add_subject(parser)
-    command_line.add_reconstruction(parser)
+    parser = command_line.parser(description, command_line.add_subject, command_line.add_reconstruction)
     add = parser.add_argument
     add("--conditions", nargs="+", choices=CONDITIONS, metavar="CONDITION", help=f"of {', '.join(CONDITIONS)}")
     add("--defences", nargs="+", choices=DEFENCES, default=DEFENCES, help="default: %(default)s")
-    given = parser.parse_args(arguments)
-    parser.set_defaults(**_defaults(table, torch.device(given.device), packaged=given.data is None))
-    given = parser.parse_args(arguments)
+    given = command_line.parse(parser, partial(_defaults, table), arguments)
     return TableSetting(
         **command_line.subject_of(given),
         table=table,
         config=CONFIGS[given.config](),
-        budgets=check_budgets(given.budgets),
+        budgets=tuple(given.budgets),
         conditions=tuple(name for name in CONDITIONS if name in given.conditions),
         defences=tuple(name for name in DEFENCES if name in given.defences),
         precision=given.precision,
@@ -104,17 +111,22 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
     )
 
 
-def measure_table(setting: TableSetting) -> Run:
+def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
     """Complete the stored outcomes of a table in ``setting.out``, and return them; see ``evaluation.measure``.
+
+    Args:
+        setting: from ``parse_arguments``.
+        subject: from ``open_subject``; opened here where none is given.
 
     Raises:
         ValueError: there are fewer correctly classified images, or classes, than asked for; an export is none; or the
             backend does not run on the device.
+        StoreError: the store cannot be read or written.
         FileNotFoundError: there is no such data.
         ImportError: an optional package is missing.
     """
     check_backend(setting.backend, torch.device(setting.device))
-    subject = open_subject(setting)
+    subject = subject or open_subject(setting)
     config = subject.fitted(setting.config)
     if "dip" in setting.defences and (
         reduced := reductions(config, images=len(subject.chosen.indices), budgets=setting.budgets, shape=subject.shape)
@@ -144,10 +156,10 @@ def table_cells(run: Run) -> list[Cell]:
     return summarise(run.records, averaged=ADVERSARIES)
 
 
-def _defaults(table: int, device: torch.device, *, packaged: bool) -> dict[str, Any]:
+def _defaults(table: int, given: argparse.Namespace) -> dict[str, Any]:
     """What a command line leaves open."""
-    if device.type != "cpu":
-        images = {} if packaged else {"images": IMAGES, "classes": CLASSES}
+    if torch.device(given.device).type != "cpu":
+        images = {} if given.data is None else {"images": IMAGES, "classes": CLASSES}
         return {"config": "paper", "budgets": PAPER_BUDGETS, "conditions": TABLES[table], "batch": 32} | images
     # Under ten minutes on two cores, where an iteration takes about a tenth of a second.
     budgets, conditions = {

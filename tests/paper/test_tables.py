@@ -13,10 +13,12 @@ from torchvision.transforms.functional import to_pil_image
 from dipdefense import DIPConfig, DIPPurifier
 from dipdefense.classifiers import CIFAR10_CATEGORIES, untrained_cifar10
 from dipdefense.config import Backend
-from dipdefense.evaluation import Run, read_export, runner, subject
+from dipdefense.evaluation import Run, defences, read_export, subject
 from dipdefense.paper import tables
 from dipdefense.paper.reproduction import reproduce
 from dipdefense.paper.tables import ADVERSARIES, TABLES, measure_table, parse_arguments
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "table1.py"
 
 ARGUMENTS = {
     "bare on a CPU": ("--device cpu", {"images": 2, "classes": None, "batch": 1, "seeds": (0,), "data": None}),
@@ -34,12 +36,23 @@ ARGUMENTS = {
 }
 
 
+@pytest.fixture
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU to ask for, though there is none."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+
+
+@pytest.mark.usefixtures("_gpu")
 @pytest.mark.parametrize(("line", "expected"), ARGUMENTS.values(), ids=ARGUMENTS)
-def test_arguments(line: str, expected: dict) -> None:
+def test_arguments(line: str, expected: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "val").mkdir()
     setting = parse_arguments(table=2, description="", arguments=line.split())
     assert {name: getattr(setting, name) for name in expected} == expected
 
 
+@pytest.mark.usefixtures("_gpu")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_tables_show_attacks_beside_clean_images_and_table_2_all_of_the_papers(device: str) -> None:
     for table in TABLES:
@@ -48,12 +61,23 @@ def test_tables_show_attacks_beside_clean_images_and_table_2_all_of_the_papers(d
     assert {"clean", *ADVERSARIES, "noise-10"} <= set(conditions)
 
 
-@pytest.mark.parametrize(
-    "line", ["--budgets 500 100", "--conditions nothing", "--config huge", "--im 3"], ids=lambda line: line.split()[0]
-)
-def test_bad_arguments_are_refused(line: str) -> None:
-    with pytest.raises((SystemExit, ValueError)):
+REFUSED = {
+    "--budgets 500 100": "budgets must ascend",
+    "--budgets 0": "argument --budgets: must be an integer from 1",
+    "--conditions nothing": "invalid choice: 'nothing'",
+    "--config huge": "invalid choice: 'huge'",
+    "--im 3": "unrecognized arguments: --im 3",
+    "--backend triton": 'backend="triton" needs',
+}
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED.items(), ids=REFUSED)
+def test_bad_arguments_are_one_line_and_exit_2(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
         parse_arguments(table=1, description="", arguments=["--device", "cpu", *line.split()])
+    assert exit_.value.code == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert message in told
 
 
 def test_a_table_end_to_end_extends_its_store_and_returns_what_was_asked(
@@ -63,7 +87,7 @@ def test_a_table_end_to_end_extends_its_store_and_returns_what_was_asked(
         pytest.importorskip(package)
 
     def command(*changes: str) -> list[str]:
-        line = f"table1.py --device cpu --images 1 --config architecture-2 --conditions clean --out {tmp_path}"
+        line = f"{SCRIPT} --device cpu --images 1 --config architecture-2 --conditions clean --out {tmp_path}"
         return [*line.split(), "--defences", "none", "dip", "--budgets", *changes]
 
     monkeypatch.setattr("sys.argv", command("1", "2"))
@@ -89,7 +113,7 @@ def test_a_table_end_to_end_extends_its_store_and_returns_what_was_asked(
     assert other.configuration["dip"] != exported.configuration["dip"]
     assert {r.session for r in other.records}.isdisjoint(exported.sessions)
 
-    # A folder of exported records without its store is gone on with: nothing is measured anew.
+    # A folder of exported records without its store is resumed from them: nothing is measured anew.
     (tmp_path / "outcomes.sqlite").unlink()
     assert [dataclasses.replace(r, session=0) for r in measured("1", "2").records] == [
         dataclasses.replace(r, session=0) for r in exported.records
@@ -125,7 +149,7 @@ def test_another_backend_is_refused_before_any_work_and_its_outcomes_are_kept_ap
     line = f"--device cpu --classifier cifar10-cnn --weights {tmp_path}/weights.pt --images 1 --out {tmp_path}"
     line += " --conditions clean --config architecture-2 --budgets 1 --defences dip"
     by_torch = parse_arguments(table=2, description="", arguments=line.split())
-    by_triton = parse_arguments(table=2, description="", arguments=[*line.split(), "--backend", "triton"])
+    by_triton = dataclasses.replace(by_torch, backend="triton")
     with monkeypatch.context() as patch:
         patch.setattr(subject.classifiers, "load", lambda *_, **__: pytest.fail("work was done"))
         with pytest.raises(ValueError, match="triton"):
@@ -139,9 +163,9 @@ def test_another_backend_is_refused_before_any_work_and_its_outcomes_are_kept_ap
             super().__init__(*arguments, **settings)
 
     monkeypatch.setattr(tables, "check_backend", lambda *_: None)
-    monkeypatch.setattr(runner, "check_backend", lambda *_: None)
-    monkeypatch.setattr(runner, "DIPPurifier", Purifier)
+    monkeypatch.setattr(defences, "check_backend", lambda *_: None)
+    monkeypatch.setattr(defences, "DIPPurifier", Purifier)
     configurations = [measure_table(setting).configuration for setting in (by_torch, by_triton)]
     assert used == ["torch", "triton"]
-    assert "backend" not in configurations[0]
+    assert configurations[0]["backend"] == "torch"
     assert configurations[1] == configurations[0] | {"backend": "triton"}
