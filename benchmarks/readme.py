@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dipdefense.evaluation import read_export
-from dipdefense.paper.tables import headline
+from dipdefense.paper.report import headline
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

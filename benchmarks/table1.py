@@ -9,7 +9,7 @@ where it stopped when it is called again; called with more images, it adds them.
 
 from __future__ import annotations
 
-from dipdefense.evaluation import reproduce
+from dipdefense.paper.reproduction import reproduce
 
 if __name__ == "__main__":
     reproduce(table=1, description=__doc__)

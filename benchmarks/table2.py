@@ -11,7 +11,7 @@ where the folder is the same.
 
 from __future__ import annotations
 
-from dipdefense.evaluation import reproduce
+from dipdefense.paper.reproduction import reproduce
 
 if __name__ == "__main__":
     reproduce(table=2, description=__doc__)

@@ -1,42 +1,43 @@
-"""What is measured on what: the conditions of each table, the choice of images, the seeds, and the command line.
+"""Conditions, seeds and the choice of images: what any defence is measured on.
 
-The attacks here are the paper's: crafted on the undefended classifier, defence-unaware.
+A condition is what an image goes through before the defence. Those with a name here are the paper's attacks at any
+strength, crafted on the undefended classifier, and noise of the same norm; an experiment may have others of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, get_args
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dipdefense.attacks import TABLE_2, Attack
-from dipdefense.checks import Precision, check_budgets
-from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.attacks import Attack, AttackName
 from dipdefense.datasets import LabelledImages
-from dipdefense.paper.published import CLASSES, IMAGES
-
-CONFIGS = {
-    "paper": DIPConfig.paper,
-    "compact": DIPConfig.compact,
-    "architecture-1": DIPConfig.architecture_1,
-    "architecture-2": DIPConfig.architecture_2,
-}
+from dipdefense.evaluation.provenance import digest
+from dipdefense.files import UnreadableImage
 
 DEFENCES = ("none", "randomisation", "dip")
-"""What images are classified behind: nothing, the baseline of Xie et al. 2017, or the reconstruction."""
+"""The classifier alone, the baseline of Xie et al. 2017, and the reconstruction, in the order of a table's columns."""
 
-PASSES = (1, 30)
-"""Passes of randomisation: one draw an image, and as many as the submission of Xie et al. 2017 averages."""
+_NAMES = {name.lower(): name for name in get_args(AttackName)}
+_CONDITION = re.compile(rf"({'|'.join(_NAMES)})-(\d+(?:\.\d+)?)(-8bit)?")
+
+
+class Condition(Protocol):
+    """A condition other than "clean", such as an ``Attack``."""
+
+    def __call__(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int, seed: Sequence[int]
+    ) -> Tensor:
+        """The images as the defence gets them."""
 
 
 def condition_name(attack: Attack | None) -> str:
-    """What records call an attack: "clean" for none.
+    """The name of an attack in records: "clean" for none.
 
     Example:
         >>> condition_name(Attack("BI", 10))
@@ -47,36 +48,47 @@ def condition_name(attack: Attack | None) -> str:
     return f"{attack.name.lower()}-{attack.epsilon:g}{'-8bit' if attack.rounded else ''}"
 
 
-_CONTROLS = tuple(Attack("noise", epsilon) for epsilon in (2, 5, 10))
-_ROUNDED = tuple(replace(attack, rounded=True) for attack in TABLE_2)
-CONDITIONS: dict[str, Attack | None] = {
-    condition_name(attack): attack for attack in (None, *TABLE_2, *_CONTROLS, *_ROUNDED)
-}
-"""Everything that an image may have gone through: nothing, an adversary of Table 2, noise of the same norm, or an
-adversary of Table 2 whose images were rounded to 8 bits."""
+def attack_named(condition: str) -> Attack | None:
+    """The attack that ``condition_name`` gave this name; None for any other condition, such as "clean".
 
-ADVERSARIES = tuple(condition_name(attack) for attack in TABLE_2)
-"""The conditions that Table 2 averages over."""
-
-TABLES: dict[int, tuple[str, ...]] = {
-    1: ("clean", "bi-10"),
-    2: ("clean", *ADVERSARIES, *(condition_name(attack) for attack in _CONTROLS)),
-}
-"""The conditions of each table. Table 1 has one attack beside its clean images, for a defence's accuracy on those alone
-says nothing; both tables share their outcomes, so it costs nothing twice."""
+    Example:
+        >>> str(attack_named("fgsm-2-8bit"))
+        'FGSM ε=2 in 8 bits'
+    """
+    match = _CONDITION.fullmatch(condition)
+    if match is None:
+        return None
+    name, epsilon, rounded = match.groups()
+    if not 1 <= float(epsilon) <= 255:
+        return None
+    return Attack(_NAMES[name], float(epsilon), rounded=bool(rounded))
 
 
 def condition_title(condition: str) -> str:
-    """What a report calls a condition.
+    """The title of a condition in reports.
 
     Example:
         >>> condition_title("fgsm-5"), condition_title("noise-10")
         ('FGSM ε=5', 'random noise ε=10 (control)')
     """
-    attack = CONDITIONS.get(condition)
+    attack = attack_named(condition)
     if attack is None:
         return {"average": "average of the attacks"}.get(condition, condition)
     return f"random {attack} (control)" if attack.name == "noise" else str(attack)
+
+
+def condition_order(condition: str) -> tuple[int, int, float, str]:
+    """The place of a condition in tables: clean, attacks, their average, noise, attacks in 8 bits, others.
+
+    Example:
+        >>> sorted(["noise-2", "bi-10", "fgsm-10", "average", "fgsm-5", "clean"], key=condition_order)
+        ['clean', 'fgsm-5', 'fgsm-10', 'bi-10', 'average', 'noise-2']
+    """
+    attack = attack_named(condition)
+    if attack is None:
+        return {"clean": 0, "average": 2}.get(condition, 5), 0, 0.0, condition
+    group = 4 if attack.rounded else 3 if attack.name == "noise" else 1
+    return group, get_args(AttackName).index(attack.name), attack.epsilon, condition
 
 
 class Images(Protocol):
@@ -100,10 +112,45 @@ class Chosen(NamedTuple):
     Attributes:
         indices: their places in the data set.
         tried: images that were classified to find them.
+        contents: ``content_digest`` of each.
+        skipped: ids of the images on the way that could not be read.
     """
 
     indices: tuple[int, ...]
     tried: int
+    contents: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def content_digest(image: Tensor, label: int) -> str:
+    """A digest of an image as the classifier gets it, and of its label: what decides outcomes beside its id.
+
+    Args:
+        image: (C, H, W) on the CPU.
+        label: its class index.
+    """
+    described = f"{label} {tuple(image.shape)} {image.dtype}\n".encode()
+    return digest([described, image.contiguous().numpy().tobytes()])
+
+
+def read(data: Images, indices: Sequence[int]) -> tuple[LabelledImages | None, list[int], dict[str, UnreadableImage]]:
+    """Those of the images that can be read.
+
+    Returns:
+        The images, or None where there are none; their places in the data set; and the errors of the others, by id.
+    """
+    errors: dict[str, UnreadableImage] = {}
+    try:
+        return (data.stack(indices) if indices else None), list(indices), errors
+    except UnreadableImage:
+        readable = []
+        for index in indices:
+            try:
+                data.stack([index])
+                readable.append(index)
+            except UnreadableImage as error:
+                errors[data.ids[index]] = error
+    return (data.stack(readable) if readable else None), readable, errors
 
 
 def derive_seed(*parts: object) -> int:
@@ -127,7 +174,7 @@ def seeded_order(names: Iterable[str], seed: int) -> list[str]:
     """The names in an order that depends on the seed and on each name alone.
 
     A name that is added or taken away moves no other past a third, so two copies of a data set that differ by a file
-    still agree on nearly all.
+    agree on all others, and stored outcomes of these are found again.
     """
     return sorted(names, key=lambda name: (derive_seed(seed, "order", name), name))
 
@@ -145,7 +192,7 @@ def choose(
     """Take random classes, and of those the first images in a random order that the classifier gets right.
 
     Kattamis et al. 2019, appendix A.2: 500 such images of 200 classes. Asking for more later gives the same ones
-    first.
+    first. An image that cannot be read is skipped with a warning.
 
     Args:
         data: where from.
@@ -157,8 +204,11 @@ def choose(
         batch: images classified at once.
 
     Raises:
-        ValueError: there are fewer classes, or fewer correctly classified images, than asked for.
+        ValueError: ``images`` is no positive number, or there are fewer classes, or fewer correctly classified images,
+            than asked for.
     """
+    if images is not None and images < 1:
+        raise ValueError(f"images must be at least 1, or None for as many as there are; got {images}")
     labels = [int(label) for label in data.labels]
     present = seeded_order({str(label) for label in labels}, seed)
     if classes is not None and not 1 <= classes <= len(present):
@@ -168,135 +218,39 @@ def choose(
     if len(place) != len(labels):
         raise ValueError("the images of a data set must have different ids, but some of these share one")
     order = [place[name] for name in seeded_order(place, seed) if labels[place[name]] in allowed]
+    if images is not None and images > len(order):
+        raise ValueError(
+            f"{images} images were asked for, but the {len(allowed)} classes have {len(order)}; ask for fewer, or for "
+            "more classes, or give more data"
+        )
 
-    found: list[int] = []
+    found: dict[int, str] = {}
+    skipped: list[str] = []
     for start in range(0, len(order), batch):
-        candidates = order[start : start + batch]
+        candidates, readable, errors = read(data, order[start : start + batch])
+        for name, error in errors.items():
+            warnings.warn(f"{error}; it is skipped", stacklevel=2)
+            skipped.append(name)
+        if candidates is None:
+            continue
         with torch.inference_mode():
-            predictions = classifier(data.stack(candidates).images.to(device)).argmax(dim=1).tolist()
-        for tried, (index, prediction) in enumerate(zip(candidates, predictions, strict=True), start=start + 1):
+            predictions = classifier(candidates.images.to(device)).argmax(dim=1).tolist()
+        for index, image, prediction in zip(readable, candidates.images, predictions, strict=True):
             if prediction == labels[index]:
-                found.append(index)
+                found[index] = content_digest(image, labels[index])
             if len(found) == images:
-                return Chosen(tuple(found), tried)
+                tried = order.index(index) + 1
+                # A batch may reach further.
+                passed = {data.ids[other] for other in order[:tried]}
+                return Chosen(
+                    tuple(found), tried, tuple(found.values()), tuple(name for name in skipped if name in passed)
+                )
     if images is not None or not found:
+        unread = f", and {len(skipped)} could not be read" if skipped else ""
+        fewer = f"ask for --images {len(found)} or fewer, or " if found else "ask "
         raise ValueError(
             f"{images or 'some'} correctly classified images were asked for, but of the {len(order)} images in "
-            f"{len(allowed)} classes the classifier gets only {len(found)} right; ask for --images {len(found)} or "
-            "fewer, or for more classes, or give more data"
+            f"{len(allowed)} classes the classifier gets only {len(found)} right{unread}; {fewer}for more "
+            "classes, or give more data"
         )
-    return Chosen(tuple(found), len(order))
-
-
-def network(configuration: Mapping[str, Any]) -> DIPConfig:
-    """The reconstruction's network in a stored configuration, with the tuples that JSON made lists of."""
-    return DIPConfig.from_json(configuration["dip"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One table, as a command line asks for it.
-
-    Attributes:
-        table: 1 or 2.
-        data: a folder of images by class, or None for the packaged ones; for a classifier of CIFAR-10, that data set.
-        classifier: a name that ``dipdefense.classifiers.load`` knows.
-        weights: a file with its weights, or None for those it comes with.
-        images: how many correctly classified ones; None for as many as there are.
-        classes: how many random classes; None for all.
-        config: the network of the reconstruction.
-        budgets: iterations.
-        seeds: the first chooses the images; each is a draw of the defences.
-        conditions: keys of ``CONDITIONS``.
-        defences: of ``DEFENCES``.
-        device: "cpu" or "cuda", with a number if need be.
-        precision: "auto", "fp32" or "bf16".
-        backend: "torch"; or, on an NVIDIA GPU, "cudagraphs" or "triton".
-        batch: images worked on at once; a matter of speed, up to rounding.
-        out: folder of the reports and of the stored outcomes.
-        progress: whether to show what is going on.
-    """
-
-    table: int
-    data: Path | None
-    classifier: str
-    weights: Path | None
-    images: int | None
-    classes: int | None
-    config: DIPConfig
-    budgets: tuple[int, ...]
-    seeds: tuple[int, ...]
-    conditions: tuple[str, ...]
-    defences: tuple[str, ...]
-    device: str
-    precision: Precision
-    backend: Backend
-    batch: int
-    out: Path
-    progress: bool = True
-
-
-def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | None = None) -> Setting:
-    """The setting that a command line asks for; what it leaves open follows from the device.
-
-    A GPU gets the paper's network and budgets. A CPU gets a reduced setting that takes minutes, and every report of
-    it says so.
-
-    Args:
-        table: 1 or 2.
-        description: of the script, for ``--help``.
-        arguments: instead of the process's own.
-    """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--data", type=Path, help="images by class: a folder such as IMAGENET/val, or CIFAR-10 (default: packaged)")
-    add("--classifier", default="efficientnet-lite0", help="such as resnet18, the paper's (default: %(default)s)")
-    add("--weights", type=Path, help="file with the classifier's weights (default: those it comes with)")
-    add("--images", type=int, help="correctly classified images to take (the paper: 500)")
-    add("--classes", type=int, help="random classes to take them from (the paper: 200; default: all)")
-    add("--config", choices=CONFIGS, help="network of the reconstruction (default: paper on a GPU, else compact)")
-    add("--budgets", type=int, nargs="+", metavar="ITERATIONS", help="ascending (the paper: 500 750 1000)")
-    add("--seed", type=int, nargs="+", default=[0], help="the first chooses the images, each is a draw of the defences")
-    add("--conditions", nargs="+", choices=CONDITIONS, metavar="CONDITION", help=f"of {', '.join(CONDITIONS)}")
-    add("--defences", nargs="+", choices=DEFENCES, default=DEFENCES, help="default: %(default)s")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the reconstruction's convolutions")
-    add("--backend", choices=get_args(Backend), default="torch", help="of the reconstruction (default: %(default)s)")
-    add("--batch", type=int, help="images worked on at once (default: 32 on a GPU, 1 on a CPU)")
-    add("--out", type=Path, default=Path("out"), help="folder of reports and stored outcomes (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    parser.set_defaults(**_defaults(table, torch.device(given.device), packaged=given.data is None))
-    given = parser.parse_args(arguments)
-    return Setting(
-        table=table,
-        data=given.data,
-        classifier=given.classifier,
-        weights=given.weights,
-        images=given.images,
-        classes=given.classes,
-        config=CONFIGS[given.config](),
-        budgets=check_budgets(given.budgets),
-        seeds=tuple(dict.fromkeys(given.seed)),
-        conditions=tuple(name for name in CONDITIONS if name in given.conditions),
-        defences=tuple(name for name in DEFENCES if name in given.defences),
-        device=given.device,
-        precision=given.precision,
-        backend=given.backend,
-        batch=given.batch,
-        out=given.out,
-    )
-
-
-def _defaults(table: int, device: torch.device, *, packaged: bool) -> dict[str, Any]:
-    """What a command line leaves open."""
-    if device.type != "cpu":
-        images = {} if packaged else {"images": IMAGES, "classes": CLASSES}
-        return {"config": "paper", "budgets": PAPER_BUDGETS, "conditions": TABLES[table], "batch": 32} | images
-    # Under ten minutes on two cores, where an iteration takes about a tenth of a second.
-    budgets, conditions = {
-        1: ((250, 500, 750), TABLES[1]),
-        2: ((100, 200, 300), ("clean", *ADVERSARIES, "noise-10")),
-    }[table]
-    return {"config": "compact", "budgets": budgets, "conditions": conditions, "batch": 1, "images": 2}
+    return Chosen(tuple(found), len(order), tuple(found.values()), tuple(skipped))

@@ -1,122 +1,39 @@
 """Conditions × defences × budgets over images, a batch at a time, each outcome stored as soon as it is known.
 
-The images are cut into fixed batches of the run's order, and a batch with an outcome missing is worked on whole. So the
-same images always meet in the same batch, and a run that was killed and resumed has the numbers of one that was not: to
-the bit on a CPU, where sums are taken in a fixed order for a given number of threads.
+The images are cut into fixed batches of the run's order, and a batch with an outcome missing is run whole. So the same
+images always meet in the same batch, and a run that was killed and resumed has the numbers of one that was not: to the
+bit on a CPU, where sums are taken in a fixed order for a given number of threads. A file that has left the data set
+since shifts the batches of what is still missing, which changes roundings alone; what is stored stays.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dipdefense.checks import Precision
-from dipdefense.config import Backend, DIPConfig
-from dipdefense.evaluation.protocol import PASSES, Chosen, Images, derive_seed
-from dipdefense.evaluation.store import Key, Record, Store
-from dipdefense.purifier import DIPPurifier
-from dipdefense.randomization import RandomizationDefence
+from dipdefense.datasets import LabelledImages
+from dipdefense.evaluation.defences import Defence, Outcome
+from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_digest, derive_seed, read
+from dipdefense.evaluation.records import Key, Record
+from dipdefense.evaluation.store import Store
 
 
-class Outcome(NamedTuple):
-    """What came of a batch at one budget.
-
-    Attributes:
-        budget: iterations or passes.
-        scores: (N, classes) logits or log probabilities.
-        losses: (N,) mean squared errors of the reconstructions, or None.
-        status: one an image.
-        seconds: for the whole batch.
-    """
-
-    budget: int
-    scores: Tensor
-    losses: Tensor | None
-    status: Sequence[str]
-    seconds: float
-
-
-class Condition(Protocol):
-    """What images go through before the defence; an ``Attack`` is one."""
-
-    def __call__(
-        self, classifier: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int, seed: Sequence[int]
-    ) -> Tensor:
-        """The images as the defence gets them."""
-
-
-@dataclass(frozen=True)
-class Defence:
-    """A named way of classifying.
+class Done(NamedTuple):
+    """A run that has gone through all its images.
 
     Attributes:
-        name: as records have it.
-        budgets: ascending.
-        classify: from (classifier, images, budgets, one seed an image) to the outcome at each of these budgets.
-        draws: whether the seeds matter.
+        key: of the run in the store.
+        lost: ids of images that could no longer be read as they were chosen, and lack outcomes.
     """
 
-    name: str
-    budgets: tuple[int, ...]
-    classify: Callable[[nn.Module, Tensor, Sequence[int], Sequence[int]], Iterator[Outcome]]
-    draws: bool = True
-
-
-def undefended() -> Defence:
-    """The classifier alone."""
-
-    def classify(classifier: nn.Module, images: Tensor, *_: Sequence[int]) -> Iterator[Outcome]:
-        started = _clock(images)
-        scores = classifier(images)
-        yield Outcome(0, scores, None, ["ok"] * len(images), _clock(images) - started)
-
-    return Defence("none", (0,), classify, draws=False)
-
-
-def randomisation(passes: tuple[int, ...] = PASSES) -> Defence:
-    """Xie et al. 2017; the budget is the number of passes that are averaged, and more begin with the draws of fewer."""
-
-    def classify(
-        classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
-    ) -> Iterator[Outcome]:
-        for budget in budgets:
-            started = _clock(images)
-            scores = RandomizationDefence(classifier, passes=budget, seed=seeds)(images)
-            yield Outcome(budget, scores, None, ["ok"] * len(images), _clock(images) - started)
-
-    return Defence("randomisation", passes, classify)
-
-
-def deep_image_prior(
-    budgets: tuple[int, ...], *, config: DIPConfig, precision: Precision = "auto", backend: Backend = "torch"
-) -> Defence:
-    """The reconstruction of Kattamis et al. 2019: one run for all budgets, each of which is billed its iterations."""
-
-    def classify(
-        classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
-    ) -> Iterator[Outcome]:
-        # The batch as it is, whatever memory is free today: cut otherwise, sums would be rounded otherwise.
-        purifier = DIPPurifier(budgets[-1], config=config, precision=precision, backend=backend, batch_size=len(images))
-        started = _clock(images)
-        run = purifier.reconstruct(images, budgets=budgets, seed=seeds)
-        fitting = _clock(images) - started
-        for budget, drawn in zip(run.budgets, run.images, strict=True):
-            started = _clock(images)
-            scores = classifier(drawn)
-            seconds = fitting * budget / budgets[-1] + _clock(images) - started
-            # Of this budget, not of the whole run: a network that diverges at 900 was still fine at 500.
-            finite = run.losses[:budget].isfinite().all(dim=0).tolist()
-            status = ["ok" if fine else "diverged" for fine in finite]
-            yield Outcome(budget, scores, run.losses[budget - 1], status, seconds)
-
-    return Defence("dip", budgets, classify)
+    key: str
+    lost: tuple[str, ...]
 
 
 def run(
@@ -133,8 +50,8 @@ def run(
     device: torch.device | str = "cpu",
     batch: int = 1,
     progress: bool = False,
-) -> str:
-    """Bring the store to where it has every outcome; what it has already is not done again.
+) -> Done:
+    """Complete the store with every outcome; what it has already is not done again.
 
     Args:
         store: where outcomes are and go.
@@ -151,28 +68,68 @@ def run(
         progress: show a bar with the time left.
 
     Returns:
-        The run's key in the store.
+        The run's key in the store, and the ids of the chosen images that could no longer be read as they were chosen;
+        of these, outcomes are missing.
     """
     key = store.open_run(configuration)
     session = store.open_session(key, circumstances)
-    todo = _todo(store.done(key), [data.ids[index] for index in chosen.indices], conditions, defences, seeds, batch)
+    ids = [data.ids[index] for index in chosen.indices]
+    places = {name: place for place, name in enumerate(ids)}
+    contents = dict(zip(ids, chosen.contents, strict=True))
+    labels_of = (int(data.labels[index]) for index in chosen.indices)
+    if changed := store.adopt(key, {name: (label, contents[name]) for name, label in zip(ids, labels_of, strict=True)}):
+        warnings.warn(
+            f"{len(changed)} images are not those that outcomes are stored of ({_some(changed)}); they are measured "
+            "anew, and the old outcomes are not used",
+            stacklevel=2,
+        )
+    lost: dict[str, None] = {}
+    todo = _todo(store.done(key), contents, conditions, defences, seeds, batch)
     remaining = sum(len(piece.positions) for piece in todo)
     with tqdm(total=remaining, unit="image", desc="images × conditions", disable=not progress) as bar:
         for piece in todo:
-            found = data.stack([chosen.indices[position] for position in piece.positions])
-            images, labels = found.images.to(device), found.labels.to(device)
-            if (attack := conditions[piece.condition]) is not None:
-                attack_seeds = [derive_seed(seeds[0], piece.condition, name) for name in found.ids]
-                images = attack(classifier, images, labels, batch_size=batch, seed=attack_seeds)
-            for defence, seed, budgets in piece.work:
-                bar.set_postfix_str(f"{piece.condition}, {defence.name}")
-                defence_seeds = [derive_seed(seed, defence.name, name) for name in found.ids]
-                known = {"condition": piece.condition, "defence": defence.name, "seed": seed, "session": session}
+            found, gone = _reread(data, [chosen.indices[position] for position in piece.positions], contents)
+            lost |= dict.fromkeys(gone)
+            if found is not None:
+                images, labels = found.images.to(device), found.labels.to(device)
+                if (attack := conditions[piece.condition]) is not None:
+                    attack_seeds = [derive_seed(seeds[0], piece.condition, name) for name in found.ids]
+                    images = attack(classifier, images, labels, batch_size=batch, seed=attack_seeds)
                 with torch.no_grad():
-                    for outcome in defence.classify(classifier, images, budgets, defence_seeds):
-                        store.add(key, _records(outcome, found.ids, labels, piece.positions, known))
-            bar.update(len(images))
-    return key
+                    for defence, seed, outcome in _outcomes(piece, found.ids, images, classifier):
+                        bar.set_postfix_str(f"{piece.condition}, {defence.name}")
+                        known = {"condition": piece.condition, "defence": defence.name, "seed": seed}
+                        store.add(key, _records(outcome, found, places, contents, known | {"session": session}))
+            bar.update(len(piece.positions))
+    return Done(key, tuple(lost))
+
+
+def _outcomes(
+    piece: _Piece, ids: Sequence[str], images: Tensor, classifier: nn.Module
+) -> Iterator[tuple[Defence, int, Outcome]]:
+    """A batch's outcomes behind each defence, with each seed, at each budget."""
+    for defence, seed, budgets in piece.work:
+        own_seeds = [derive_seed(seed, defence.name, name) for name in ids]
+        for outcome in defence.classify(classifier, images, budgets, own_seeds):
+            yield defence, seed, outcome
+
+
+def _reread(
+    data: Images, indices: Sequence[int], contents: Mapping[str, str]
+) -> tuple[LabelledImages | None, list[str]]:
+    """The images that are still as they were chosen, and the ids of the others."""
+    found, readable, errors = read(data, indices)
+    gone = {name: str(error) for name, error in errors.items()}
+    if found is not None:
+        for name, image, label in zip(found.ids, found.images, found.labels.tolist(), strict=True):
+            if content_digest(image, label) != contents[name]:
+                gone[name] = f"{name} has changed since it was chosen"
+        if any(name in gone for name in found.ids):
+            kept = [index for index in readable if data.ids[index] not in gone]
+            found = data.stack(kept) if kept else None
+    for reason in gone.values():
+        warnings.warn(f"{reason}; it is left out", stacklevel=3)
+    return found, list(gone)
 
 
 class _Piece(NamedTuple):
@@ -185,7 +142,7 @@ class _Piece(NamedTuple):
 
 def _todo(
     done: set[Key],
-    names: Sequence[str],
+    contents: Mapping[str, str],
     conditions: Iterable[str],
     defences: Sequence[Defence],
     seeds: Sequence[int],
@@ -193,8 +150,9 @@ def _todo(
 ) -> list[_Piece]:
     """What is still to be done, batch by batch: at any time the finished images have been through everything."""
     todo = []
-    for start in range(0, len(names), batch):
-        positions = range(start, min(start + batch, len(names)))
+    images = list(contents.items())
+    for start in range(0, len(images), batch):
+        positions = range(start, min(start + batch, len(images)))
         for condition in conditions:
             work = []
             for defence in defences:
@@ -202,7 +160,7 @@ def _todo(
                     budgets = [
                         budget
                         for budget in defence.budgets
-                        if any(Key(condition, defence.name, budget, seed, names[p]) not in done for p in positions)
+                        if any(Key(condition, defence.name, budget, seed, *images[p]) not in done for p in positions)
                     ]
                     if budgets:
                         work.append((defence, seed, budgets))
@@ -212,30 +170,33 @@ def _todo(
 
 
 def _records(
-    outcome: Outcome, names: Sequence[str], labels: Tensor, positions: Sequence[int], known: Mapping[str, Any]
+    outcome: Outcome,
+    found: LabelledImages,
+    places: Mapping[str, int],
+    contents: Mapping[str, str],
+    known: Mapping[str, Any],
 ) -> Iterator[Record]:
     """One record an image."""
     scores = outcome.scores.float().cpu()
     confidences = scores.softmax(dim=1)
-    for row, (name, label, position) in enumerate(zip(names, labels.tolist(), positions, strict=True)):
+    for row, (name, label) in enumerate(zip(found.ids, found.labels.tolist(), strict=True)):
         finite = bool(scores[row].isfinite().all())
         loss = None if outcome.losses is None else outcome.losses[row].item()
         yield Record(
             **known,
             budget=outcome.budget,
-            position=position,
+            position=places[name],
             image=name,
+            content=contents[name],
             label=label,
             prediction=int(scores[row].argmax()) if finite else -1,
             confidence=confidences[row, label].item() if finite else None,
             loss=loss if loss is not None and math.isfinite(loss) else None,
             status=outcome.status[row],
-            seconds=outcome.seconds / len(names),
+            seconds=outcome.seconds / len(found.ids),
         )
 
 
-def _clock(images: Tensor) -> float:
-    """Seconds, once the device has done what it was told."""
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    return time.perf_counter()
+def _some(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import NamedTuple
 
-from dipdefense.evaluation.protocol import ADVERSARIES, CONDITIONS, DEFENCES
-from dipdefense.evaluation.store import Record
+from dipdefense.evaluation.protocol import DEFENCES, attack_named, condition_order
+from dipdefense.evaluation.records import Record
 
 
 class Interval(NamedTuple):
@@ -129,7 +129,7 @@ class Cell:
     """One number of a table.
 
     Attributes:
-        condition: as in the records, or "average" over the adversaries of Table 2.
+        condition: as in the records, or "average" over several of them.
         defence: as in the records.
         budget: likewise.
         outcomes: by seed, then by image: 1 for correct and 0 for not, or the average of such.
@@ -168,8 +168,12 @@ class Cell:
         return wilson(self.accuracy, self.n)
 
 
-def summarise(records: Iterable[Record]) -> list[Cell]:
-    """The cells of a table, by condition, defence and budget; with the average if all adversaries are there.
+def summarise(records: Iterable[Record], *, averaged: Sequence[str] = ()) -> list[Cell]:
+    """The cells of a table, by condition, defence and budget.
+
+    Args:
+        records: of one run.
+        averaged: conditions; a defence that has been through all of them also has a cell of their average.
 
     Raises:
         ValueError: there are no records, or not every image has been through everything.
@@ -189,18 +193,22 @@ def summarise(records: Iterable[Record]) -> list[Cell]:
     if len(sizes) > 1:
         low, high = min(sizes.values()), max(sizes.values())
         raise ValueError(f"some outcomes are of {low} images and some of {high}; finish the run before reporting it")
-    cells += _averages(cells)
-    order = list(dict.fromkeys(("clean", *ADVERSARIES, "average", *CONDITIONS)))
-    return sorted(cells, key=lambda cell: (order.index(cell.condition), DEFENCES.index(cell.defence), cell.budget))
+    cells += _averages(cells, averaged)
+    return sorted(cells, key=lambda cell: (condition_order(cell.condition), _place(cell.defence), cell.budget))
 
 
-def _averages(cells: Sequence[Cell]) -> Iterator[Cell]:
+def _place(defence: str) -> tuple[int, str]:
+    """The place of a defence in tables: those that ``DEFENCES`` does not have come last."""
+    return DEFENCES.index(defence) if defence in DEFENCES else len(DEFENCES), defence
+
+
+def _averages(cells: Sequence[Cell], averaged: Sequence[str]) -> Iterator[Cell]:
     columns: dict[tuple[str, int], dict[str, Cell]] = defaultdict(dict)
     for cell in cells:
         columns[cell.column][cell.condition] = cell
     for (defence, budget), rows in columns.items():
-        if set(ADVERSARIES) <= rows.keys():
-            members = [rows[name] for name in ADVERSARIES]
+        if averaged and set(averaged) <= rows.keys():
+            members = [rows[name] for name in averaged]
             outcomes = {
                 seed: {image: fmean(member.outcomes[seed][image] for member in members) for image in images}
                 for seed, images in members[0].outcomes.items()
@@ -241,14 +249,17 @@ def sanity_checks(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
     checks = []
     if "clean" in accuracy:
         checks.append(("every clean image is classified correctly, as it was chosen to be", accuracy["clean"] == 1))
-    one_step = [accuracy[name] for name in ("fgsm-2", "fgsm-5", "fgsm-10") if name in accuracy]
+    one_step = [accuracy[name] for name in accuracy if name.startswith("fgsm") and not name.endswith("8bit")]
     if len(one_step) > 1:
         checks.append(("FGSM is at least as strong with a larger ε", one_step == sorted(one_step, reverse=True)))
-    if {"bi-10", "fgsm-10"} <= accuracy.keys():
-        checks.append(("BI ε=10 is at least as strong as FGSM ε=10", accuracy["bi-10"] <= accuracy["fgsm-10"]))
-    for name in ADVERSARIES:
-        control = f"noise-{name.partition('-')[2]}"
-        if {name, control} <= accuracy.keys():
-            stronger = accuracy[name] < accuracy[control]
-            checks.append((f"{CONDITIONS[name]} is stronger than random noise of its norm", stronger))
+    for name in accuracy:
+        kind, _, epsilon = name.partition("-")
+        single = f"fgsm-{epsilon}"
+        if kind == "bi" and single in accuracy and not name.endswith("8bit"):
+            title = f"{attack_named(name)} is at least as strong as {attack_named(single)}"
+            checks.append((title, accuracy[name] <= accuracy[single]))
+    for name in accuracy:
+        attack, control = attack_named(name), f"noise-{name.partition('-')[2]}"
+        if attack is not None and name != control and control in accuracy:
+            checks.append((f"{attack} is stronger than random noise of its norm", accuracy[name] < accuracy[control]))
     return checks

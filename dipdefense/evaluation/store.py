@@ -1,123 +1,63 @@
 """Where outcomes are kept: one embedded database, which a kill in the middle of a write leaves readable.
 
-A run is known by a hash of everything that decides its outcomes, so outcomes of different configurations never mix.
-What merely accompanied the work (commit, versions, hardware, command, time) belongs to a session, and every record
-says in which session it was made. The number of images belongs to neither: images come in one seeded order, and a
-longer run goes on where a shorter one stopped.
+A run is known by a hash of everything that decides its outcomes, so outcomes of different configurations never mix. An
+image is known by its id and by a digest of its pixels and label, and never by the other images of its data set. The
+commit, versions, hardware, command and time belong to a session, and every record names its session. The number of
+images belongs to neither: images come in one seeded order, and a longer run resumes where a shorter one stopped.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
+
+from dipdefense.evaluation import earlier
+from dipdefense.evaluation.records import COLUMNS, Key, Record, Run, as_json, check_record, identity
 
 # Raised whenever the tables below change.
-_LAYOUT = 1
+_LAYOUT = 2
 
-_TABLES = """
-CREATE TABLE runs (run TEXT PRIMARY KEY, configuration TEXT NOT NULL) STRICT;
-CREATE TABLE sessions (session INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs, circumstances TEXT NOT NULL)
-    STRICT;
+_RECORDS = """
 CREATE TABLE records (
     run TEXT NOT NULL REFERENCES runs,
     condition TEXT NOT NULL, defence TEXT NOT NULL, budget INTEGER NOT NULL, seed INTEGER NOT NULL,
-    position INTEGER NOT NULL, image TEXT NOT NULL,
+    position INTEGER NOT NULL, image TEXT NOT NULL, content TEXT NOT NULL,
     label INTEGER NOT NULL, prediction INTEGER NOT NULL, confidence REAL,
     loss REAL, status TEXT NOT NULL, seconds REAL NOT NULL,
     session INTEGER NOT NULL REFERENCES sessions,
     correct INTEGER GENERATED ALWAYS AS (prediction = label) VIRTUAL,
-    PRIMARY KEY (run, condition, defence, budget, seed, image)
-) STRICT;
+    PRIMARY KEY (run, condition, defence, budget, seed, image, content)
+) STRICT
 """
-
-
-class Key(NamedTuple):
-    """What one outcome is the outcome of, within a run."""
-
-    condition: str
-    defence: str
-    budget: int
-    seed: int
-    image: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """The outcome of one image, under one condition, behind one defence, at one budget, with one seed.
-
-    Attributes:
-        condition: "clean", or the attack and its ε in 1/255, such as "fgsm-5".
-        defence: "none", "randomisation" or "dip".
-        budget: DIP iterations, or passes of randomisation; 0 for no defence.
-        seed: the run's seed that this draw of the defence derives from; the first one where nothing is drawn.
-        position: the image's place in the run's order, from 0.
-        image: the image's name in its data set.
-        label: its class index.
-        prediction: the predicted class index; −1 where the classifier's output was not finite.
-        confidence: the true class's, in [0, 1]; None where the output was not finite.
-        loss: mean squared error of the reconstruction at this budget; None for other defences or if not finite.
-        status: "ok" or "diverged".
-        seconds: the image's share of the time that defending and classifying its batch took.
-        session: who made it; see ``Store.sessions``.
+_TABLES = (
+    "CREATE TABLE runs (run TEXT PRIMARY KEY, configuration TEXT NOT NULL) STRICT",
     """
+    CREATE TABLE sessions (session INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs, circumstances TEXT NOT NULL)
+    STRICT
+    """,
+    _RECORDS,
+)
 
-    condition: str
-    defence: str
-    budget: int
-    seed: int
-    position: int
-    image: str
-    label: int
-    prediction: int
-    confidence: float | None
-    loss: float | None
-    status: str
-    seconds: float
-    session: int = field(default=0)
-
-    @property
-    def key(self) -> Key:
-        """What identifies it within its run."""
-        return Key(self.condition, self.defence, self.budget, self.seed, self.image)
-
-    @property
-    def correct(self) -> bool:
-        """Whether the prediction is the label."""
-        return self.prediction == self.label
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: "another process has been writing to it all the while; let it end, then call again",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable, or give another folder",
+    sqlite3.SQLITE_CANTOPEN: "make the file and its folder writable, or give another folder",
+    sqlite3.SQLITE_FULL: "free some space and call again; everything stored before is kept",
+    sqlite3.SQLITE_IOERR: "check the disk and call again; everything stored before is kept",
+    sqlite3.SQLITE_CORRUPT: "move the file away; a new store takes up the exported records beside it",
+    sqlite3.SQLITE_NOTADB: "this is no store of outcomes; give another folder, or move the file away",
+    sqlite3.SQLITE_ERROR: "this database has other tables than a store of outcomes; give another folder",
+}
 
 
-COLUMNS = tuple(f.name for f in fields(Record))
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that is stored of one run: all that a report is made from.
-
-    Attributes:
-        configuration: what decides the outcomes.
-        records: by position, then condition, defence, budget and seed.
-        sessions: the circumstances of each session that made one of the records.
-    """
-
-    configuration: Mapping[str, Any]
-    records: tuple[Record, ...]
-    sessions: Mapping[int, Mapping[str, Any]]
-
-
-def identity(configuration: Mapping[str, Any]) -> str:
-    """The hash that a configuration is known by: the first 16 hexadecimal digits of SHA-256 of its canonical JSON.
-
-    Example:
-        >>> identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1})
-        True
-    """
-    return hashlib.sha256(_json(configuration).encode()).hexdigest()[:16]
+class StoreError(Exception):
+    """A store that cannot be used; the message names the file, the problem, and the way out."""
 
 
 class Store:
@@ -125,13 +65,15 @@ class Store:
 
     Every write is one transaction that is on the disk before the call returns; a process that is killed inside one
     leaves the file as it was before. Several processes may use one file, on one machine: SQLite's write-ahead log
-    does not work across a network file system.
+    does not work across a network file system. A file of an earlier layout is upgraded when it is opened.
 
     Args:
         path: the file; made, with its folders, where it does not exist.
+        patience: seconds to wait for another process that is writing.
 
     Raises:
-        ValueError: the file was made by another version of this library, with other tables.
+        StoreError: here and from every method: the file cannot be read or written, or is no store that this version
+            of the library reads.
 
     Example:
         >>> import tempfile
@@ -141,26 +83,36 @@ class Store:
         set()
     """
 
-    def __init__(self, path: Path | str) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.execute("PRAGMA foreign_keys = ON")
-        self._database.execute("BEGIN IMMEDIATE")
-        (layout,) = self._database.execute("PRAGMA user_version").fetchone()
-        if layout not in (0, _LAYOUT):
+    def __init__(self, path: Path | str, *, patience: float = 60) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._named():
+            self._database = sqlite3.connect(self.path, timeout=patience, isolation_level=None)
+        try:
+            self._execute("PRAGMA journal_mode = WAL")
+            self._execute("PRAGMA synchronous = FULL")
+            self._execute("PRAGMA foreign_keys = ON")
+            with self._transaction():
+                self._open_tables()
+        except BaseException:
             self._database.close()
-            raise ValueError(
-                f"{path} has layout {layout}, this version of dipdefense reads layout {_LAYOUT}; "
-                "measure into another file, or read it with the version that made it"
+            raise
+
+    def _open_tables(self) -> None:
+        ((layout,),) = self._execute("PRAGMA user_version")
+        if layout not in (0, 1, _LAYOUT):
+            raise StoreError(
+                f"{self.path} has layout {layout}, this version of dipdefense reads layout {_LAYOUT}; "
+                "measure into another folder, or read it with the version that made it"
             )
         if layout == 0:
-            for statement in _TABLES.split(";\n"):
-                self._database.execute(statement)
-            self._database.execute(f"PRAGMA user_version = {_LAYOUT}")
-        self._database.execute("COMMIT")
+            if self._execute("SELECT name FROM sqlite_master"):
+                raise StoreError(f"{self.path} is a database of something else; give another folder")
+            for statement in _TABLES:
+                self._execute(statement)
+        elif layout == 1:
+            earlier.upgrade(self._execute, _RECORDS)
+        self._execute(f"PRAGMA user_version = {_LAYOUT}")
 
     def __enter__(self) -> Self:
         """Nothing more to open."""
@@ -179,7 +131,7 @@ class Store:
             configuration: everything that decides an outcome, in types that JSON has.
         """
         run = identity(configuration)
-        self._database.execute("INSERT OR IGNORE INTO runs VALUES (?, ?)", (run, _json(configuration)))
+        self._execute("INSERT OR IGNORE INTO runs VALUES (?, ?)", run, as_json(configuration))
         return run
 
     def open_session(self, run: str, circumstances: Mapping[str, Any]) -> int:
@@ -189,37 +141,70 @@ class Store:
             run: from ``open_run``.
             circumstances: commit, versions, hardware and the like, in types that JSON has.
         """
-        cursor = self._database.execute("INSERT INTO sessions VALUES (NULL, ?, ?)", (run, _json(circumstances)))
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        statement = "INSERT INTO sessions VALUES (NULL, ?, ?) RETURNING session"
+        ((session,),) = self._execute(statement, run, as_json(circumstances))
+        return int(session)
 
     def add(self, run: str, records: Iterable[Record]) -> None:
-        """Store outcomes that became known together, all or none; one that is there already stays as it is."""
-        marks = ", ".join("?" * (len(COLUMNS) + 1))
-        statement = f"INSERT OR IGNORE INTO records (run, {', '.join(COLUMNS)}) VALUES ({marks})"
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            self._database.executemany(statement, [(run, *astuple(record)) for record in records])
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+        """Store outcomes that became known together, all or none; one that is there already stays as it is.
+
+        Raises:
+            ValueError: a field of a record is of another type or out of range.
+        """
+        checked = [check_record(vars(record)) for record in records]
+        with self._transaction():
+            self._insert(run, checked)
 
     def restore(self, exported: Run) -> None:
         """Take over the outcomes of an export that are not here yet, with the circumstances they were made in."""
         run = self.open_run(exported.configuration)
-        done = self.done(run)
-        missing = [record for record in exported.records if record.key not in done]
-        sessions = {
-            number: self.open_session(run, exported.sessions[number])
-            for number in sorted({record.session for record in missing})
-        }
-        self.add(run, [replace(record, session=sessions[record.session]) for record in missing])
+        with self._transaction():
+            done = self.done(run)
+            # One that was stored without a digest is the same outcome, whatever digest the image has been given since.
+            named = {key[:-1] for key in done}
+            missing = [
+                record
+                for record in exported.records
+                if record.key not in done and (record.content or record.key[:-1] not in named)
+            ]
+            sessions = {
+                number: self.open_session(run, exported.sessions[number])
+                for number in sorted({record.session for record in missing})
+            }
+            self._insert(run, (replace(record, session=sessions[record.session]) for record in missing))
+
+    def adopt(self, run: str, images: Mapping[str, tuple[int, str]]) -> list[str]:
+        """Give outcomes that were stored without a digest that of the image now found under their name.
+
+        Args:
+            run: from ``open_run``.
+            images: by id, the label and the content's digest of each.
+
+        Returns:
+            The ids of those that have outcomes of another label or content, which stay stored and are not used.
+        """
+        changed = []
+        with self._transaction():
+            stored: dict[str, set[tuple[int, str]]] = {}
+            statement = "SELECT DISTINCT image, label, content FROM records WHERE run = ?"
+            for image, label, content in self._execute(statement, run):
+                stored.setdefault(image, set()).add((label, content))
+            for image, (label, content) in images.items():
+                others = stored.get(image, set()) - {(label, ""), (label, content)}
+                if others:
+                    changed.append(image)
+                elif (label, "") in stored.get(image, set()):
+                    statement = "UPDATE OR IGNORE records SET content = ? WHERE run = ? AND image = ? AND content = ''"
+                    self._execute(statement, content, run, image)
+        return changed
 
     def done(self, run: str) -> set[Key]:
-        """What need not be done again."""
-        rows = self._database.execute(f"SELECT {', '.join(Key._fields)} FROM records WHERE run = ?", (run,))
-        return {Key(*row) for row in rows}
+        """The outcomes that are stored."""
+        return {Key(*row) for row in self._execute(f"SELECT {', '.join(Key._fields)} FROM records WHERE run = ?", run)}
+
+    def is_empty(self) -> bool:
+        """Whether no outcome of any run is stored."""
+        return not self._execute("SELECT 1 FROM records LIMIT 1")
 
     def load(self, run: str) -> Run:
         """All that is stored of a run.
@@ -227,44 +212,53 @@ class Store:
         Raises:
             ValueError: there is no such run in this file.
         """
-        found = self._database.execute("SELECT configuration FROM runs WHERE run = ?", (run,)).fetchone()
-        if found is None:
-            known = ", ".join(key for (key,) in self._database.execute("SELECT run FROM runs")) or "none"
-            raise ValueError(f"no run {run!r} is stored here; there are: {known}")
-        rows = self._database.execute(
+        found = self._execute("SELECT configuration FROM runs WHERE run = ?", run)
+        if not found:
+            known = ", ".join(key for (key,) in self._execute("SELECT run FROM runs")) or "none"
+            raise ValueError(f"no run {run!r} is stored in {self.path}; there are: {known}")
+        rows = self._execute(
             f"SELECT {', '.join(COLUMNS)} FROM records WHERE run = ? "
             "ORDER BY position, condition, defence, budget, seed",
-            (run,),
+            run,
         )
         records = tuple(Record(**dict(zip(COLUMNS, row, strict=True))) for row in rows)
-        sessions = self._database.execute(
+        sessions = self._execute(
             "SELECT session, circumstances FROM sessions WHERE run = ?1 AND session IN "
             "(SELECT session FROM records WHERE run = ?1) ORDER BY session",
-            (run,),
+            run,
         )
-        return Run(json.loads(found[0]), records, {session: json.loads(text) for session, text in sessions})
+        return Run(json.loads(found[0][0]), records, {session: json.loads(text) for session, text in sessions})
 
+    def _insert(self, run: str, records: Iterable[Record]) -> None:
+        marks = ", ".join("?" * (len(COLUMNS) + 1))
+        statement = f"INSERT OR IGNORE INTO records (run, {', '.join(COLUMNS)}) VALUES ({marks})"
+        rows = [(run, *astuple(record)) for record in records]
+        with self._named():
+            self._database.executemany(statement, rows)
 
-def export(run: Run, path: Path) -> None:
-    """Write a run as lines of JSON: its configuration and sessions first, then one record a line."""
-    head = {"configuration": run.configuration, "sessions": run.sessions}
-    lines = [_json(head), *(_json(dict(zip(COLUMNS, astuple(record), strict=True))) for record in run.records)]
-    path.write_text("\n".join(lines) + "\n")
+    def _execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with self._named():
+            return self._database.execute(statement, parameters).fetchall()
 
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            # A full disk has rolled it back already, and a broken one cannot; what is stored is safe either way.
+            with contextlib.suppress(sqlite3.Error):
+                self._database.execute("ROLLBACK")
+            raise
 
-def read_export(path: Path) -> Run:
-    """The run that ``export`` wrote.
-
-    Raises:
-        ValueError: the file is no such export.
-    """
-    try:
-        head, *rows = (json.loads(line) for line in path.read_text().splitlines())
-        sessions = {int(session): circumstances for session, circumstances in head["sessions"].items()}
-        return Run(head["configuration"], tuple(Record(**row) for row in rows), sessions)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no exported run: {error!r}") from error
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """The one place where SQLite's errors, which never say of which file they are, become sentences."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            # An extended code has the plain one in its last byte.
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            advice = f"; {_ADVICE[code]}" if code in _ADVICE else ""
+            raise StoreError(f"{self.path}: {error}{advice}") from error

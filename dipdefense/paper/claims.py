@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dipdefense.config import PAPER_BUDGETS
-from dipdefense.evaluation.protocol import ADVERSARIES, PASSES, condition_title
+from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.statistics import Cell, Paired, compare, holm
-from dipdefense.paper import published as paper
 from dipdefense.paper.labels import Column, column_title, percent
+from dipdefense.paper.published import CLAIMS, PUBLISHED, QUOTED, Published, printed_number
+from dipdefense.paper.tables import ADVERSARIES, PASSES
 
 CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "not decidable yet"
 LARGER, SAME, SMALLER = "larger than published", "as published, within the interval", "smaller than published"
@@ -55,14 +56,14 @@ class Finding:
     details: Sequence[str]
 
 
-def findings(cells: Sequence[Cell], published: Sequence[paper.Published] = paper.PUBLISHED) -> list[Finding]:
+def findings(cells: Sequence[Cell], published: Sequence[Published] = PUBLISHED) -> list[Finding]:
     """What was found of each claim that the measured cells have something to say on; none without a reconstruction.
 
     The budgets that are compared are the first and last of the paper's, 500 and 1,000, where both were recorded, else
     the smallest and the largest.
 
     Args:
-        cells: from ``summarise``, of one run.
+        cells: from ``table_cells``.
         published: the numbers to set beside them.
     """
     budgets = sorted({cell.budget for cell in cells if cell.defence == "dip"})
@@ -74,7 +75,7 @@ def findings(cells: Sequence[Cell], published: Sequence[paper.Published] = paper
     *shorter, many = (("dip", budget) for budget in sorted(paperlike))
     few = shorter[:1]
     none, once, averaged = ("none", 0), ("randomisation", PASSES[0]), ("randomisation", PASSES[-1])
-    quoted = [p.condition for p in paper.PUBLISHED if p.source == paper.QUOTED and p.condition != "average"]
+    quoted = [p.condition for p in PUBLISHED if p.source == QUOTED and p.condition != "average"]
     unquoted = [name for name in ADVERSARIES if name not in quoted]
     rising = [name for name in ADVERSARIES if name != "fgsm-10"]
     claims: list[tuple[str, Sequence[str], Column, Sequence[Column]]] = [
@@ -110,7 +111,7 @@ def decide(
     pairs: Sequence[Comparison],
     *,
     missing: Sequence[str] = (),
-    published: Sequence[paper.Published] = paper.PUBLISHED,
+    published: Sequence[Published] = PUBLISHED,
 ) -> Finding:
     """Test a claim's comparisons together.
 
@@ -139,7 +140,7 @@ def decide(
 
 
 def _wording(name: str) -> str:
-    statement, place, quote = paper.CLAIMS[name]
+    statement, place, quote = CLAIMS[name]
     return f"{statement} ({place}{f': “{quote}”' if quote else ''})"
 
 
@@ -153,14 +154,14 @@ def _verdict(pair: Comparison, split: Paired, p: float) -> str:
     return CONFIRMED if more else CONTRADICTED
 
 
-def _published(pair: Comparison, published: Sequence[paper.Published]) -> str:
+def _published(pair: Comparison, published: Sequence[Published]) -> str:
     """What the paper has for both, if it has both."""
-    numbers = [paper.published(pair.condition, *cell.column, published) for cell in (pair.higher, pair.lower)]
+    numbers = [printed_number(pair.condition, *cell.column, published) for cell in (pair.higher, pair.lower)]
     known = [number for number in numbers if number]
     return f" (published {known[0].percent:.1f} against {known[1].percent:.1f})" if len(known) == len(numbers) else ""
 
 
-def _numbers(found: Found, published: Sequence[paper.Published]) -> Iterator[Finding]:
+def _numbers(found: Found, published: Sequence[Published]) -> Iterator[Finding]:
     """The fall on clean images and the average beside the published ones; the verdict is that of the last budget.
 
     The fall is from 100 %, for the images were chosen to be classified correctly.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from dipdefense.config import DIPConfig
-from dipdefense.evaluation.protocol import network
+from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.statistics import Cell
-from dipdefense.evaluation.store import Run
-from dipdefense.paper import published as paper
+from dipdefense.paper.published import reductions
 
 TITLES = {
     1: "Table 1: top-1 accuracy on clean images (defence-unaware evaluation)",
@@ -60,12 +59,17 @@ def published_title(defence: str, budget: int) -> str:
     return f"published: {column_title(defence, budget)}{', quoted' if defence == 'randomisation' else ''}"
 
 
+def network(run: Run) -> DIPConfig:
+    """The reconstruction's network, from the run's configuration."""
+    return DIPConfig.from_json(run.configuration["dip"])
+
+
 def banner(run: Run, cells: Sequence[Cell]) -> list[str]:
     """The warning that a setting is not the paper's, or nothing."""
     budgets = [budget for defence, budget in columns(cells) if defence == "dip"]
     # A network that nothing was drawn with reduces nothing.
-    config = network(run.configuration) if budgets else DIPConfig.paper()
-    reduced = paper.reductions(config, images=cells[0].n, budgets=budgets, shape=run.configuration["input"])
+    config = network(run) if budgets else DIPConfig.paper()
+    reduced = reductions(config, images=cells[0].n, budgets=budgets, shape=run.configuration["input"])
     return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}."] if reduced else []
 
 

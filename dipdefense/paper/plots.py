@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dipdefense.evaluation.protocol import ADVERSARIES, condition_title
-from dipdefense.evaluation.statistics import Cell, summarise
-from dipdefense.evaluation.store import Run
-from dipdefense.paper import published as paper
+from dipdefense.evaluation.protocol import condition_title
+from dipdefense.evaluation.records import Run
+from dipdefense.evaluation.statistics import Cell
 from dipdefense.paper.labels import (
     TITLES,
     Column,
@@ -22,6 +21,8 @@ from dipdefense.paper.labels import (
     shown,
     subject,
 )
+from dipdefense.paper.published import beside, printed_columns, printed_number
+from dipdefense.paper.tables import ADVERSARIES, table_cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,16 +41,16 @@ def bars(run: Run, *, table: int) -> Figure:
     Raises:
         ImportError: Matplotlib is missing.
     """
-    cells = shown(summarise(run.records))
+    cells = shown(table_cells(run))
     found = {(cell.condition, cell.column): cell for cell in cells}
     conditions = list(dict.fromkeys(cell.condition for cell in cells))
-    numbers = paper.beside(run.configuration["input"])
-    measured, published = columns(cells), paper.columns({cell.condition for cell in cells}, numbers)
+    numbers = beside(run.configuration["input"])
+    measured, published = columns(cells), printed_columns({cell.condition for cell in cells}, numbers)
     # A published number stands on the bar of its column, or in a place of its own after the bars if there is none.
     slots = list(dict.fromkeys([*measured, *published]))
     width = 1 / (len(slots) + 1.5)
     colours = {column: _colour(column, measured) for column in measured}
-    markers = dict(zip(paper.columns(("clean", "average")), "oX^sD", strict=True))
+    markers = dict(zip(printed_columns(("clean", "average")), "oX^sD", strict=True))
 
     figure = _figure(max(8.0, 2.0 + 0.17 * len(slots) * len(conditions)), 5.2)
     axes = figure.add_subplot()
@@ -66,7 +67,7 @@ def bars(run: Run, *, table: int) -> Figure:
             darker = (0.55 * red, 0.55 * green, 0.55 * blue)
             axes.errorbar(positions, heights, (below, above), fmt="none", ecolor=darker, elinewidth=1.2, zorder=3)
         if column in published:
-            pairs = [(x, paper.published(name, *column)) for x, name in zip(positions, conditions, strict=True)]
+            pairs = [(x, printed_number(name, *column)) for x, name in zip(positions, conditions, strict=True)]
             known = [(x, number.percent) for x, number in pairs if number]
             axes.plot(
                 *zip(*known, strict=True),
@@ -106,7 +107,7 @@ def accuracy_by_budget(run: Run) -> Figure:
     Raises:
         ImportError: Matplotlib is missing.
     """
-    cells = [cell for cell in summarise(run.records) if cell.condition != "average"]
+    cells = [cell for cell in table_cells(run) if cell.condition != "average"]
     figure = _figure(8.0, 5.8)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -158,7 +159,7 @@ def recovery_by_confidence(run: Run) -> Figure:
     clean = clean_confidences(run)
     if not clean:
         raise ValueError("recovery by confidence needs the undefended clean images, of which the run has none")
-    cells = shown(summarise(run.records))
+    cells = shown(table_cells(run))
     last = max(cell.budget for cell in cells if cell.defence == "dip")
     seed = min(record.seed for record in run.records)
     conditions = [name for name in _reconstructed(cells) if not name.startswith("noise")]

@@ -169,17 +169,19 @@ def beside(shape: Sequence[int]) -> tuple[Published, ...]:
     return PUBLISHED if min(shape[1:]) >= _COMPARABLE_SIDE else ()
 
 
-def published(condition: str, defence: str, budget: int, numbers: Sequence[Published] = PUBLISHED) -> Published | None:
+def printed_number(
+    condition: str, defence: str, budget: int, numbers: Sequence[Published] = PUBLISHED
+) -> Published | None:
     """The published number, of those given, for what was measured, or None where the paper has none.
 
     Example:
-        >>> published("fgsm-5", "dip", 1000).percent
+        >>> printed_number("fgsm-5", "dip", 1000).percent
         70.1
     """
     return next((p for p in numbers if (p.condition, p.defence, p.budget) == (condition, defence, budget)), None)
 
 
-def columns(conditions: Collection[str], numbers: Sequence[Published] = PUBLISHED) -> list[tuple[str, int]]:
+def printed_columns(conditions: Collection[str], numbers: Sequence[Published] = PUBLISHED) -> list[tuple[str, int]]:
     """The published columns, as (defence, budget) and in the paper's order, that have a number for these conditions."""
     wanted = {(p.defence, p.budget) for p in numbers if p.condition in conditions}
     return [(defence, budget) for defence, budget, *_ in _COLUMNS if (defence, budget) in wanted]

@@ -1,291 +1,169 @@
-"""Tables and plots of one run, from its records alone: text, Markdown, CSV and PNG.
-
-Every number has its n and its 95 % interval, and the published ones have columns of their own.
-"""
+"""Tables 1 and 2 of the paper: their conditions, their command line, and how they are measured."""
 
 from __future__ import annotations
 
-import csv
-import textwrap
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from statistics import median
-from typing import NamedTuple
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from dipdefense.evaluation.protocol import ADVERSARIES, condition_title, network
-from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread, summarise
-from dipdefense.evaluation.store import Run, export
-from dipdefense.paper import published as paper
-from dipdefense.paper.claims import findings
-from dipdefense.paper.labels import (
-    TITLES,
-    banner,
-    column_title,
-    columns,
-    percent,
-    published_title,
-    shown,
-    subject,
+import torch
+
+from dipdefense.attacks import TABLE_2, Attack
+from dipdefense.checks import Precision, check_backend, check_budgets
+from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.evaluation import (
+    Run,
+    Setting,
+    Subject,
+    command_line,
+    deep_image_prior,
+    measure,
+    open_subject,
+    randomisation,
+    undefended,
 )
-from dipdefense.paper.plots import accuracy_by_budget, bars, clean_confidences, recovery_by_confidence
+from dipdefense.evaluation.command_line import CONFIGS
+from dipdefense.evaluation.protocol import DEFENCES, condition_name
+from dipdefense.evaluation.statistics import Cell, summarise
+from dipdefense.paper.published import CLASSES, IMAGES, reductions
 
-STATEMENT = (
-    "Defence-unaware: the attacks were crafted on the undefended classifier, by an attacker who does not know of the "
-    "defence. Accuracy under such attacks is not robustness: randomisation falls to 0 % once the attacker averages "
-    "over its draws (Athalye et al. 2018), and nine adaptive test-time defences gained nothing significant over their "
-    "static models when attacked as what they are (Croce et al. 2022)."
-)
-_PAIRED = (
-    "On the same images: how many only the reconstruction classifies correctly : how many only the other does, and the "
-    "exact two-sided McNemar p of so uneven a split. First seed; not corrected for the number of comparisons."
-)
+PASSES = (1, 30)
+"""Passes of randomisation: one an image, and as many as the submission of Xie et al. 2017 averages."""
 
-_CLAIMS = (
-    "That one number is above another is tested on the same images (exact McNemar test, or sign test of an average; "
-    "two-sided, corrected within a claim by Holm's procedure; first seed; behind the numbers, how many images only the "
-    "first way gets right : how many only the second). Confirmed: all that the claim speaks of was measured and goes "
-    "its way with p < 0.05. Contradicted: a comparison goes the other way with p < 0.05. A published number is held "
-    "against the 95 % interval of the measured one; the verdict is that of the most iterations."
-)
-_REDUCED_CLAIMS = (
-    "The setting is reduced (see the top): a verdict is on this setting and neither confirms nor contradicts the paper."
-)
+_CONTROLS = tuple(Attack("noise", epsilon) for epsilon in (2, 5, 10))
+_ROUNDED = tuple(replace(attack, rounded=True) for attack in TABLE_2)
+CONDITIONS: dict[str, Attack | None] = {
+    condition_name(attack): attack for attack in (None, *TABLE_2, *_CONTROLS, *_ROUNDED)
+}
+"""Everything that a table's images may have gone through: nothing, an adversary of Table 2, noise of the same norm, or
+an adversary of Table 2 whose images were rounded to 8 bits."""
 
-# Budgets from which a curve is drawn.
-_CURVE = 4
+ADVERSARIES = tuple(condition_name(attack) for attack in TABLE_2)
+"""The conditions that Table 2 averages over."""
 
-Rows = Sequence[Sequence[str]]
-Numbers = Sequence[paper.Published]
+TABLES: dict[int, tuple[str, ...]] = {
+    1: ("clean", "bi-10"),
+    2: ("clean", *ADVERSARIES, *(condition_name(attack) for attack in _CONTROLS)),
+}
+"""The conditions of each table. Table 1 has one attack beside its clean images, for a defence's accuracy on those alone
+says nothing; both tables share their outcomes, so it costs nothing twice."""
 
 
-class Section(NamedTuple):
-    """A part of a report: paragraphs, then a table whose first row is its header, then a list.
+@dataclass(frozen=True, kw_only=True)
+class TableSetting(Setting):
+    """One table, as a command line asks for it.
 
-    An item's lines after its first are a list of their own below it.
+    Attributes:
+        table: 1 or 2.
+        config: the network of the reconstruction.
+        budgets: iterations.
+        conditions: keys of ``CONDITIONS``.
+        defences: of ``DEFENCES``.
+        precision: "auto", "fp32" or "bf16".
+        backend: "torch"; or, on an NVIDIA GPU, "cudagraphs" or "triton".
     """
 
-    title: str
-    paragraphs: Sequence[str] = ()
-    table: Rows = ()
-    items: Sequence[str] = ()
+    table: int
+    config: DIPConfig
+    budgets: tuple[int, ...]
+    conditions: tuple[str, ...]
+    defences: tuple[str, ...]
+    precision: Precision = "auto"
+    backend: Backend = "torch"
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be run."""
+        super().__post_init__()
+        check_budgets(self.budgets)
 
 
-def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
-    """Write table{1,2}.txt, .md, .csv, .png and .jsonl, the last with the records that all the others come from.
+def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | None = None) -> TableSetting:
+    """The setting that a command line asks for; what it leaves open follows from the device.
 
-    Of a run with the reconstruction at four budgets or more there are two figures besides: accuracy against the
-    budget, and, if it has the undefended clean images, recovery against their confidence.
+    A GPU gets the paper's network and budgets. A CPU gets a reduced setting that takes minutes, and every report of
+    it says so.
 
     Args:
-        run: from ``measure`` or, to write a report once more, from ``read_export``.
         table: 1 or 2.
-        folder: made if need be.
+        description: of the script, for ``--help``.
+        arguments: instead of the process's own.
+
+    Raises:
+        SystemExit: 2, after one line on stderr, if the arguments cannot be used.
+    """
+    parser = command_line.parser(description, command_line.add_subject, command_line.add_reconstruction)
+    add = parser.add_argument
+    add("--conditions", nargs="+", choices=CONDITIONS, metavar="CONDITION", help=f"of {', '.join(CONDITIONS)}")
+    add("--defences", nargs="+", choices=DEFENCES, default=DEFENCES, help="default: %(default)s")
+    given = command_line.parse(parser, partial(_defaults, table), arguments)
+    return TableSetting(
+        **command_line.subject_of(given),
+        table=table,
+        config=CONFIGS[given.config](),
+        budgets=tuple(given.budgets),
+        conditions=tuple(name for name in CONDITIONS if name in given.conditions),
+        defences=tuple(name for name in DEFENCES if name in given.defences),
+        precision=given.precision,
+        backend=given.backend,
+    )
+
+
+def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
+    """Complete the stored outcomes of a table in ``setting.out``, and return them; see ``evaluation.measure``.
+
+    Args:
+        setting: from ``parse_arguments``.
+        subject: from ``open_subject``; opened here where none is given.
+
+    Raises:
+        ValueError: there are fewer correctly classified images, or classes, than asked for; an export is none; or the
+            backend does not run on the device.
+        StoreError: the store cannot be read or written.
+        FileNotFoundError: there is no such data.
+        ImportError: an optional package is missing.
+    """
+    check_backend(setting.backend, torch.device(setting.device))
+    subject = subject or open_subject(setting)
+    config = subject.fitted(setting.config)
+    if "dip" in setting.defences and (
+        reduced := reductions(config, images=len(subject.chosen.indices), budgets=setting.budgets, shape=subject.shape)
+    ):
+        print(f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}.", file=sys.stderr)
+    reconstruction = deep_image_prior(
+        setting.budgets, config=config, precision=setting.precision, backend=setting.backend, device=setting.device
+    )
+    known = (undefended(), randomisation(PASSES), reconstruction)
+    return measure(
+        setting,
+        subject,
+        conditions={name: CONDITIONS[name] for name in setting.conditions},
+        defences=[defence for defence in known if defence.name in setting.defences],
+        # Of a table without the reconstruction, too: with it, the table is the same run.
+        configuration=reconstruction.settings,
+        exports="table*.jsonl",
+    )
+
+
+def table_cells(run: Run) -> list[Cell]:
+    """The cells of a run with those of the average over Table 2's adversaries, where all were measured.
 
     Raises:
         ValueError: there are no records, or not every image has been through everything.
-        ImportError: Matplotlib is missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    text, markdown, values, picture, records = (
-        folder / f"table{table}.{ending}" for ending in ("txt", "md", "csv", "png", "jsonl")
-    )
-    text.write_text(as_text(run, table=table))
-    markdown.write_text(as_markdown(run, table=table))
-    header, *rows = _one_number_a_line(summarise(run.records), _beside(run))
-    with values.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*header, "classifier", "setting"])
-        writer.writerows([*row, run.configuration["classifier"], "defence-unaware"] for row in rows)
-    bars(run, table=table).savefig(picture, dpi=150)
-    pictures = [picture]
-    if len({record.budget for record in run.records if record.defence == "dip"}) >= _CURVE:
-        pictures.append(folder / f"table{table}-budgets.png")
-        accuracy_by_budget(run).savefig(pictures[-1], dpi=150)
-        if clean_confidences(run):
-            pictures.append(folder / f"table{table}-confidence.png")
-            recovery_by_confidence(run).savefig(pictures[-1], dpi=150)
-    export(run, records)
-    return [text, markdown, values, *pictures, records]
+    return summarise(run.records, averaged=ADVERSARIES)
 
 
-def as_text(run: Run, *, table: int) -> str:
-    """The report for a terminal, with every number on a line of its own."""
-    lines: list[str] = []
-    for section in _sections(run, table, _one_number_a_line):
-        lines += [section.title, "=" * len(section.title)]
-        lines += [
-            line
-            for paragraph in section.paragraphs
-            for line in (*textwrap.wrap(paragraph, 110, break_on_hyphens=False), "")
-        ]
-        widths = [max(map(len, column)) for column in zip(*section.table, strict=True)]
-        for row in section.table:
-            padded = (value.ljust(width) for value, width in zip(row, widths, strict=True))
-            lines.append("  ".join(padded).rstrip())
-        for item in section.items:
-            first, *below = item.splitlines()
-            lines += textwrap.wrap(first, 110, initial_indent="- ", subsequent_indent="  ")
-            for line in below:
-                lines += textwrap.wrap(line, 110, initial_indent="  - ", subsequent_indent="    ")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def as_markdown(run: Run, *, table: int) -> str:
-    """The report in Markdown, laid out as the paper's table is, with the published numbers to the right."""
-    lines: list[str] = []
-    for section in _sections(run, table, _as_in_the_paper):
-        lines += [f"{'##' if lines else '#'} {section.title}", ""]
-        lines += [line for paragraph in section.paragraphs for line in (paragraph, "")]
-        if section.table:
-            header, *rows = (f"| {' | '.join(row)} |" for row in section.table)
-            lines += [header, "|" + " --- |" * len(section.table[0]), *rows, ""]
-        if section.items:
-            lines += [*("\n  - ".join(f"- {item}".splitlines()) for item in section.items), ""]
-    return "\n".join(lines)
-
-
-def headline(run: Run) -> str:
-    """A README's table, in Markdown: what was measured on what, and accuracy beside the published numbers."""
-    cells = shown(summarise(run.records))
-    header, *rows = (f"| {' | '.join(row)} |" for row in _as_in_the_paper(cells, _beside(run)))
-    rule = "|" + " --- |" * (header.count(" | ") + 1)
-    about = " ".join([*banner(run, cells), subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals."])
-    return "\n".join([about, "", header, rule, *rows])
-
-
-def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], Rows]) -> Iterator[Section]:
-    everything = summarise(run.records)
-    cells, published = shown(everything), _beside(run)
-    yield Section(TITLES[table], [*banner(run, cells), subject(run, cells), STATEMENT], _at_a_glance(cells))
-    seeds = max(len(cell.outcomes) for cell in cells)
-    captions = [
-        f"Published: {paper.CLASSIFIER}, n = {paper.IMAGES}; randomisation as quoted there, of another classifier."
-        if published
-        else "The published numbers are of ImageNet and of images many times as large; none stand here."
-    ]
-    captions += [f"Where the defence draws, the mean over {seeds} seeds."] if seeds > 1 else []
-    yield Section(
-        f"Accuracy in per cent, with Wilson 95 % intervals, n = {cells[0].n}", captions, layout(cells, published)
-    )
-    if len(pairs := _pairs(cells)) > 1:
-        yield Section("Paired comparisons", [_PAIRED], pairs)
-    if claims := findings(everything, published):
-        reduced = bool(banner(run, cells))
-        about = [subject(run, cells), _CLAIMS, *([_REDUCED_CLAIMS] if reduced else [])]
-        where = " in this setting" if reduced else ""
-        listed = ["\n".join([f"{c.verdict.upper()}{where}: {c.claim}", *c.details]) for c in claims]
-        yield Section("The paper's claims, for this classifier and setting", [" ".join(about)], items=listed)
-    yield _seeds(cells)
-    diverged = Counter(record.status for record in run.records)["diverged"]
-    checks = [f"{'passed' if passed else 'FAILED'}: {check}" for check, passed in sanity_checks(cells)]
-    yield Section(
-        "Sanity checks of the attacks, on the undefended classifier",
-        items=[*checks, f"{diverged} reconstructions diverged, and count as wrong"],
-    )
-    notes = list(paper.NOTES)
-    if any(cell.defence == "dip" for cell in cells):
-        notes += paper.about_parameters(network(run.configuration), run.configuration["input"])
-    yield Section("Notes", items=notes)
-    yield Section("How it was measured", items=list(_circumstances(run)))
-
-
-def _beside(run: Run) -> Numbers:
-    return paper.beside(run.configuration["input"])
-
-
-def _at_a_glance(cells: Sequence[Cell]) -> Rows:
-    """Undefended and defended, on clean images and under attack, and what it costs: always beside each other."""
-    found = {(cell.condition, cell.column): cell for cell in cells}
-    measured = {cell.condition for cell in cells}
-    attacked = [name for name in (*ADVERSARIES, "average") if name in measured]
-    glanced = [name for name in ("clean", *attacked[-1:]) if name in measured]
-    header = ["defence", *(condition_title(name) for name in glanced), "seconds an image"]
-    rows = []
-    for column in columns(cells):
-        seconds = median(cell.seconds for cell in cells if cell.column == column)
-        rows.append([column_title(*column), *(percent(found[name, column]) for name in glanced), f"{seconds:.3g}"])
-    return [header, *rows]
-
-
-def _one_number_a_line(cells: Sequence[Cell], published: Numbers) -> Rows:
-    """Every number by itself, for text and CSV."""
-    rows = [["condition", "defence", "n", "accuracy, %", "from", "to", "published, %", "by", "seconds an image"]]
-    for cell in cells:
-        percents = (f"{100 * share:.1f}" for share in (cell.accuracy, *cell.interval))
-        theirs = paper.published(cell.condition, *cell.column, published)
-        printed = [f"{theirs.percent:.1f}", theirs.source] if theirs else ["", ""]
-        titles = (condition_title(cell.condition), column_title(*cell.column))
-        rows.append([*titles, str(cell.n), *percents, *printed, f"{cell.seconds:.3g}"])
-    return rows
-
-
-def _as_in_the_paper(cells: Sequence[Cell], published: Numbers) -> Rows:
-    """A row for each condition; the measured columns, then the published ones."""
-    found = {(cell.condition, cell.column): cell for cell in cells}
-    measured = columns(cells)
-    printed = paper.columns({cell.condition for cell in cells}, published)
-    header = ["condition", *(column_title(*column) for column in measured)]
-    header += [published_title(*column) for column in printed]
-    rows = []
-    for condition in dict.fromkeys(cell.condition for cell in cells):
-        row = [condition_title(condition)]
-        for column in measured:
-            row.append(percent(found[condition, column]))
-        theirs = [paper.published(condition, *column, published) for column in printed]
-        rows.append([*row, *(f"{number.percent:.1f}" if number else "–" for number in theirs)])
-    return [header, *rows]
-
-
-def _pairs(cells: Sequence[Cell]) -> Rows:
-    """The reconstruction, at every budget, against no defence and against randomisation at its most passes."""
-    found = {(cell.condition, cell.column): cell for cell in cells}
-    others = [column for column in columns(cells) if column[0] == "none"]
-    others += [column for column in columns(cells) if column[0] == "randomisation"][-1:]
-    rows = [["condition", "defence", *(f"against {column_title(*other)}" for other in others)]]
-    for cell in cells:
-        if cell.defence == "dip" and cell.condition != "average":
-            tests = [compare(cell, found[cell.condition, other]) for other in others]
-            splits = [f"{more} : {less}, p = {p:.2g}" for more, less, p in tests]
-            rows.append([condition_title(cell.condition), column_title(*cell.column), *splits])
-    return rows
-
-
-def _seeds(cells: Sequence[Cell]) -> Section:
-    drawn = [column for column in columns(cells) if column[0] != "none"]
-    count = max(len(cell.outcomes) for cell in cells)
-    title = "Seeds of the defence"
-    if count == 1:
-        return Section(title, ["One seed: the spread over the defence's draws is unknown; --seed 0 1 2 measures it."])
-    found = {(cell.condition, cell.column): cell for cell in cells}
-    rows = [["condition", *(column_title(*column) for column in drawn)]]
-    for condition in dict.fromkeys(cell.condition for cell in cells):
-        numbers = [spread(found[condition, column].by_seed) for column in drawn]
-        rows.append(
-            [condition_title(condition), *(f"{100 * m:.1f} ± {100 * d:.1f}, {100 * w:.1f}" for m, d, w in numbers)]
-        )
-    return Section(title, [f"Mean ± standard deviation, and the worst, of {count} seeds, in per cent."], rows)
-
-
-def _circumstances(run: Run) -> Iterator[str]:
-    """The configuration, and every set of circumstances with the number of outcomes that it gave."""
-    for name, value in sorted(run.configuration.items()):
-        yield f"{name}: {_plain(value)}"
-    yield f"defence seeds: {', '.join(map(str, sorted({record.seed for record in run.records})))}"
-    alike: Counter[str] = Counter()
-    for session, outcomes in sorted(Counter(record.session for record in run.records).items()):
-        # Two sessions that differ in nothing but their time are one to a reader; the exported records tell them apart.
-        same = {name: value for name, value in run.sessions[session].items() if name != "started"}
-        alike[_plain(same)] += outcomes
-    for circumstances, outcomes in alike.items():
-        yield f"{outcomes} outcomes with {circumstances}"
-
-
-def _plain(value: object) -> str:
-    """A stored value, for readers."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(item)}" for name, item in sorted(value.items()))
-    if isinstance(value, list):
-        return f"({', '.join(map(_plain, value))})"
-    return f"{value:.6g}" if isinstance(value, float) else "all" if value is None else str(value)
+def _defaults(table: int, given: argparse.Namespace) -> dict[str, Any]:
+    """What a command line leaves open."""
+    if torch.device(given.device).type != "cpu":
+        images = {} if given.data is None else {"images": IMAGES, "classes": CLASSES}
+        return {"config": "paper", "budgets": PAPER_BUDGETS, "conditions": TABLES[table], "batch": 32} | images
+    # Under ten minutes on two cores, where an iteration takes about a tenth of a second.
+    budgets, conditions = {
+        1: ((250, 500, 750), TABLES[1]),
+        2: ((100, 200, 300), ("clean", *ADVERSARIES, "noise-10")),
+    }[table]
+    return {"config": "compact", "budgets": budgets, "conditions": conditions, "batch": 1, "images": 2}

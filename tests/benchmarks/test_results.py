@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import readme  # noqa: E402
 
 from dipdefense.evaluation import read_export  # noqa: E402
-from dipdefense.paper.tables import as_markdown  # noqa: E402
+from dipdefense.paper.report import as_markdown  # noqa: E402
 
 
 def test_the_readmes_tables_are_the_records() -> None:

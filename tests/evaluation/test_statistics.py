@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dipdefense.evaluation.statistics import mcnemar, spread, wilson
-from dipdefense.paper.published import NOTES, PUBLISHED, QUOTED, THIS_PAPER, published
+from dipdefense.paper.published import NOTES, PUBLISHED, QUOTED, THIS_PAPER, printed_number
 
 COUNTS = [(0, 1), (1, 1), (0, 20), (17, 20), (20, 20), (306, 500), (1, 500), (500, 500), (250, 500)]
 
@@ -90,15 +90,15 @@ def test_spread() -> None:
 
 def test_published_numbers_are_all_there_and_known_by_their_name() -> None:
     assert len(PUBLISHED) == 4 + 3 * 5 + 2 * 4 + 5
-    assert published("clean", "none", 0).percent == 100.0  # type: ignore[union-attr]
-    assert published("llci-10", "dip", 1000).percent == 78.5  # type: ignore[union-attr]
-    assert published("clean", "dip", 100) is None
-    assert published("bi-10", "randomisation", 1) is None
-    assert published("fgsm-2", "randomisation", 30) is None
-    quoted = published("fgsm-2", "randomisation", 1)
+    assert printed_number("clean", "none", 0).percent == 100.0  # type: ignore[union-attr]
+    assert printed_number("llci-10", "dip", 1000).percent == 78.5  # type: ignore[union-attr]
+    assert printed_number("clean", "dip", 100) is None
+    assert printed_number("bi-10", "randomisation", 1) is None
+    assert printed_number("fgsm-2", "randomisation", 30) is None
+    quoted = printed_number("fgsm-2", "randomisation", 1)
     assert quoted is not None
     assert quoted.percent == 65.1
-    assert quoted.source == QUOTED != published("fgsm-2", "dip", 500).source  # type: ignore[union-attr]
+    assert quoted.source == QUOTED != printed_number("fgsm-2", "dip", 500).source  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

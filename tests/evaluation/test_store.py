@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dipdefense.evaluation.store import Record, Store, export, identity, read_export
+from dipdefense.evaluation import Record, Store, StoreError
+from dipdefense.evaluation.records import identity
 
 CONFIGURATION = {"classifier": "tiny", "weights": "0123", "seed": 0, "method": {"channels": 4}}
 
@@ -63,7 +66,7 @@ def test_records_come_back_exactly_and_in_order(path: Path) -> None:
     assert list(stored.sessions.values()) == [{"commit": "c0ffee"}]
 
 
-def test_an_export_is_gone_on_with_in_a_store_of_its_own(path: Path) -> None:
+def test_a_store_takes_up_an_export(path: Path) -> None:
     run = fill(path, record("a"), record("b", position=1))
     with Store(path) as store:
         whole = store.load(run)
@@ -116,8 +119,10 @@ def test_records_that_cannot_be_stored_leave_none_of_their_batch(path: Path) -> 
     with Store(path) as store:
         session = max(store.load(run).sessions)
         bad = record("c", session=session, confidence="high")
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(ValueError, match="confidence must be a number in"):
             store.add(run, [record("b", session=session), bad])
+        with pytest.raises(StoreError, match="FOREIGN KEY"):
+            store.add(run, [record("b", session=session), record("c", session=session + 1)])
         assert {key.image for key in store.done(run)} == {"a"}
         store.add(run, [record("b", session=session)])
         assert {key.image for key in store.done(run)} == {"a", "b"}
@@ -141,14 +146,121 @@ def test_a_file_of_another_version_is_refused(path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(ValueError, match="has layout 99"):
+    with pytest.raises(StoreError, match=r"outcomes\.sqlite has layout 99"):
         Store(path)
+
+
+def occupied(path: Path) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE songs (title TEXT)")
+
+
+def no_database(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no database at all, but long enough to be taken for one" * 99)
+
+
+def other_tables(path: Path) -> None:
+    occupied(path)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 2")
+
+
+def damaged(path: Path) -> None:
+    fill(path, *(record(str(number)) for number in range(200)))
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    path.write_bytes(data)
+
+
+UNUSABLE = {
+    "another database": (occupied, "is a database of something else; give another folder"),
+    "no database": (no_database, "this is no store of outcomes"),
+    "a folder": (lambda path: path.mkdir(parents=True), "unable to open database file; make the file"),
+    "other tables": (other_tables, "no such table: records; this database has other tables"),
+    "damaged": (damaged, "malformed.*; move the file away"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), UNUSABLE.values(), ids=UNUSABLE)
+def test_an_unusable_file_is_named_with_the_way_out(path: Path, make: Callable[[Path], object], message: str) -> None:
+    make(path)
+    with pytest.raises(StoreError, match=f"outcomes.sqlite.*{message}"), Store(path) as store:
+        store.done("run")
+
+
+def test_another_databases_tables_stay_as_they_are(path: Path) -> None:
+    occupied(path)
+    with pytest.raises(StoreError):
+        Store(path)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("songs",)]
+
+
+@pytest.mark.parametrize(
+    ("pragma", "message"),
+    [("max_page_count = 1", "disk is full; free some space and call again"), ("query_only = ON", "readonly.*writable")],
+    ids=["full", "read-only"],
+)
+def test_a_write_that_fails_names_the_file_and_loses_nothing(path: Path, pragma: str, message: str) -> None:
+    run = fill(path, record("a"))
+    with Store(path) as store:
+        session = max(store.load(run).sessions)
+        store._database.execute(f"PRAGMA {pragma}")
+        with pytest.raises(StoreError, match=f"outcomes.sqlite: .*{message}"):
+            store.add(run, [record(f"b{number}", session=session) for number in range(999)])
+    with Store(path) as store:
+        assert {key.image for key in store.done(run)} == {"a"}
+
+
+def test_a_file_locked_by_another_process_is_named(path: Path) -> None:
+    fill(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match=r"outcomes.sqlite: database is locked; another process"):
+            Store(path, patience=0.05)
+
+
+def test_an_outcome_belongs_to_the_images_content(path: Path) -> None:
+    run = fill(path, record("a", content="old"), record("b", content="b"))
+    with Store(path) as store:
+        assert store.adopt(run, {"a": (3, "new"), "b": (3, "b"), "c": (3, "c")}) == ["a"]
+        session = max(store.load(run).sessions)
+        store.add(run, [record("a", content="new", prediction=5, session=session)])
+        assert {(r.image, r.content, r.prediction) for r in store.load(run).records} == {
+            ("a", "old", 3),
+            ("a", "new", 5),
+            ("b", "b", 3),
+        }
+
+
+def test_outcomes_without_a_digest_are_trusted_by_the_images_name_and_label(path: Path) -> None:
+    run = fill(path, record("a"), record("a", budget=4), record("b"))
+    with Store(path) as store:
+        assert store.adopt(run, {"a": (3, "found"), "b": (7, "found")}) == ["b"]
+        assert {(key.image, key.budget, key.content) for key in store.done(run)} == {
+            ("a", 2, "found"),
+            ("a", 4, "found"),
+            ("b", 2, ""),
+        }
+        # From now on another content is another image.
+        assert store.adopt(run, {"a": (3, "changed")}) == ["a"]
+
+
+def test_an_export_without_digests_adds_nothing_that_is_there_under_its_digest(path: Path) -> None:
+    run = fill(path, record("a"))
+    with Store(path) as store:
+        whole = store.load(run)
+        store.adopt(run, {"a": (3, "found")})
+        store.restore(whole)
+        assert [r.content for r in store.load(run).records] == ["found"]
 
 
 KILLED_INSIDE_A_WRITE = """
 import os, signal, sys
 from test_store import CONFIGURATION, record
-from dipdefense.evaluation.store import Store
+from dipdefense.evaluation import Store
 
 class Killer:
     def __init__(self, database):
@@ -192,20 +304,3 @@ def test_two_writers_at_once_lose_nothing(path: Path) -> None:
         writer.join()
     with Store(path) as store:
         assert len(store.done(store.open_run(CONFIGURATION))) == 80
-
-
-def test_an_export_is_read_back_as_it_was(path: Path, tmp_path: Path) -> None:
-    run = fill(path, record("a"), record("ü", position=1, confidence=None, loss=None))
-    with Store(path) as store:
-        stored = store.load(run)
-    export(stored, tmp_path / "records.jsonl")
-    assert read_export(tmp_path / "records.jsonl") == stored
-    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 3
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"configuration": {}}', '{"configuration": {}, "sessions": {}}\n{"a": 1}'])
-def test_what_is_no_export_is_refused(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="holds no exported run"):
-        read_export(path)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from test_report import made_up
 
-from dipdefense.evaluation.protocol import ADVERSARIES
-from dipdefense.evaluation.statistics import Cell, compare, holm, summarise
+from dipdefense.evaluation.statistics import Cell, compare, holm
 from dipdefense.paper.claims import (
     CONFIRMED,
     CONTRADICTED,
@@ -22,7 +21,8 @@ from dipdefense.paper.claims import (
     findings,
 )
 from dipdefense.paper.published import CLAIMS
-from dipdefense.paper.tables import as_markdown, as_text
+from dipdefense.paper.report import as_markdown, as_text
+from dipdefense.paper.tables import ADVERSARIES, table_cells
 
 ALL = ("clean", *ADVERSARIES, "average")
 
@@ -187,7 +187,7 @@ def test_the_fall_and_the_average_are_held_against_the_published_numbers() -> No
 
 
 def test_the_papers_own_numbers_bear_its_claims_out() -> None:
-    results = found(summarise(made_up(images=500).records))
+    results = found(table_cells(made_up(images=500)))
     for name in ("price", "gain", "iterations, clean", "average"):
         assert results[name].verdict == CONFIRMED
     for name in ("price, in points", "average, in per cent"):
@@ -200,7 +200,7 @@ def test_the_papers_own_numbers_bear_its_claims_out() -> None:
 
 
 def test_what_was_not_measured_is_said_and_claims_need_a_reconstruction() -> None:
-    results = found(summarise(made_up(budgets=(100, 200), conditions=("clean", "bi-10")).records))
+    results = found(table_cells(made_up(budgets=(100, 200), conditions=("clean", "bi-10"))))
     assert results["gain"].details[0].startswith("BI ε=10: DIP 200 ")
     assert results["gain"].details[1] == "not measured: FGSM ε=2, FGSM ε=5, FGSM ε=10, LLCI ε=10"
     assert not {"iterations, fgsm-10", "average", "randomisation"} & results.keys()

@@ -13,12 +13,12 @@ import pytest
 from test_runner import CONFIGURATION
 
 from dipdefense import DIPConfig
-from dipdefense.evaluation.protocol import ADVERSARIES, TABLES
-from dipdefense.evaluation.statistics import compare, sanity_checks, summarise, wilson
-from dipdefense.evaluation.store import Record, Run, read_export
-from dipdefense.paper import published as paper
+from dipdefense.evaluation import Record, Run, read_export
+from dipdefense.evaluation.statistics import compare, sanity_checks, wilson
 from dipdefense.paper.plots import bars
-from dipdefense.paper.tables import as_markdown, as_text, headline, write_report
+from dipdefense.paper.published import QUOTED, THIS_PAPER, printed_number
+from dipdefense.paper.report import as_markdown, as_text, headline, write_report
+from dipdefense.paper.tables import ADVERSARIES, TABLES, table_cells
 
 CIRCUMSTANCES = {"command": "python benchmarks/table2.py", "commit": "c0ffee", "hardware": "abacus", "torch": "2.15"}
 
@@ -39,7 +39,7 @@ def made_up(
     records = []
     for condition in conditions:
         for defence, budget in columns:
-            theirs = paper.published(condition, defence, budget)
+            theirs = printed_number(condition, defence, budget)
             share = theirs.percent / 100 if theirs else 0.95 if defence == "none" else 0.5
             for seed in seeds if defence != "none" else seeds[:1]:
                 for position in range(images):
@@ -96,7 +96,7 @@ def test_beside_small_images_no_published_number_stands() -> None:
     measured = ["no defence", "randomisation ×1", "randomisation ×30", "DIP 500", "DIP 750", "DIP 1000"]
     assert row(markdown, "## Accuracy", "condition") == ["condition", *measured]
     tables_and_claims = text[: text.index("Sanity checks")]
-    for words in (paper.THIS_PAPER, paper.QUOTED, "(published", ", published", "61.2"):
+    for words in (THIS_PAPER, QUOTED, "(published", ", published", "61.2"):
         assert words not in tables_and_claims
     assert "61.2" not in headline(run)
     labels = [entry.get_text() for entry in bars(run, table=2).legends[0].get_texts()]
@@ -105,17 +105,19 @@ def test_beside_small_images_no_published_number_stands() -> None:
 
 def test_the_average_is_over_the_adversaries_alone() -> None:
     run = made_up()
-    cells = summarise(run.records)
+    cells = table_cells(run)
     average = next(cell for cell in cells if cell.condition == "average" and cell.column == ("dip", 500))
     members = [r.correct for r in run.records if r.condition in ADVERSARIES and (r.defence, r.budget) == ("dip", 500)]
     assert len(members) == 200
     assert average.accuracy == pytest.approx(sum(members) / 200)
     assert average.n == 40
-    assert not any(cell.condition == "average" for cell in summarise(made_up(conditions=TABLES[2][:5]).records))
+    assert not any(cell.condition == "average" for cell in table_cells(made_up(conditions=TABLES[2][:5])))
 
 
 def test_conditions_stand_in_the_papers_order_with_the_controls_last() -> None:
-    order = list(dict.fromkeys(cell.condition for cell in summarise(reversed(made_up(images=1).records))))
+    made = made_up(images=1)
+    backwards = dataclasses.replace(made, records=made.records[::-1])
+    order = list(dict.fromkeys(cell.condition for cell in table_cells(backwards)))
     assert order == ["clean", *ADVERSARIES, "average", "noise-2", "noise-5", "noise-10"]
 
 
@@ -171,7 +173,7 @@ def test_the_appendixs_parameter_count_is_corrected_where_it_matters() -> None:
 def test_seeds_are_reported_with_mean_spread_and_worst() -> None:
     run = made_up(seeds=(0, 1, 2), conditions=("clean",))
     report = as_markdown(run, table=1)
-    (accuracies,) = [cell.by_seed for cell in summarise(run.records) if cell.column == ("dip", 500)]
+    (accuracies,) = [cell.by_seed for cell in table_cells(run) if cell.column == ("dip", 500)]
     assert len(set(accuracies)) > 1
     mean = sum(accuracies) / 3
     deviation = (sum((a - mean) ** 2 for a in accuracies) / 2) ** 0.5
@@ -194,7 +196,7 @@ def test_paired_tests_are_of_the_same_images_with_the_first_seed() -> None:
     shuffled = list(run.records)
     random.Random(1).shuffle(shuffled)
     for records in (run.records, shuffled):
-        cells = {cell.column: cell for cell in summarise(records)}
+        cells = {cell.column: cell for cell in table_cells(dataclasses.replace(run, records=tuple(records)))}
         split = compare(cells["dip", 1000], cells["randomisation", 30])[:2]
         assert split == (len(more), len(less))
         assert min(split) > 0
@@ -205,7 +207,7 @@ def test_paired_tests_are_of_the_same_images_with_the_first_seed() -> None:
 
 def test_a_failed_sanity_check_is_printed() -> None:
     run = made_up()
-    assert all(passed for _, passed in sanity_checks(summarise(run.records)) if "clean" not in _)
+    assert all(passed for _, passed in sanity_checks(table_cells(run)) if "clean" not in _)
     weak = [dataclasses.replace(r, prediction=3) if r.condition == "bi-10" else r for r in run.records]
     report = as_markdown(Run(run.configuration, tuple(weak), run.sessions), table=2)
     assert "- FAILED: BI ε=10 is at least as strong as FGSM ε=10" in report

@@ -10,11 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy.stats import spearmanr
 from test_report import made_up
 
-from dipdefense.evaluation.protocol import CONDITIONS as EVERY_CONDITION
-from dipdefense.evaluation.statistics import summarise, wilson
-from dipdefense.evaluation.store import Run
+from dipdefense.evaluation.records import Run
+from dipdefense.evaluation.statistics import wilson
 from dipdefense.paper.plots import accuracy_by_budget, recovery_by_confidence
-from dipdefense.paper.tables import write_report
+from dipdefense.paper.report import write_report
+from dipdefense.paper.tables import CONDITIONS as EVERY_CONDITION
+from dipdefense.paper.tables import table_cells
 
 CONDITIONS = ("clean", "fgsm-5", "bi-10")
 BUDGETS = (250, 500, 750, 1000)
@@ -35,7 +36,7 @@ def test_accuracy_by_budget_has_a_curve_a_condition_and_the_undefended_accuracy(
     (axes,) = accuracy_by_budget(run).axes
     curves = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
     assert sorted(curves) == ["BI ε=10", "FGSM ε=5", "clean", "clean, no defence"]
-    cells = {(c.condition, c.budget): c for c in summarise(run.records) if c.defence == "dip"}
+    cells = {(c.condition, c.budget): c for c in table_cells(run) if c.defence == "dip"}
     assert list(curves["BI ε=10"].get_xdata()) == list(BUDGETS)
     assert list(curves["BI ε=10"].get_ydata()) == [100 * cells["bi-10", budget].accuracy for budget in BUDGETS]
     assert len(axes.collections) == 3
@@ -46,9 +47,7 @@ def test_accuracy_by_budget_has_a_curve_a_condition_and_the_undefended_accuracy(
     assert curves["clean, no defence"].get_linestyle() == "--"
     assert set(curves["clean, no defence"].get_ydata()) == {100}
     attacked = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
-    assert attacked == [
-        100 * c.accuracy for c in summarise(run.records) if c.defence == "none" and c.condition != "clean"
-    ]
+    assert attacked == [100 * c.accuracy for c in table_cells(run) if c.defence == "none" and c.condition != "clean"]
     assert axes.figure.get_suptitle() == "Accuracy against the budget, n = 9 (defence-unaware attacks)"
     for words in ("REDUCED SETTING", "efficientnet-lite0"):
         assert words in axes.get_title(loc="left")

@@ -1,0 +1,238 @@
+"""The command line that the experiments' scripts share: arguments, usage errors before any work, and how a script ends.
+
+Example:
+    >>> given = parser("An experiment.", add_subject, add_reconstruction)
+    >>> given.parse_args(["--images", "20", "--device", "cpu"]).images
+    20
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Never, get_args
+
+import torch
+
+from dipdefense.checks import check_backend, check_budgets, operand_dtype
+from dipdefense.config import Backend, DIPConfig
+from dipdefense.evaluation.exports import ExportError
+from dipdefense.evaluation.store import StoreError
+
+CONFIGS = {
+    "paper": DIPConfig.paper,
+    "compact": DIPConfig.compact,
+    "architecture-1": DIPConfig.architecture_1,
+    "architecture-2": DIPConfig.architecture_2,
+}
+"""The networks that a command line has a name for."""
+
+_LARGEST_COUNT, _LARGEST_SEED = 2**31 - 1, 2**63 - 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> Never:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the arguments)\n")
+
+
+def parser(description: str | None, *groups: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
+    """A parser for a script.
+
+    Args:
+        description: the script's docstring.
+        groups: ``add_subject``, ``add_reconstruction``.
+    """
+    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for add in groups:
+        add(made)
+    return made
+
+
+def add_subject(to: argparse.ArgumentParser) -> None:
+    """Add the arguments of a ``Setting``: images, classifier, seeds, device, batch and folder."""
+    add = to.add_argument
+    add("--data", type=existing, help="images by class: a folder such as IMAGENET/val, or CIFAR-10 (default: packaged)")
+    add("--classifier", default="efficientnet-lite0", help="such as resnet18, the paper's (default: %(default)s)")
+    add("--weights", type=existing_file, help="file with the classifier's weights (default: those it comes with)")
+    add("--images", type=count, help="correctly classified images to take (the paper: 500)")
+    add("--classes", type=count, help="random classes to take them from (the paper: 200; default: all)")
+    add("--seed", type=seed, nargs="+", default=[0], help="the first chooses the images, each repeats the defences")
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=device, default=here, help="cpu, cuda or cuda:N (default here: %(default)s)")
+    add("--batch", type=count, help="images at once (default: 32 on a GPU, 1 on a CPU)")
+    default = Path("out")
+    add("--out", type=folder, default=default, help="folder of reports and stored outcomes (default: %(default)s)")
+
+
+def add_reconstruction(to: argparse.ArgumentParser) -> None:
+    """Add the arguments of the reconstruction: network, budgets, precision and backend."""
+    add = to.add_argument
+    add("--config", choices=CONFIGS, help="network of the reconstruction (default: paper on a GPU, else compact)")
+    add("--budgets", type=count, nargs="+", metavar="ITERATIONS", help="ascending (the paper: 500 750 1000)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the reconstruction's convolutions")
+    add("--backend", choices=get_args(Backend), default="torch", help="of the reconstruction (default: %(default)s)")
+
+
+def parse(
+    made: argparse.ArgumentParser,
+    defaults: Callable[[argparse.Namespace], dict[str, Any]],
+    arguments: Sequence[str] | None = None,
+) -> argparse.Namespace:
+    """Parse, with defaults that depend on what was given, and refuse what does not fit together.
+
+    Args:
+        made: from ``parser``.
+        defaults: from the arguments as given to the values of those that were left out.
+        arguments: instead of the process's own.
+
+    Raises:
+        SystemExit: 2, after one line on stderr, if the arguments cannot be used.
+    """
+    made.set_defaults(**defaults(made.parse_args(arguments)))
+    given = made.parse_args(arguments)
+    try:
+        folder(given.out)
+        if "budgets" in given:
+            check_budgets(given.budgets)
+            check_backend(given.backend, torch.device(given.device))
+            operand_dtype(given.precision, torch.device(given.device))
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        made.error(str(error))
+    return given
+
+
+def subject_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a ``Setting`` that a command line gave."""
+    return {
+        "data": given.data,
+        "classifier": given.classifier,
+        "weights": given.weights,
+        "images": given.images,
+        "classes": given.classes,
+        "seeds": tuple(dict.fromkeys(given.seed)),
+        "device": given.device,
+        "batch": given.batch,
+        "out": given.out,
+    }
+
+
+def count(text: str) -> int:
+    """An integer of at least 1."""
+    return _integer(text, 1, _LARGEST_COUNT)
+
+
+def seed(text: str) -> int:
+    """An integer in [0, 2**63)."""
+    return _integer(text, 0, _LARGEST_SEED)
+
+
+def device(text: str) -> str:
+    """The name of a device that this machine has."""
+    try:
+        found = torch.device(text)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text!r}")
+    if found.type == "cuda" and (found.index or 0) >= (there := torch.cuda.device_count()):
+        raise argparse.ArgumentTypeError(f"this machine has {there} CUDA devices, got {text!r}; cpu always works")
+    return text
+
+
+def existing(text: str) -> Path:
+    """The path of a file or folder that exists."""
+    if not text or not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"there is no file or folder {text!r}")
+    return Path(text)
+
+
+def existing_file(text: str) -> Path:
+    """The path of a file that exists."""
+    if not existing(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file")
+    return Path(text)
+
+
+def folder(text: str | Path) -> Path:
+    """A folder that can be written to, or can be made."""
+    path = Path(text)
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    try:
+        # The permissions alone do not tell: a file system may be read-only, and root may do everything else.
+        with tempfile.TemporaryFile(dir=nearest):
+            return path
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"the folder {str(path)!r} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def script(store: Path) -> Iterator[None]:
+    """End a script in one sentence where it is interrupted, or where a file cannot be used.
+
+    Args:
+        store: the file of the outcomes, from which the same command resumes.
+
+    Raises:
+        SystemExit: 130 after SIGINT (Ctrl-C), 143 after SIGTERM, 1 where a store, an export or a report cannot be read
+            or written.
+    """
+
+    def terminate(*_: object) -> Never:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    resumes = f"The outcomes so far are in {store}; the same command resumes from there."
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            yield
+    except KeyboardInterrupt:
+        _end(130, f"Interrupted. {resumes if store.exists() else 'Nothing was stored yet.'}")
+    except _TerminatedError:
+        _end(143, f"Terminated. {resumes if store.exists() else 'Nothing was stored yet.'}")
+    except (StoreError, ExportError) as error:
+        _end(1, f"error: {error}")
+    except OSError as error:
+        _end(1, f"error: {error}. {resumes}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """End a script in one sentence where its data, classifier or choice of images is refused.
+
+    Raises:
+        SystemExit: 2 instead of a ValueError, OSError or ImportError.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        _end(2, f"error: {error}")
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came."""
+
+
+def _end(code: int, sentence: str) -> Never:
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _integer(text: str, low: int, high: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be an integer from {low} to {high}, got {text!r}")
+    return value

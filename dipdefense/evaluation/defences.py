@@ -1,0 +1,131 @@
+"""Ways of classifying that are measured against each other: none, randomisation, and the reconstruction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dipdefense.checks import Precision, check_backend, operand_dtype
+from dipdefense.config import Backend, DIPConfig
+from dipdefense.purifier import DIPPurifier
+from dipdefense.randomization import RandomizationDefence
+
+
+class Outcome(NamedTuple):
+    """What came of a batch at one budget.
+
+    Attributes:
+        budget: iterations or passes.
+        scores: (N, classes) logits or log probabilities.
+        losses: (N,) mean squared errors of the reconstructions, or None.
+        status: one an image.
+        seconds: for the whole batch.
+    """
+
+    budget: int
+    scores: Tensor
+    losses: Tensor | None
+    status: Sequence[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Defence:
+    """A named way of classifying.
+
+    Attributes:
+        name: as records have it.
+        budgets: ascending.
+        classify: from (classifier, images, budgets, one seed an image) to the outcome at each of these budgets.
+        draws: whether the seeds matter.
+        settings: whatever decides its outcomes beside budgets and seeds; a run's configuration takes it up.
+    """
+
+    name: str
+    budgets: tuple[int, ...]
+    classify: Callable[[nn.Module, Tensor, Sequence[int], Sequence[int]], Iterator[Outcome]]
+    draws: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def undefended() -> Defence:
+    """The classifier alone."""
+
+    def classify(classifier: nn.Module, images: Tensor, *_: Sequence[int]) -> Iterator[Outcome]:
+        started = _clock(images)
+        scores = classifier(images)
+        yield Outcome(0, scores, None, ["ok"] * len(images), _clock(images) - started)
+
+    return Defence("none", (0,), classify, draws=False)
+
+
+def randomisation(passes: tuple[int, ...]) -> Defence:
+    """Xie et al. 2017; the budget is the number of passes that are averaged, and more begin with the draws of fewer."""
+
+    def classify(
+        classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
+    ) -> Iterator[Outcome]:
+        for budget in budgets:
+            started = _clock(images)
+            scores = RandomizationDefence(classifier, passes=budget, seed=seeds)(images)
+            yield Outcome(budget, scores, None, ["ok"] * len(images), _clock(images) - started)
+
+    return Defence("randomisation", passes, classify)
+
+
+def deep_image_prior(
+    budgets: tuple[int, ...],
+    *,
+    config: DIPConfig,
+    precision: Precision = "auto",
+    backend: Backend = "torch",
+    device: torch.device | str = "cpu",
+) -> Defence:
+    """The reconstruction of Kattamis et al. 2019: one run for all budgets, each of which is billed its iterations.
+
+    Args:
+        budgets: iterations, ascending.
+        config: with its number of scales; see ``Subject.fitted``.
+        precision: "auto", "fp32" or "bf16".
+        backend: of the reconstruction.
+        device: where it will run, which decides the precision.
+
+    Raises:
+        ValueError: the backend or the precision does not run on the device.
+    """
+    check_backend(backend, torch.device(device))
+    operands = operand_dtype(precision, torch.device(device))
+    # What really runs, never "auto": another precision or backend has other roundings or noise, and so its outcomes
+    # are another run's. A backend that the machine chooses must be resolved here, once, before anything is fitted.
+    settings = {"dip": asdict(config), "precision": str(operands).removeprefix("torch."), "backend": backend}
+
+    def classify(
+        classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
+    ) -> Iterator[Outcome]:
+        # The batch as it is, whatever memory is free today: cut otherwise, sums would be rounded otherwise.
+        purifier = DIPPurifier(budgets[-1], config=config, precision=precision, backend=backend, batch_size=len(images))
+        started = _clock(images)
+        run = purifier.reconstruct(images, budgets=budgets, seed=seeds)
+        fitting = _clock(images) - started
+        for budget, drawn in zip(run.budgets, run.images, strict=True):
+            started = _clock(images)
+            scores = classifier(drawn)
+            seconds = fitting * budget / budgets[-1] + _clock(images) - started
+            # Of this budget, not of the whole run: a network that diverges at 900 was still fine at 500.
+            finite = run.losses[:budget].isfinite().all(dim=0).tolist()
+            status = ["ok" if fine else "diverged" for fine in finite]
+            yield Outcome(budget, scores, run.losses[budget - 1], status, seconds)
+
+    return Defence("dip", budgets, classify, settings=settings)
+
+
+def _clock(images: Tensor) -> float:
+    """Seconds, once the device has done what it was told."""
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter()

@@ -1,0 +1,141 @@
+"""A measurement from images to stored outcomes, for any conditions and defences."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dipdefense
+from dipdefense.evaluation.defences import Defence
+from dipdefense.evaluation.exports import ExportError, read_export
+from dipdefense.evaluation.protocol import Condition
+from dipdefense.evaluation.provenance import circumstances, digest
+from dipdefense.evaluation.records import Key, Run
+from dipdefense.evaluation.runner import run
+from dipdefense.evaluation.store import Store
+from dipdefense.evaluation.subject import Setting, Subject
+
+STORE = "outcomes.sqlite"
+"""The file of stored outcomes in a report's folder."""
+
+
+def measure(
+    setting: Setting,
+    subject: Subject,
+    *,
+    conditions: Mapping[str, Condition | None],
+    defences: Sequence[Defence],
+    configuration: Mapping[str, Any] | None = None,
+    exports: str = "*.jsonl",
+) -> Run:
+    """Complete the store in ``setting.out`` with every outcome that is asked for, and return just those.
+
+    A measurement that was interrupted or killed resumes from the store when it is called again. A folder with no store
+    but with exported records, such as those of ``benchmarks/results``, is resumed from these.
+
+    Args:
+        setting: device, batch, seeds and folder.
+        subject: from ``open_subject``.
+        conditions: by name, such as ``{"clean": None, "fgsm-5": Attack("FGSM", 5)}``; the name decides the attack's
+            seeds, and outcomes of one name never mix with those of another.
+        defences: with the budgets of each.
+        configuration: whatever else decides the outcomes, in types that JSON has; two runs that differ never mix.
+        exports: a pattern of the names of the folder's exported records.
+
+    Returns:
+        The outcomes, positions as in ``subject``. Images that could not be read are left out, and named.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+        ExportError: an export is not as it was written, and there is no store that has its outcomes.
+        ValueError: none of the images can be read any more.
+    """
+    device = torch.device(setting.device)
+    identity = _identity(setting, subject) | dict(configuration or {})
+    for defence in defences:
+        identity |= defence.settings
+    with _resumed(setting.out, exports) as store:
+        done = run(
+            store,
+            identity,
+            circumstances(device) | {"batch": setting.batch},
+            data=subject.data,
+            chosen=subject.chosen,
+            classifier=subject.classifier,
+            conditions=conditions,
+            defences=defences,
+            seeds=setting.seeds,
+            device=device,
+            batch=setting.batch,
+            progress=setting.progress,
+        )
+        stored = store.load(done.key)
+    # The store may have more from other calls: images, conditions, budgets, seeds, or an image as it was before.
+    images = [image for image in zip(subject.ids, subject.chosen.contents, strict=True) if image[0] not in done.lost]
+    if not images:
+        raise ValueError("none of the chosen images can be read any more; see the warnings, and call again")
+    asked = {
+        Key(condition, defence.name, budget, seed, *image)
+        for condition in conditions
+        for defence in defences
+        for budget in defence.budgets
+        for seed in setting.seeds
+        for image in images
+    }
+    places = {image: place for place, image in enumerate(images)}
+    records = sorted(
+        (
+            replace(record, position=places[record.image, record.content])
+            for record in stored.records
+            if record.key in asked
+        ),
+        key=lambda record: (record.position, record.key),
+    )
+    sessions = {session: stored.sessions[session] for session in sorted({record.session for record in records})}
+    return Run(stored.configuration, tuple(records), sessions, (*subject.chosen.skipped, *done.lost))
+
+
+@contextlib.contextmanager
+def _resumed(folder: Path, exports: str) -> Iterator[Store]:
+    """The folder's store, with the outcomes of its exports taken up."""
+    path = folder / STORE
+    restored, broken = [], []
+    for file in sorted(folder.glob(exports)):
+        try:
+            restored.append(read_export(file))
+        except ExportError as error:
+            broken.append(error)
+    # Before a store is made, or the next call would take the new one for whole.
+    if broken and not path.exists():
+        raise broken[0]
+    with Store(path) as store:
+        for reason in broken:
+            if store.is_empty():
+                raise reason
+            warnings.warn(f"{reason}. The outcomes come from {path}", stacklevel=4)
+        for exported in restored:
+            store.restore(exported)
+        yield store
+
+
+def _identity(setting: Setting, subject: Subject) -> dict[str, Any]:
+    """What decides an outcome whatever the defence."""
+    classifier = subject.classifier
+    return {
+        "classifier": classifier.name,
+        "weights": digest(value.cpu().numpy().tobytes() for value in classifier.state_dict().values()),
+        "preprocess": str(classifier.preprocess),
+        "input": list(subject.shape),
+        "data": subject.source,
+        "classes": setting.classes,
+        "selection seed": setting.seeds[0],
+        # A seed gives other random numbers on another kind of device.
+        "device": torch.device(setting.device).type,
+        "dipdefense": dipdefense.__version__,
+    }

@@ -1,0 +1,87 @@
+"""The circumstances of a measurement: command, commit, hardware and versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dipdefense
+
+_ROOT = Path(dipdefense.__file__).parents[1]
+_PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "numpy")
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """Everything that accompanies the outcomes of this process without deciding them, in types that JSON has.
+
+    Args:
+        device: where it runs.
+    """
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        cpu = Path("/proc/cpuinfo")
+        models = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
+        hardware = f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "command": shlex.join(["python", _script(Path(sys.argv[0]).resolve()), *map(_without_folders, sys.argv[1:])]),
+        "commit": _commit(_ROOT),
+        "hardware": hardware,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of these bytes.
+
+    Example:
+        >>> digest([b"a", b"b"]) == digest([b"ab"])
+        True
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()[:16]
+
+
+def _script(path: Path) -> str:
+    """The script, from the checkout that it lies in; a package that is run is named by its folder."""
+    path = path.parent if path.name == "__main__.py" else path
+    return path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else path.name
+
+
+def _without_folders(word: str) -> str:
+    """An argument with the last component alone of a path in it: the rest says more of the machine than of the run.
+
+    Example:
+        >>> _without_folders("--data=/home/me/val"), _without_folders("/home/me/val"), _without_folders("--images=3")
+        ('--data=val', 'val', '--images=3')
+    """
+    if word.startswith("--"):
+        option, equals, value = word.partition("=")
+    else:
+        option, equals, value = (word[:2], "", word[2:]) if word.startswith("-") else ("", "", word)
+    return f"{option}{equals}{Path(value).name or value}"
+
+
+def _commit(root: Path) -> str:
+    """The commit of a checkout, "-dirty" if it was changed since; or that there is none."""
+    if not (root / ".git").exists():
+        return "installed, no checkout"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,29 @@
+"""A table of the paper from the command line to its written report."""
+
+from __future__ import annotations
+
+import sys
+
+from dipdefense.evaluation import STORE, command_line, open_subject
+from dipdefense.paper.report import write_report
+from dipdefense.paper.tables import measure_table, parse_arguments
+
+
+def reproduce(*, table: int, description: str) -> None:
+    """Read the command line, measure, write the report, and print it: all that table1.py and table2.py do.
+
+    Raises:
+        SystemExit: see ``command_line``: every end but the ordinary one.
+    """
+    setting = parse_arguments(table=table, description=description)
+    store = setting.out / STORE
+    with command_line.script(store):
+        with command_line.usage():
+            subject = open_subject(setting)
+            subject.fitted(setting.config)
+        run = measure_table(setting, subject)
+        text, *others = write_report(run, table=table, folder=setting.out)
+        print(text.read_text())
+        print("written:", *[text, *others], f"and {store}")
+        if run.skipped:
+            print(f"{len(run.skipped)} images could not be read and were skipped", file=sys.stderr)
