@@ -263,9 +263,9 @@ def test_output_that_is_not_finite_is_wrong_and_has_no_confidence(store: Store) 
 
 def test_a_divergence_counts_from_the_budget_where_it_happened(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def reconstruct(self: DIPPurifier, images: Tensor, **_: object) -> Reconstruction:
-        drawings = torch.stack([images, torch.full_like(images, torch.nan)])
+        outputs = torch.stack([images, torch.full_like(images, torch.nan)])
         losses = torch.tensor([[0.3], [0.2], [torch.nan], [torch.nan]])
-        return Reconstruction((2, 4), drawings, losses, ("diverged",))
+        return Reconstruction((2, 4), outputs, losses, ("diverged",), "torch")
 
     monkeypatch.setattr(DIPPurifier, "reconstruct", reconstruct)
     stored = tiny_run(store, images=1, batch=1, conditions=("clean",), defences=tiny_defences()[-1:])
