@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from abc import abstractmethod
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor, nn
 
+from dipdefense.arguments import choice, flag, several, shown
 from dipdefense.checks import Precision, Seed
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.purifier import DIPPurifier
@@ -21,44 +22,56 @@ from dipdefense.randomization import RandomResizePad
 Array = npt.NDArray[Any]
 ClipValues = Sequence[float | Array] | Array
 
-# ART's attacks leave the range now and then (PGD by rounding, NewtonFool by 6 % of it, ZOO by 28 %) and
-# are clipped. Values that are half the range away were not made by an attack: they are on another scale.
-_MARGIN = 0.5
 
-
+@dataclass(kw_only=True, eq=False)
 class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
     """What both defences share: layout, range and dtype on the way in and out, and checked parameters.
 
-    The module is built anew at every call, so the attributes are the only state, and pickle, copy and
-    ``set_params`` need no care of their own.
+    The fields are the parameters, the constructor's arguments and the only state: the module is built anew at every
+    call. So pickle, copy and ``set_params`` need no care of their own.
     """
 
-    params: ClassVar[list[str]] = ["clip_values", "channels_first", "apply_fit", "apply_predict"]
+    clip_values: ClipValues = (0.0, 1.0)
+    channels_first: bool = True
+    apply_fit: bool = False
+    apply_predict: bool = True
+    device_type: str = "gpu"
 
-    def __init__(
-        self,
-        *,
-        clip_values: ClipValues,
-        channels_first: bool,
-        apply_fit: bool,
-        apply_predict: bool,
-        device_type: str,
-    ) -> None:
-        super().__init__(is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict, device_type=device_type)
-        self.clip_values = clip_values
-        self.channels_first = channels_first
+    _defence: ClassVar[type[nn.Module]]
 
-    @abstractmethod
+    def __post_init__(self) -> None:
+        """Set up ART's part, and refuse what no call could work with.
+
+        Raises:
+            TypeError, ValueError: saying which parameter, what was expected and what came.
+        """
+        for name in ("channels_first", "apply_fit", "apply_predict"):
+            flag(name, getattr(self, name))
+        choice("device_type", self.device_type, ("gpu", "cpu"))
+        _check_clip_values(self.clip_values)
+        super().__init__(
+            is_fitted=True, apply_fit=self.apply_fit, apply_predict=self.apply_predict, device_type=self.device_type
+        )
+        self._module()
+
+    @property
+    def params(self) -> list[str]:
+        """The names of the parameters."""
+        return [field.name for field in dataclasses.fields(self)]
+
     def _module(self) -> nn.Module:
-        """The defence on (N, C, H, W) in [0, 1], built from the attributes; refuses bad ones."""
+        """The defence on (N, C, H, W) in [0, 1], built from its own parameters; refuses bad ones."""
+        shared = {field.name for field in dataclasses.fields(_ImagePreprocessor)}
+        own = {name: getattr(self, name) for name in self.params if name not in shared}
+        return self._defence(**own, out_of_range="clip")
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Defend a batch. ART's ``loss_gradient`` and ``class_gradient`` differentiate through this method.
 
         Args:
             x: (N, C, H, W), or (N, H, W, C) with ``channels_first=False``, of any real dtype, in ``clip_values``.
-                Attacks may step out: up to half the range outside is clipped, with the gradient of unclipped
-                values.
+                Attacks may step out: finite values outside are clipped, with the gradient of unclipped ones. A
+                warning says where most of them lie outside, as on another scale.
             y: labels.
 
         Returns:
@@ -67,27 +80,45 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
             does not cast. The other floats keep their dtype.
 
         Raises:
-            ValueError: ``x`` is no batch of images, or on another scale than ``clip_values``.
+            ValueError: ``x`` is no batch of finite images, or does not go with ``clip_values``.
         """
         if x.ndim != 4:
             layout = "channels, height, width" if self.channels_first else "height, width, channels"
             raise ValueError(
-                f"Unrecognized input dimension: {type(self).__name__} takes images of shape (batch, {layout}), "
-                f"got {tuple(x.shape)}; tabular data, audio and video are not supported"
+                f"Unrecognized input dimension: x must be images of shape (batch, {layout}), got {tuple(x.shape)}; "
+                "tabular data, audio and video are not supported"
             )
+        if x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(f"x must be images of real numbers, got {x.dtype}")
         if not x.is_floating_point() or x.dtype == torch.float64:
             x = x.float()
-        low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in self.clip_values)
-        images = self._clip((x - low) / (high - low), x)
+        low, high = (self._bound(bound, x) for bound in self.clip_values)
+        images = (x - low) / (high - low)
         if self.channels_first:
             images = self._module()(images)
         else:
             images = self._module()(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return images * (high - low) + low, y
 
+    def _bound(self, bound: float | Array, x: Tensor) -> Tensor:
+        """A bound that broadcasts against the images: one value a channel stands on the channels' axis."""
+        values = torch.as_tensor(bound, dtype=x.dtype, device=x.device)
+        if values.ndim == 1 and self.channels_first:
+            values = values[:, None, None]
+        try:
+            fits = np.broadcast_shapes(values.shape, x.shape) == x.shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"clip_values must be numbers or have one value a channel, got shape {np.shape(bound)} for images of "
+                f"shape {tuple(x.shape[1:])}"
+            )
+        return values
+
     def __call__(self, x: Array, y: Any = None) -> tuple[Array, Any]:
         """Defend an array, without gradients, on the device of ``device_type``; ``y`` comes back as it came."""
-        return super().__call__(x)[0], y
+        return super().__call__(_numbers(x))[0], y
 
     def set_params(self, **params: Any) -> None:
         """Change parameters by name; either all are valid or none is changed.
@@ -99,51 +130,29 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
         unknown = sorted(set(params) - set(self.params))
         if unknown:
             raise ValueError(f"{type(self).__name__} has no parameters {unknown}; it has {self.params}")
-        changed = copy.copy(self)
-        for name, value in params.items():
-            # ART keeps the two flags behind read-only properties.
-            setattr(changed, f"_{name}" if name.startswith("apply_") else name, value)
-        changed._check_params()
-        self.__dict__.update(changed.__dict__)
-
-    def _check_params(self) -> None:
-        """Refuse what no call could work with.
-
-        Raises:
-            TypeError, ValueError: saying which parameter, what was expected and what came.
-        """
-        for name in ("channels_first", "apply_fit", "apply_predict"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        bounds = self.clip_values
-        if not isinstance(bounds, (tuple, list, np.ndarray)) or len(bounds) != 2:
-            raise ValueError(
-                f"clip_values must be the classifier's, a pair (min, max) such as (0, 255), got {bounds!r}"
-            )
-        low, high = (np.asarray(bound, dtype=float) for bound in bounds)
-        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-            raise ValueError(f"clip_values must be finite with min < max, got {bounds!r}")
-        self._module()
-
-    def _clip(self, images: Tensor, x: Tensor) -> Tensor:
-        """Clip to [0, 1], or refuse in the caller's units."""
-        if images.numel() == 0:
-            return images
-        low, high = images.detach().aminmax()
-        if not (low >= -_MARGIN and high <= 1 + _MARGIN):
-            raise ValueError(
-                f"x must be finite and lie in clip_values={self.clip_values!r}, got values from "
-                f"{x.min():.4g} to {x.max():.4g}; give the classifier and its defence the data's clip_values"
-            )
-        # A clipped pixel keeps its gradient: without one, an attack could not bring it back.
-        return images + (images.clamp(0, 1) - images).detach()
-
-    def __repr__(self) -> str:
-        """The settings; ART prints them with the classifier."""
-        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.params)
-        return f"{type(self).__name__}({settings})"
+        self.__dict__.update(dataclasses.replace(self, **params).__dict__)
 
 
+def _numbers(x: object) -> Array:
+    array = np.asarray(x)
+    if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
+        raise TypeError(f"x must be an array of real numbers of at most 64 bits, got {shown(x)}")
+    return array
+
+
+def _check_clip_values(bounds: object) -> None:
+    expected = "the classifier's, a pair (min, max) such as (0, 255)"
+    pair = several("clip_values", bounds, expected=expected, most=2)
+    try:
+        low, high = (np.asarray(bound, dtype=float) for bound in pair)
+        fit = bool(np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all())
+    except (TypeError, ValueError, OverflowError):  # not two, no numbers, or shapes that do not go together
+        raise ValueError(f"clip_values must be {expected}, got {shown(bounds)}") from None
+    if not fit:
+        raise ValueError(f"clip_values must be finite with min < max, got {shown(bounds)}")
+
+
+@dataclass(eq=False)
 class DIPPreprocessor(_ImagePreprocessor):
     """`DIPPurifier` in front of an ART estimator, by default at prediction and not in training.
 
@@ -163,7 +172,7 @@ class DIPPreprocessor(_ImagePreprocessor):
         batch_size: images fitted at once, or "auto" to size it from free memory.
         precision: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
         backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
-        clip_values: (min, max) of the data: the classifier's. Numbers, or arrays that broadcast against an image.
+        clip_values: (min, max) of the data: the classifier's. Numbers, or arrays of one value a channel.
         channels_first: (N, C, H, W) if true, (N, H, W, C) otherwise.
         apply_fit: purify in ``fit``.
         apply_predict: purify in ``predict``, ``loss_gradient`` and ``class_gradient``.
@@ -180,61 +189,22 @@ class DIPPreprocessor(_ImagePreprocessor):
         ((1, 3, 32, 32), dtype('float32'))
     """
 
-    params: ClassVar[list[str]] = [
-        "iters",
-        "config",
-        "seed",
-        "batch_size",
-        "precision",
-        "backend",
-        *_ImagePreprocessor.params,
-    ]
+    iters: int = 1000
+    _: KW_ONLY
+    config: DIPConfig | None = None
+    seed: Seed = None
+    batch_size: int | Literal["auto"] = "auto"
+    precision: Precision = "auto"
+    backend: Backend = "auto"
 
-    def __init__(
-        self,
-        iters: int = 1000,
-        *,
-        config: DIPConfig | None = None,
-        seed: Seed = None,
-        batch_size: int | Literal["auto"] = "auto",
-        precision: Precision = "auto",
-        backend: Backend = "auto",
-        clip_values: ClipValues = (0.0, 1.0),
-        channels_first: bool = True,
-        apply_fit: bool = False,
-        apply_predict: bool = True,
-        device_type: str = "gpu",
-    ) -> None:
-        super().__init__(
-            clip_values=clip_values,
-            channels_first=channels_first,
-            apply_fit=apply_fit,
-            apply_predict=apply_predict,
-            device_type=device_type,
-        )
-        self.iters = iters
-        self.config = config
-        self.seed = seed
-        self.batch_size = batch_size
-        self.precision = precision
-        self.backend = backend
-        self._check_params()
-
-    def _module(self) -> DIPPurifier:
-        return DIPPurifier(
-            self.iters,
-            config=self.config,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            backend=self.backend,
-        )
+    _defence = DIPPurifier
 
     def estimate_gradient(self, x: Array, grad: Array) -> Array:  # noqa: ARG002
         """The identity, which ART asks for beside NumPy preprocessors; its default would purify once a class."""
         return grad
 
 
+@dataclass(kw_only=True, eq=False)
 class RandomizationPreprocessor(_ImagePreprocessor):
     """`RandomResizePad` (Xie et al. 2017) in front of an ART estimator, by default at prediction only.
 
@@ -261,27 +231,25 @@ class RandomizationPreprocessor(_ImagePreprocessor):
         (1, 3, 248, 248)
     """
 
-    params: ClassVar[list[str]] = ["seed", *_ImagePreprocessor.params]
+    seed: Seed = None
 
-    def __init__(
-        self,
-        *,
-        seed: Seed = None,
-        clip_values: ClipValues = (0.0, 1.0),
-        channels_first: bool = True,
-        apply_fit: bool = False,
-        apply_predict: bool = True,
-        device_type: str = "gpu",
-    ) -> None:
-        super().__init__(
-            clip_values=clip_values,
-            channels_first=channels_first,
-            apply_fit=apply_fit,
-            apply_predict=apply_predict,
-            device_type=device_type,
-        )
-        self.seed = seed
-        self._check_params()
+    _defence = RandomResizePad
 
-    def _module(self) -> RandomResizePad:
-        return RandomResizePad(seed=self.seed)
+    def estimate_gradient(self, x: Array, grad: Array) -> Array:
+        """Gradients with respect to ``x``, which ART asks for beside NumPy preprocessors.
+
+        With ``seed=None`` it is taken through draws of its own, the same for all classes: ART does not pass on those of
+        the forward call.
+
+        Args:
+            x: images as in `forward`.
+            grad: the gradient with respect to the defended images, with an axis of classes after the first for
+                per-class gradients.
+        """
+        inputs = torch.tensor(_numbers(x), dtype=torch.float32, device=self.device, requires_grad=True)
+        defended, _ = self.forward(inputs)
+        gradients = torch.tensor(grad, dtype=torch.float32, device=self.device)
+        per_class = gradients.ndim == defended.ndim + 1
+        rows = gradients.unbind(1) if per_class else (gradients,)
+        found = [torch.autograd.grad(defended, inputs, row, retain_graph=True)[0] for row in rows]
+        return (torch.stack(found, dim=1) if per_class else found[0]).cpu().numpy()

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from dipdefense.config import Backend, DIPConfig
+from dipdefense.arguments import choice, integer, several, shown
+from dipdefense.batches import ROUNDING, check_shape, check_tensor, clipped, scale_advice
+from dipdefense.config import MAX_ITERATIONS, Backend, DIPConfig
 
 Precision = Literal["auto", "fp32", "bf16"]
 Seed = int | Sequence[int] | None
+OutOfRange = Literal["raise", "clip"]
 
-# An image that was normalised and denormalised again misses [0, 1] by rounding; that is no reason to refuse it.
-_ROUNDING = 1e-4
+# More seeds than any batch that fits into memory has images.
+_MAX_SEEDS = 2**24
+_SEED = "an integer in [0, 2**63), one an image, or None"
 
 # Triton's kernels multiply in bf16.
 _TRITON_CAPABILITY = (8, 0)
@@ -57,14 +63,15 @@ def check_request(
     seed: Seed,
     precision: Precision,
     backend: Backend,
+    out_of_range: OutOfRange = "raise",
 ) -> Request:
-    """The one check of everything that a reconstruction takes; fresh seeds are drawn here where none are given.
+    """The one check of everything that a reconstruction takes; fresh seeds are sampled here where none are given.
 
     Raises:
         TypeError, ValueError: an argument is not as :func:`dipdefense.reconstruct` describes it.
     """
     config, budgets = check_config(config), check_budgets(budgets)
-    check_images(images, config)
+    images = check_images(images, config, out_of_range=out_of_range)
     operands = operand_dtype(precision, images.device)
     check_backend(backend, images.device)
     if backend == "auto" and (images.device.type != "cuda" or torch.version.cuda is None):
@@ -78,8 +85,7 @@ def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     Raises:
         ValueError: ``precision`` is unknown, or the device has no bf16.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f'precision must be "auto", "fp32" or "bf16", got {precision!r}')
+    choice("precision", precision, get_args(Precision))
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_bf16:
         raise ValueError(f'{device} has no bf16 arithmetic; use precision="fp32" or "auto"')
@@ -93,8 +99,7 @@ def check_backend(backend: Backend, device: torch.device | None = None) -> None:
     Raises:
         ValueError: it does not; the message says what is missing.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f'backend must be "auto", "torch", "cudagraphs" or "triton", got {backend!r}')
+    choice("backend", backend, get_args(Backend))
     if device is None or backend in ("auto", "torch") or (backend == "triton" and triton_interpreted()):
         return
     if backend == "triton" and importlib.util.find_spec("triton") is None:
@@ -126,54 +131,62 @@ def check_config(config: DIPConfig | None) -> DIPConfig:
         TypeError: anything else.
     """
     if not isinstance(config, DIPConfig | None):
-        raise TypeError(f"config must be a DIPConfig such as DIPConfig.compact(), or None, got {config!r}")
+        raise TypeError(f"config must be a DIPConfig such as DIPConfig.compact(), or None, got {shown(config)}")
     return config or DIPConfig()
 
 
 def check_budgets(budgets: Sequence[int]) -> tuple[int, ...]:
-    """The budgets as an ascending tuple.
+    """The budgets as an ascending tuple of Python's integers.
 
     Raises:
-        ValueError: there are none, one is no positive integer, or they do not ascend.
+        TypeError: no sequence, or one of them is no integer.
+        ValueError: there are none, one is outside [1, 1,000,000], or they do not ascend.
     """
-    budgets = tuple(budgets)
-    if not budgets:
+    expected = "a sequence of iteration counts such as (500, 750, 1000)"
+    given = several("budgets", budgets, expected=expected, most=MAX_ITERATIONS)
+    if not given:
         raise ValueError("budgets must name at least one iteration count, such as (500, 750, 1000); got none")
-    if any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in budgets):
-        raise ValueError(f"budgets must be integers of at least 1, got {budgets}")
-    if list(budgets) != sorted(set(budgets)):
-        raise ValueError(f"budgets must ascend and name no count twice, got {budgets}")
-    return budgets
+    checked = tuple(integer("each of the budgets", budget, low=1, high=MAX_ITERATIONS) for budget in given)
+    if any(later <= earlier for earlier, later in itertools.pairwise(checked)):
+        raise ValueError(f"budgets must ascend and name no count twice, got {shown(checked)}")
+    return checked
 
 
-def check_images(images: Tensor, config: DIPConfig | None = None) -> None:
+def check_images(images: Tensor, config: DIPConfig | None = None, *, out_of_range: OutOfRange = "raise") -> Tensor:
     """Refuse anything that is no batch of images in [0, 1] (and, given a configuration, large enough for it).
 
+    Args:
+        images: what came.
+        config: the method's numbers, where the images are to be reconstructed.
+        out_of_range: "clip" brings finite values that lie outside into [0, 1], with the gradient of unclipped ones,
+            so that an attack can bring a pixel back.
+
+    Returns:
+        The images, clipped where that was asked for and needed.
+
     Raises:
-        TypeError: not a tensor, or not of a floating dtype.
-        ValueError: wrong rank, too small, not finite, or outside [0, 1] by more than rounding (1e-4).
+        TypeError: not a dense tensor of floats.
+        ValueError: wrong shape, too small, not finite, or outside [0, 1] by more than rounding (1e-4).
     """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
-    if images.ndim != 4:
-        hint = "; add a batch axis with images[None]" if images.ndim == 3 else ""
-        raise ValueError(f"images must have shape (batch, channels, height, width), got {tuple(images.shape)}{hint}")
-    if not images.is_floating_point():
-        hint = "; divide uint8 images by 255" if images.dtype == torch.uint8 else ""
-        raise TypeError(f"images must be floating point in [0, 1], got {images.dtype}{hint}")
-    if images.shape[1] == 0:
-        raise ValueError(f"images must have at least one channel, got shape {tuple(images.shape)}")
+    choice("out_of_range", out_of_range, get_args(OutOfRange))
+    check_tensor(images)
+    check_shape(images.shape)
     if config is not None:
         config.scales_for(*images.shape[2:])
-    if images.numel() == 0:
-        return
+    if len(images) == 0:
+        return images
+    # A NaN anywhere is both the least and the greatest value.
     low, high = (bound.item() for bound in images.detach().aminmax())
-    if not torch.isfinite(images).all():
+    if not (math.isfinite(low) and math.isfinite(high)):
         bad = (~images.detach().flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise ValueError(f"images must be finite, but NaN or infinity is in the images at {bad}")
-    if low < -_ROUNDING or high > 1 + _ROUNDING:
-        hint = "uint8 values? divide by 255" if high > 2.9 and low >= 0 else "already normalised? undo mean and std"
-        raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g} ({hint} first)")
+    if out_of_range == "clip":
+        return clipped(images, low, high) if low < 0 or high > 1 else images
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ValueError(
+            f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {scale_advice(low, high)}"
+        )
+    return images
 
 
 def check_logits(logits: object, count: int) -> Tensor:
@@ -201,18 +214,19 @@ def check_logits(logits: object, count: int) -> Tensor:
     return logits
 
 
-def check_seed(seed: Seed) -> None:
-    """Refuse what is no seed.
+def check_seed(seed: Seed) -> int | tuple[int, ...] | None:
+    """The seed or seeds as Python's integers.
 
     Raises:
-        TypeError: not an integer, a sequence of integers or None.
+        TypeError: not an integer, integers or None.
         ValueError: a seed outside [0, 2**63).
     """
-    seeds = [] if seed is None else seed if isinstance(seed, Sequence) else [seed]
-    if isinstance(seed, str) or any(isinstance(s, bool) or not isinstance(s, int) for s in seeds):
-        raise TypeError(f"seed must be an integer, one integer an image, or None, got {seed!r}")
-    if any(not 0 <= s < 2**63 for s in seeds):
-        raise ValueError(f"seeds must lie in [0, 2**63), got {seed!r}")
+    if seed is None:
+        return None
+    scalar = isinstance(seed, int) or getattr(seed, "ndim", None) == 0
+    if isinstance(seed, Iterable) and not scalar:
+        return tuple(_seed(each) for each in several("seed", seed, expected=_SEED, most=_MAX_SEEDS))
+    return _seed(seed)
 
 
 def resolve_seeds(seed: Seed, count: int) -> list[int]:
@@ -221,10 +235,14 @@ def resolve_seeds(seed: Seed, count: int) -> list[int]:
     Raises:
         TypeError, ValueError: no seeds, or a sequence of another length than the batch.
     """
-    check_seed(seed)
-    if seed is None:
+    checked = check_seed(seed)
+    if checked is None:
         return torch.randint(2**63 - 1, (count,)).tolist()
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    seeds = [checked] * count if isinstance(checked, int) else list(checked)
     if len(seeds) != count:
         raise ValueError(f"seed must be one integer or one an image, got {len(seeds)} seeds for {count} images")
     return seeds
+
+
+def _seed(value: object) -> int:
+    return integer("seed", value, low=0, high=2**63 - 1, expected=_SEED)

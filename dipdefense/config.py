@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from dipdefense.arguments import integer, real, several
 
 MIN_SIDE = 32
 """Smallest height and width, in pixels, that any configuration accepts by default."""
@@ -15,6 +16,14 @@ Backend = Literal["auto", "torch", "cudagraphs", "triton"]
 
 PAPER_BUDGETS = (500, 750, 1000)
 """Iteration budgets of Tables 1 and 2 (Kattamis et al. 2019, appendix A.2)."""
+
+MAX_ITERATIONS = 1_000_000
+"""The largest budget that is accepted: a thousand times the paper's."""
+
+# Beyond any network that could be fitted; larger numbers are slips, and would end in a hang or far from their cause.
+_MAX_SCALES = 16
+_MAX_CHANNELS = 8192
+_MAX_REAL = 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +50,7 @@ class DIPConfig:
         norm_eps: added to the variance in batch normalisation (1e-5).
 
     Raises:
-        ValueError: a number is outside its range; the message names it.
+        TypeError, ValueError: something is no number, or outside its range; the message names it.
 
     Example:
         >>> DIPConfig().scales_for(224, 224)
@@ -65,25 +74,31 @@ class DIPConfig:
     def __post_init__(self) -> None:
         """Refuse numbers that no network could be built or fitted with."""
         if self.scales is not None:
-            _require_int("scales", self.scales, minimum=1)
-        _require_int("channels", self.channels, minimum=1)
-        _require_int("skip_channels", self.skip_channels, minimum=0)
-        _require_int("input_channels", self.input_channels, minimum=1)
+            self._set("scales", integer("scales", self.scales, low=1, high=_MAX_SCALES))
+        for name, low in {"channels": 1, "skip_channels": 0, "input_channels": 1}.items():
+            self._set(name, integer(name, getattr(self, name), low=low, high=_MAX_CHANNELS))
         for name in ("input_scale", "learning_rate", "adam_eps", "norm_eps"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive finite number, got {value!r}")
-        if not (math.isfinite(self.noise_std) and self.noise_std >= 0):
-            raise ValueError(f"noise_std must be zero or a positive finite number, got {self.noise_std!r}")
-        if not 0 <= self.leaky_slope < 1:
-            raise ValueError(f"leaky_slope must lie in [0, 1), got {self.leaky_slope!r}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas!r}")
+            expected = f"a positive number of at most {_MAX_REAL:g}"
+            self._set(name, real(name, getattr(self, name), expected=expected, holds=lambda x: 0 < x <= _MAX_REAL))
+        expected = f"zero or a positive number of at most {_MAX_REAL:g}"
+        noise_std = real("noise_std", self.noise_std, expected=expected, holds=lambda x: 0 <= x <= _MAX_REAL)
+        self._set("noise_std", noise_std)
+        slope = real("leaky_slope", self.leaky_slope, expected="a number in [0, 1)", holds=lambda x: 0 <= x < 1)
+        self._set("leaky_slope", slope)
+        expected = "two numbers in [0, 1)"
+        betas = several("betas", self.betas, expected=expected, most=2)
+        if len(betas) != 2:
+            raise ValueError(f"betas must be {expected}, got {self.betas!r}")
+        self._set("betas", tuple(real("betas", b, expected=expected, holds=lambda x: 0 <= x < 1) for b in betas))
+
+    def _set(self, name: str, value: object) -> None:
+        """Keep a checked number as Python's own: NumPy's are equal to it, but no JSON."""
+        object.__setattr__(self, name, value)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> DIPConfig:
         """The configuration whose ``dataclasses.asdict`` went through JSON, which makes lists of tuples."""
-        return cls(**{**stored, "betas": tuple(stored["betas"])})
+        return cls(**stored)
 
     @classmethod
     def paper(cls) -> DIPConfig:
@@ -148,8 +163,3 @@ class DIPConfig:
             total += 2 * merged
             total += (9 * merged * c + c + 2 * c) + (c * c + c + 2 * c)
         return total + c * image_channels + image_channels
-
-
-def _require_int(name: str, value: object, *, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")

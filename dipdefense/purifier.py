@@ -8,12 +8,15 @@ import functools
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from dipdefense.arguments import choice, flag, integer
+from dipdefense.batches import check_shape
 from dipdefense.checks import (
+    OutOfRange,
     Precision,
     Request,
     Seed,
@@ -24,12 +27,20 @@ from dipdefense.checks import (
     check_seed,
     operand_dtype,
 )
-from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.compiler import opaque, refuse_export
+from dipdefense.config import MAX_ITERATIONS, PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.engine.backends import chosen
 from dipdefense.engine.memory import images_that_fit, is_out_of_memory
 from dipdefense.reconstruct import Reconstruction, fit
 
 Gradient = Literal["straight-through", "none"]
+Purify = Callable[[Tensor, Seed], Tensor]
+
+_NO_GRADIENT = (
+    'DIPPurifier(gradient="none") has no gradient: its output is the end of an optimisation, not a differentiable '
+    'function of the input. Use gradient="straight-through" for the identity (BPDA), or attack the classifier alone '
+    "and replay"
+)
 
 
 class DIPPurifier(nn.Module):
@@ -40,7 +51,12 @@ class DIPPurifier(nn.Module):
     robustness against those who do.
 
     The module has no parameters and an empty ``state_dict``, so a classifier's checkpoint still loads, and it works
-    under ``no_grad``, ``inference_mode`` and ``autocast``. ``eval()`` changes nothing: fitting is what it does.
+    under ``no_grad``, ``inference_mode``, ``autocast`` and ``torch.func``. ``eval()`` changes nothing: fitting is what
+    it does. ``torch.compile`` leaves it as it is, and with it the whole of an ``nn.Sequential``: compile the classifier
+    by itself. Tracing and export raise.
+
+    ``torch.vmap`` over a further axis reconstructs all images at once, each with its own network: an integer seed is
+    every image's, one seed an image is taken at every place of that axis, and None gives each a fresh one.
 
     Args:
         iters: iterations; the paper tests 500, 750 and 1000.
@@ -49,6 +65,8 @@ class DIPPurifier(nn.Module):
             fresh seeds at every call from torch's default generator, which ``torch.manual_seed`` governs.
         batch_size: images fitted at once, or "auto" to size it from free memory. Where memory runs out all the same
             the chunk is halved and the work goes on.
+        out_of_range: "raise" refuses values outside [0, 1]; "clip" clips finite ones, for attacks that step out before
+            they clip. The gradient is the same, so that an attack can bring a pixel back.
         gradient: "straight-through": the backward pass is the identity (BPDA, Athalye et al. 2018), so white-box
             attacks get a usable gradient. "none": a backward pass raises.
         precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
@@ -58,6 +76,7 @@ class DIPPurifier(nn.Module):
     Raises:
         TypeError, ValueError: an argument is outside its range, at construction; the images are not as described,
             at the call and before any work.
+        RuntimeError: a call is being traced or exported.
 
     Shape:
         (N, C, H, W) floats in [0, 1], from 32 pixels a side, to the same shape, dtype and device.
@@ -75,31 +94,36 @@ class DIPPurifier(nn.Module):
         config: DIPConfig | None = None,
         seed: Seed = None,
         batch_size: int | Literal["auto"] = "auto",
+        out_of_range: OutOfRange = "raise",
         gradient: Gradient = "straight-through",
         precision: Precision = "auto",
         backend: Backend = "auto",
         progress: bool = False,
     ) -> None:
         super().__init__()
-        (self.iters,) = check_budgets((iters,))
-        if batch_size != "auto" and (type(batch_size) is not int or batch_size < 1):
-            raise ValueError(f'batch_size must be "auto" or an integer of at least 1, got {batch_size!r}')
-        if gradient not in ("straight-through", "none"):
-            raise ValueError(f'gradient must be "straight-through" or "none", got {gradient!r}')
+        choice("out_of_range", out_of_range, get_args(OutOfRange))
+        choice("gradient", gradient, get_args(Gradient))
         operand_dtype(precision, torch.device("cpu"))
         check_backend(backend)
-        check_seed(seed)
+        self.iters = integer("iters", iters, low=1, high=MAX_ITERATIONS)
         self.config = check_config(config)
-        self.seed = seed
-        self.batch_size = batch_size
+        self.seed = check_seed(seed)
+        self.batch_size = _check_batch_size(batch_size)
+        self.out_of_range = out_of_range
         self.gradient = gradient
         self.precision = precision
         self.backend = backend
-        self.progress = progress
+        self.progress = flag("progress", progress)
 
+    @opaque
     def forward(self, images: Tensor) -> Tensor:
         """Purify: (N, C, H, W) in [0, 1] to the same shape, dtype and device."""
-        run = self.reconstruct(images, budgets=(self.iters,))
+        refuse_export("DIPPurifier")
+        rule = _StraightThrough if self.gradient == "straight-through" else _NoGradient
+        return rule.apply(images, self._purify, self.seed)  # type: ignore[no-any-return]
+
+    def _purify(self, images: Tensor, seed: Seed) -> Tensor:
+        run = self.reconstruct(images, budgets=(self.iters,), seed=seed)
         diverged = [index for index, status in enumerate(run.status) if status == "diverged"]
         if diverged:
             warnings.warn(
@@ -108,9 +132,9 @@ class DIPPurifier(nn.Module):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        rule = _StraightThrough if self.gradient == "straight-through" else _NoGradient
-        return rule.apply(images, run.images[0])  # type: ignore[no-any-return]
+        return run.images[0]
 
+    @opaque
     def reconstruct(
         self,
         images: Tensor,
@@ -130,10 +154,10 @@ class DIPPurifier(nn.Module):
         """
         budgets = check_budgets(budgets)
         if budgets[-1] > self.iters:
-            raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets}")
+            raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets[-1]}")
         request = check_request(
             images, budgets=budgets, config=self.config, seed=self.seed if seed is None else seed,
-            precision=self.precision, backend=self.backend,
+            precision=self.precision, backend=self.backend, out_of_range=self.out_of_range,
         )  # fmt: skip
         chunk = images_that_fit(request) if self.batch_size == "auto" else self.batch_size
         # Once for all chunks: the last one may be smaller.
@@ -145,8 +169,14 @@ class DIPPurifier(nn.Module):
         """The settings that a printed model shows."""
         return (
             f"iters={self.iters}, gradient={self.gradient!r}, precision={self.precision!r}, backend={self.backend!r}, "
-            f"seed={self.seed}"
+            f"seed={self.seed}, out_of_range={self.out_of_range!r}"
         )
+
+
+def _check_batch_size(value: int | Literal["auto"]) -> int | Literal["auto"]:
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    return integer("batch_size", value, low=1, expected='"auto" or an integer of at least 1')
 
 
 @contextlib.contextmanager
@@ -184,28 +214,47 @@ def _in_chunks(request: Request, chunk: int, advance: Callable[[int], object]) -
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward: the purified images. Backward: the identity."""
+    """Forward: the purified images. Backward: the identity.
+
+    The purification happens inside, where no transform of ``torch.func`` sees it: those can neither differentiate the
+    fit nor ask a batched tensor for its range.
+    """
 
     @staticmethod
-    def forward(images: Tensor, purified: Tensor) -> Tensor:  # noqa: ARG004
-        return purified.clone()
+    def forward(images: Tensor, purify: Purify, seed: Seed) -> Tensor:
+        # Not a view: autograd would forbid to change the output in place.
+        return purify(images, seed).clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Nothing is needed of the forward pass."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
-        return gradient, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ARG004
+        return gradient, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # noqa: ARG004
+        return tangent.view_as(tangent)
+
+    @classmethod
+    def vmap(
+        cls, info: Any, in_dims: tuple[int, None, None], images: Tensor, purify: Purify, seed: Seed
+    ) -> tuple[Tensor, int]:
+        """All images as one batch, each with the seed that it would have by itself."""
+        stacked = images.movedim(in_dims[0], 0)
+        check_shape(stacked.shape[1:])
+        seeds = seed * info.batch_size if isinstance(seed, tuple) else seed
+        return cls.apply(stacked.flatten(0, 1), purify, seeds).unflatten(0, stacked.shape[:2]), 0
 
 
 class _NoGradient(_StraightThrough):
     """Forward: the purified images. Backward: an explanation."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
-        raise RuntimeError(
-            'DIPPurifier(gradient="none") has no gradient: its output is the end of an optimisation, not a '
-            'differentiable function of the input. Use gradient="straight-through" for the identity (BPDA), or '
-            "attack the classifier alone and replay"
-        )
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ARG004
+        raise RuntimeError(_NO_GRADIENT)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # noqa: ARG004
+        raise RuntimeError(_NO_GRADIENT)

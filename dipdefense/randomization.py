@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dipdefense.checks import Seed, check_images, check_logits, check_seed, resolve_seeds
+from dipdefense.arguments import choice, integer, shown
+from dipdefense.checks import OutOfRange, Seed, check_images, check_logits, check_seed, resolve_seeds
+from dipdefense.compiler import refuse_export
 
 # They resize 299 pixels to r in [299, 331) and pad to 331; other sizes keep that proportion.
 _SIDE, _PADDED_SIDE = 299, 331
@@ -20,6 +22,9 @@ _MID_GREY = 0.5
 
 # 331/299 of anything smaller rounds to the side itself and leaves nothing to choose from.
 _MIN_SIDE = 5
+
+# More passes than anybody averages; their scores are kept until the last.
+_MAX_PASSES = 1_000_000
 
 
 def padded_size(height: int, width: int) -> tuple[int, int]:
@@ -39,7 +44,7 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
     return round(height * _PADDED_SIDE / _SIDE), round(width * _PADDED_SIDE / _SIDE)
 
 
-def random_resize_pad(images: Tensor, *, seed: Seed = None) -> Tensor:
+def random_resize_pad(images: Tensor, *, seed: Seed = None, out_of_range: OutOfRange = "raise") -> Tensor:
     """Resize every image to a random size and pad it with mid-grey at a random place (Xie et al. 2017, section 3).
 
     Every image has its own draw. At 224×224 it is the size r, uniform on [224, 248), of the nearest-neighbour
@@ -50,6 +55,7 @@ def random_resize_pad(images: Tensor, *, seed: Seed = None) -> Tensor:
         images: (N, C, H, W) floats in [0, 1], H and W at least 5 pixels.
         seed: an integer that every image uses, whatever its position; or one an image; or None for fresh ones from
             torch's default generator. With a seed, no global generator is touched.
+        out_of_range: "raise" refuses values outside [0, 1]; "clip" clips finite ones and keeps their gradient.
 
     Returns:
         (N, C, H', W') with H' and W' from `padded_size`, in the dtype and on the device of ``images``.
@@ -61,7 +67,8 @@ def random_resize_pad(images: Tensor, *, seed: Seed = None) -> Tensor:
         >>> random_resize_pad(torch.rand(2, 3, 224, 224), seed=0).shape
         torch.Size([2, 3, 248, 248])
     """
-    return _resize_pad(images, _generators(images, seed))
+    images = check_images(images, out_of_range=out_of_range)
+    return _resize_pad(images, _generators(seed, len(images)))
 
 
 class RandomResizePad(nn.Module):
@@ -75,9 +82,12 @@ class RandomResizePad(nn.Module):
     Args:
         seed: as in `random_resize_pad`. None, the default, draws afresh at every call, as the defence must in
             service.
+        out_of_range: as in `random_resize_pad`.
 
     Raises:
-        TypeError, ValueError: ``seed`` is no seed, at construction; the images are not as described, at the call.
+        TypeError, ValueError: an argument is outside its range, at construction; the images are not as described, at
+            the call.
+        RuntimeError: a call is being traced or exported.
 
     Shape:
         (N, C, H, W) floats in [0, 1], from 5 pixels a side, to (N, C, H', W'); 299 becomes 331 and 224 becomes 248.
@@ -88,18 +98,20 @@ class RandomResizePad(nn.Module):
         torch.Size([2, 10])
     """
 
-    def __init__(self, *, seed: Seed = None) -> None:
+    def __init__(self, *, seed: Seed = None, out_of_range: OutOfRange = "raise") -> None:
         super().__init__()
-        check_seed(seed)
-        self.seed = seed
+        choice("out_of_range", out_of_range, get_args(OutOfRange))
+        self.seed = check_seed(seed)
+        self.out_of_range = out_of_range
 
     def forward(self, images: Tensor) -> Tensor:
         """Randomise: (N, C, H, W) in [0, 1] to (N, C, H', W')."""
-        return random_resize_pad(images, seed=self.seed)
+        refuse_export("RandomResizePad")
+        return random_resize_pad(images, seed=self.seed, out_of_range=self.out_of_range)
 
     def extra_repr(self) -> str:
-        """The setting that a printed model shows."""
-        return f"seed={self.seed}"
+        """The settings that a printed model shows."""
+        return f"seed={self.seed}, out_of_range={self.out_of_range!r}"
 
 
 class RandomizationDefence(nn.Module):
@@ -117,10 +129,12 @@ class RandomizationDefence(nn.Module):
         classifier: from images in [0, 1] of any size to (N, classes) logits.
         passes: draws an image.
         seed: as in `random_resize_pad`; a seed fixes all passes, which differ all the same.
+        out_of_range: as in `random_resize_pad`.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, at construction; the images are not as described,
             at the call and before any work; or the classifier returns no (N, classes) tensor, at the call.
+        RuntimeError: a call is being traced or exported.
 
     Shape:
         (N, C, H, W) floats in [0, 1], from 5 pixels a side, to (N, classes) log probabilities.
@@ -132,18 +146,28 @@ class RandomizationDefence(nn.Module):
         True
     """
 
-    def __init__(self, classifier: nn.Module, *, passes: int = 30, seed: Seed = None) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        *,
+        passes: int = 30,
+        seed: Seed = None,
+        out_of_range: OutOfRange = "raise",
+    ) -> None:
         super().__init__()
-        if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
-            raise ValueError(f"passes must be an integer of at least 1, got {passes!r}")
-        check_seed(seed)
+        choice("out_of_range", out_of_range, get_args(OutOfRange))
+        if not isinstance(classifier, nn.Module):
+            raise TypeError(f"classifier must be a torch.nn.Module, got {shown(classifier)}")
         self.classifier = classifier
-        self.passes = passes
-        self.seed = seed
+        self.passes = integer("passes", passes, low=1, high=_MAX_PASSES)
+        self.seed = check_seed(seed)
+        self.out_of_range = out_of_range
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify: (N, C, H, W) in [0, 1] to (N, classes) log probabilities."""
-        generators = _generators(images, self.seed)
+        refuse_export("RandomizationDefence")
+        images = check_images(images, out_of_range=self.out_of_range)
+        generators = _generators(self.seed, len(images))
         scores = [F.log_softmax(self._logits(_resize_pad(images, generators)), dim=1) for _ in range(self.passes)]
         return torch.stack(scores).logsumexp(dim=0) - math.log(self.passes)
 
@@ -152,13 +176,12 @@ class RandomizationDefence(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that a printed model shows."""
-        return f"passes={self.passes}, seed={self.seed}"
+        return f"passes={self.passes}, seed={self.seed}, out_of_range={self.out_of_range!r}"
 
 
-def _generators(images: Tensor, seed: Seed) -> list[torch.Generator]:
-    """One an image, after the checks. They live on the CPU, so that a seed means the same on every device."""
-    check_images(images)
-    return [torch.Generator().manual_seed(seed) for seed in resolve_seeds(seed, len(images))]
+def _generators(seed: Seed, count: int) -> list[torch.Generator]:
+    """One an image. They live on the CPU, so that a seed means the same on every device."""
+    return [torch.Generator().manual_seed(seed) for seed in resolve_seeds(seed, count)]
 
 
 def _resize_pad(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import shown
 from dipdefense.checks import Precision, Request, Seed, check_request
+from dipdefense.compiler import opaque
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.engine.backends import chosen
 from dipdefense.engine.fitting import Fitting, surroundings
@@ -57,6 +59,7 @@ class Reconstruction:
         )
 
 
+@opaque
 def reconstruct(
     images: Tensor,
     *,
@@ -100,6 +103,8 @@ def reconstruct(
         (torch.Size([2, 2, 3, 32, 32]), ('ok', 'ok'))
     """
     request = check_request(images, budgets=budgets, config=config, seed=seed, precision=precision, backend=backend)
+    if not (on_iteration is None or callable(on_iteration)):
+        raise TypeError(f"on_iteration must be a function of no arguments, got {shown(on_iteration)}")
     return fit(request, on_iteration or (lambda: None))
 
 

@@ -227,6 +227,7 @@ BAD_IMAGES = {
     "uint8": ((GOOD * 255).byte(), TypeError, "divide uint8 images by 255"),
     "normalised": ((GOOD - 0.485) / 0.229, ValueError, "already normalised"),
     "NaN": (GOOD / 0, ValueError, "finite"),
+    "channels last": (torch.rand(1, 64, 64, 3), ValueError, r"use images\.permute\(0, 3, 1, 2\)"),
     "too small": (torch.rand(1, 3, 4, 40), ValueError, "at least 5 pixels high and wide, got 4×40"),
 }
 
@@ -243,20 +244,27 @@ def test_bad_images_raise_before_any_work(images, error, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"seed": -1}, ValueError, "seeds must lie"),
-        ({"seed": 1.5}, TypeError, "seed"),
-        ({"passes": 0}, ValueError, "passes"),
-        ({"passes": 2.0}, ValueError, "passes"),
-        ({"passes": True}, ValueError, "passes"),
+        ({"seed": -1}, ValueError, "seed must be"),
+        ({"seed": 1.5}, TypeError, "seed must be"),
+        ({"out_of_range": "ignore"}, ValueError, 'out_of_range must be "raise" or "clip"'),
+        ({"passes": 0}, ValueError, "passes must be"),
+        ({"passes": 2.0}, TypeError, "passes must be"),
+        ({"passes": True}, TypeError, "passes must be"),
+        ({"passes": 10**30}, ValueError, "passes must be"),
     ],
     ids=str,
 )
 def test_bad_arguments_raise_at_construction(arguments, error, message: str) -> None:
     with pytest.raises(error, match=message):
         RandomizationDefence(nn.Identity(), **arguments)
-    if "seed" in arguments:
+    if "passes" not in arguments:
         with pytest.raises(error, match=message):
             RandomResizePad(**arguments)
+
+
+def test_a_classifier_that_is_no_module() -> None:
+    with pytest.raises(TypeError, match=r"classifier must be a torch\.nn\.Module, got <function"):
+        RandomizationDefence(lambda images: images)
 
 
 def test_a_wrong_number_of_seeds() -> None:

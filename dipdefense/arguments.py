@@ -1,0 +1,107 @@
+"""Checks of one argument each: every error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import SupportsIndex
+
+import torch
+
+_SHOWN = 80
+
+
+def integer(name: str, value: object, *, low: int, high: int | None = None, expected: str = "") -> int:
+    """An integer of any library in [low, high] as Python's own; True and False are none.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is outside the range.
+    """
+    expected = expected or f"an integer of at least {low:,}" + ("" if high is None else f" and at most {high:,}")
+    try:
+        number = None if _is_bool(value) or not isinstance(value, SupportsIndex) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors of several numbers, or of no integers
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be {expected}, got {shown(value)}")
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} must be {expected}, got {shown(number)}")
+    return number
+
+
+def real(name: str, value: object, *, expected: str, holds: Callable[[float], bool]) -> float:
+    """A finite number of any library, with the property that ``expected`` describes, as Python's own float.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not as expected.
+    """
+    message = f"{name} must be {expected}, got {shown(value)}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(message)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and holds(number)):
+        raise ValueError(message)
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return value
+
+
+def choice(name: str, value: object, options: Iterable[str]) -> None:
+    """Refuse what is none of the options.
+
+    Raises:
+        ValueError: it is none; the message lists them.
+    """
+    options = tuple(options)
+    if not (isinstance(value, str) and value in options):
+        quoted = [f'"{option}"' for option in options]
+        raise ValueError(f"{name} must be {', '.join(quoted[:-1])} or {quoted[-1]}, got {shown(value)}")
+
+
+def several(name: str, value: object, *, expected: str, most: int) -> tuple[object, ...]:
+    """The items of anything that has some, be it a list, an array, a tensor or a generator.
+
+    Raises:
+        TypeError: it has none, or is text.
+        ValueError: there are more than ``most``; an endless iterator is left there.
+    """
+    message = f"{name} must be {expected}"
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{message}, got {shown(value)}")
+    try:
+        items = tuple(islice(value, most + 1))
+    except TypeError:  # an array or a tensor of one number: iterable by its type alone
+        raise TypeError(f"{message}, got {shown(value)}") from None
+    if len(items) > most:
+        raise ValueError(f"{message}, at most {most:,} of them, got more")
+    return items
+
+
+def shown(value: object) -> str:
+    """What came, in one short line."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of too many digits, a broken object: this must not hide the error itself
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool)

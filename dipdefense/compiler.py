@@ -1,0 +1,46 @@
+"""Modules whose output is the end of an optimisation, or a random draw: what compilers and exporters make of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_REASON = "it fits networks of its own, in a loop that no compiler has to know; to export, export the classifier alone"
+
+
+def opaque(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, called as it is from compiled code: ``torch.compile`` looks neither into it nor below it.
+
+    Compiling it would unroll a loop of hundreds of iterations.
+    """
+    hidden: list[Callable[P, T]] = []
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        # Not at import: this imports the compiler, which takes as long as importing torch. An optimiser's first step
+        # imports it anyway.
+        if not hidden:
+            hidden.append(torch.compiler.disable(function, reason=_REASON))  # type: ignore[no-untyped-call]
+        return hidden[0](*args, **kwargs)
+
+    return call
+
+
+def refuse_export(module: str) -> None:
+    """Refuse to be traced: a trace would keep one call's result and return it for every image.
+
+    Raises:
+        RuntimeError: this is such a trace, by ``torch.jit`` or ``torch.export``, on which exports to ONNX are built.
+    """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or torch.compiler.is_exporting():
+        raise RuntimeError(
+            f"{module} cannot be traced or exported: its output is no fixed function of the image. Export the "
+            f"classifier alone, and call {module} in front of it"
+        )
