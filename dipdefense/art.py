@@ -170,7 +170,8 @@ class DIPPreprocessor(_ImagePreprocessor):
         seed: None for fresh networks at every call; an integer for the same ones at every call and image. One
             seed an image works only where every call brings that many images, which few attacks do.
         batch_size: images fitted at once, or "auto" to size it from free memory.
-        precision: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
+        precision: "fp32", "bf16", or "auto" for bf16 on GPUs that have it and CPUs with
+            tiles for it (AMX).
         backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
         clip_values: (min, max) of the data: the classifier's. Numbers, or arrays of one value a channel.
         channels_first: (N, C, H, W) if true, (N, H, W, C) otherwise.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -89,8 +91,58 @@ def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_bf16:
         raise ValueError(f'{device} has no bf16 arithmetic; use precision="fp32" or "auto"')
-    wants_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and has_bf16)
+    is_faster = has_bf16 if device.type == "cuda" else device.type == "cpu" and cpu_has_tiles()
+    wants_bf16 = precision == "bf16" or (precision == "auto" and is_faster)
     return torch.bfloat16 if wants_bf16 else torch.float32
+
+
+def cpu_has_tiles() -> bool:
+    """Whether this CPU multiplies bf16 in tiles (AMX). It depends on the processor alone, never on a timing."""
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    return "amx_bf16" in _cpu_features() and (allowed in ("DEFAULT", "ALL") or "AMX" in allowed)
+
+
+@functools.cache
+def _cpu_features() -> frozenset[str]:
+    """The features that Linux lists for the first core; none elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), ()))
+
+
+def explain(device: torch.device | str, *, precision: Precision = "auto", backend: Backend = "auto") -> dict[str, str]:
+    """The precision and the backend of a reconstruction on a device, each with its reason.
+
+    Returns:
+        A sentence for "precision" and one for "backend".
+
+    Raises:
+        ValueError: either does not run there.
+
+    Example:
+        >>> explain("cpu", precision="fp32")["precision"]
+        'fp32: asked for.'
+    """
+    device = torch.device(device)
+    chosen = {torch.bfloat16: "bf16", torch.float32: "fp32"}[operand_dtype(precision, device)]
+    check_backend(backend, device)
+    if precision != "auto":
+        reason = "asked for"
+    elif device.type == "cuda":
+        reason = "the GPU has bf16 arithmetic" if chosen == "bf16" else "the GPU has no bf16 arithmetic"
+    elif chosen == "bf16":
+        reason = "the CPU multiplies bf16 in tiles (amx_bf16)"
+    else:
+        reason = "the CPU has no bf16 tiles (amx_bf16), or ONEDNN_MAX_CPU_ISA excludes them"
+    if backend != "auto":
+        ways = f"{backend}: asked for."
+    elif device.type == "cuda" and torch.version.cuda is not None:
+        ways = "auto: each backend is tried at the first reconstruction of 50 iterations or more; the fastest is taken."
+    else:
+        ways = "torch: the others need an NVIDIA GPU."
+    return {"precision": f"{chosen}: {reason}.", "backend": ways}
 
 
 def check_backend(backend: Backend, device: torch.device | None = None) -> None:

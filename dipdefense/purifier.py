@@ -69,7 +69,8 @@ class DIPPurifier(nn.Module):
             they clip. The gradient is the same, so that an attack can bring a pixel back.
         gradient: "straight-through": the backward pass is the identity (BPDA, Athalye et al. 2018), so white-box
             attacks get a usable gradient. "none": a backward pass raises.
-        precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it.
+        precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it and CPUs with
+            tiles for it (AMX).
         backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
         progress: show a progress bar with the time left.
 

@@ -85,7 +85,7 @@ def reconstruct(
         seed: an integer that every image uses, whatever its position; or one an image; or none for fresh ones from
             torch's default generator of the CPU. With a seed, no global generator is touched.
         precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
-            takes bf16 on a GPU that has it.
+            takes bf16 on a GPU that has it and on a CPU that multiplies it in tiles (AMX).
         backend: "torch"; on an NVIDIA GPU alone, "cudagraphs" for the same operators replayed from a CUDA graph, or
             "triton" for hand-written kernels in one; "auto" tries each of them there once and takes the fastest whose
             results are right (:mod:`dipdefense.engine.backends`), elsewhere torch's operators. None but "torch" has
