@@ -66,9 +66,20 @@ def findings(cells: Sequence[Cell], published: Sequence[Published] = PUBLISHED) 
         cells: from ``table_cells``.
         published: the numbers to set beside them.
     """
+    found = {(cell.condition, cell.column): cell for cell in cells}
+    results = []
+    for name, conditions, pairs in comparisons(cells):
+        measured = {pair.condition for pair in pairs}
+        missing = [condition for condition in conditions if condition not in measured]
+        results.append(decide(_wording(name), pairs, missing=missing, published=published))
+    return [*results, *(_numbers(found, published) if results else ())]
+
+
+def comparisons(cells: Sequence[Cell]) -> Iterator[tuple[str, Sequence[str], list[Comparison]]]:
+    """The claims that compare numbers: each one's name, its conditions, and those of its pairs that were measured."""
     budgets = sorted({cell.budget for cell in cells if cell.defence == "dip"})
     if not budgets:
-        return []
+        return
     paperlike = set(PAPER_BUDGETS) & set(budgets)
     if not {PAPER_BUDGETS[0], PAPER_BUDGETS[-1]} <= paperlike:
         paperlike = {budgets[0], budgets[-1]}
@@ -91,7 +102,6 @@ def findings(cells: Sequence[Cell], published: Sequence[Published] = PUBLISHED) 
         ("iterations, average", ["average"], many, shorter),
     ]
     found = {(cell.condition, cell.column): cell for cell in cells}
-    results = []
     for name, conditions, higher, lowers in claims:
         pairs = [
             Comparison(condition, found[condition, higher], found[condition, lower])
@@ -100,10 +110,7 @@ def findings(cells: Sequence[Cell], published: Sequence[Published] = PUBLISHED) 
             if {(condition, higher), (condition, lower)} <= found.keys()
         ]
         if pairs:
-            measured = {pair.condition for pair in pairs}
-            missing = [condition for condition in conditions if condition not in measured]
-            results.append(decide(_wording(name), pairs, missing=missing, published=published))
-    return [*results, *_numbers(found, published)]
+            yield name, conditions, pairs
 
 
 def decide(

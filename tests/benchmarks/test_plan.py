@@ -1,0 +1,22 @@
+"""The plan before a long measurement."""
+
+from __future__ import annotations
+
+import sys
+
+from conftest import ROOT
+
+from dipdefense.evaluation import read_export
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from plan import plan  # noqa: E402
+
+
+def test_a_clear_difference_needs_fewer_images_than_a_slight_one() -> None:
+    run = read_export(ROOT / "benchmarks" / "results" / "table2-reconstruction" / "table2.jsonl")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in plan(run)][2:]
+    needed = {(row[1], row[2]): row[6] for row in rows}
+    clear, slight = needed["BI ε=10", "DIP 1000 : no defence"], needed["clean", "no defence : DIP 1000"]
+    assert int(clear.split()[2]) < int(slight.split()[0])
+    assert all(float(row[7]) > 0 for row in rows if row[7] != "–")
