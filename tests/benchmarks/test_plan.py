@@ -10,7 +10,7 @@ from dipdefense.evaluation import read_export
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from plan import plan  # noqa: E402
+from plan import plan
 
 
 def test_a_clear_difference_needs_fewer_images_than_a_slight_one() -> None:
