@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_store import record
+from measuring import record
 
 from dipdefense.evaluation import Run, export, read_export
 from dipdefense.evaluation.records import identity

@@ -12,50 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from measuring import Files, tiny_classifier, tiny_defences, tiny_measure, tiny_subject
 from test_exports import without_digest
-from test_runner import TinyImages, tiny_classifier, tiny_defences
 from torch import Tensor, nn
 
-from dipdefense.classifiers import Classifier, Preprocess
-from dipdefense.datasets import LabelledImages
-from dipdefense.evaluation import Defence, Run, Setting, Store, StoreError, Subject, export, measure, read_export
+from dipdefense.evaluation import Defence, Run, Setting, Store, StoreError, export, measure, read_export
 from dipdefense.evaluation.defences import Outcome
-from dipdefense.evaluation.protocol import attack_named, choose, read
+from dipdefense.evaluation.protocol import choose, read
 from dipdefense.evaluation.report import provenance
-from dipdefense.files import UnreadableImage
-
-
-class Files(TinyImages):
-    """The tiny images, some of which cannot be read, are gone, or have other pixels."""
-
-    def __init__(self, classifier: nn.Module, count: int = 60, *, without: Sequence[str] = ()) -> None:
-        super().__init__(classifier, count)
-        self.bad: set[str] = set()
-        left = [index for index, name in enumerate(self.ids) if name not in without]
-        self.pixels = self.pixels[left]
-        self.labels, self.ids = [self.labels[i] for i in left], [self.ids[i] for i in left]
-
-    def stack(self, indices: Sequence[int]) -> LabelledImages:
-        for index in indices:
-            if self.ids[index] in self.bad:
-                raise UnreadableImage(f"/data/{self.ids[index]}", "truncated")
-        return super().stack(indices)
-
-
-def tiny_subject(data: Files | None = None, *, images: int | None = 5) -> Subject:
-    network = tiny_classifier()
-    nothing = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "preprocess": Preprocess(32, 32)}
-    classifier = Classifier(network, name="tiny", **nothing)
-    data = Files(classifier) if data is None else data
-    return Subject(classifier, data, "noise", choose(data, classifier, images=images), (3, 32, 32))
-
-
-def tiny_measure(folder: Path, subject: Subject | None = None, **changes: Any) -> Run:
-    asked: dict[str, Any] = {"defences": tiny_defences(), "conditions": ("clean", "noise-10"), "batch": 2} | changes
-    conditions = {name: attack_named(name) for name in asked["conditions"]}
-    setting = Setting(out=folder, batch=asked["batch"], progress=False)
-    subject = subject or tiny_subject()
-    return measure(setting, subject, conditions=conditions, defences=asked["defences"])
 
 
 def never(*_: object) -> Any:

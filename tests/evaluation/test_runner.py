@@ -8,94 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from measuring import CONFIG, CONFIGURATION, TinyImages, timeless, tiny_classifier, tiny_defences, tiny_run
 from torch import Tensor, nn
 
-from dipdefense import DIPConfig, DIPPurifier, Reconstruction
-from dipdefense.datasets import LabelledImages
-from dipdefense.evaluation import Run, Store
-from dipdefense.evaluation.defences import Defence, Outcome, deep_image_prior, randomisation, undefended
+from dipdefense import DIPPurifier, Reconstruction
+from dipdefense.evaluation import Store
+from dipdefense.evaluation.defences import Defence, Outcome
 from dipdefense.evaluation.protocol import attack_named, choose, derive_seed, seeded_order
-from dipdefense.evaluation.runner import run
-
-CONFIG = DIPConfig(scales=2, channels=4, skip_channels=2, input_channels=4)
-CONFIGURATION = {
-    "classifier": "tiny",
-    "weights": "0123",
-    "data": "noise",
-    "classes": None,
-    "selection seed": 0,
-    "dip": dataclasses.asdict(CONFIG),
-    "precision": "fp32",
-    "device": "cpu",
-    "input": [3, 32, 32],
-    "library": "0.1.0",
-}
-
-
-class TinyImages:
-    """Random images, all of which the tiny classifier gets right but every third."""
-
-    def __init__(self, classifier: nn.Module, count: int) -> None:
-        self.pixels = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-        # Contrasts of their own, or all would look alike to a network that averages over the image.
-        self.pixels *= torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(2))
-        with torch.no_grad():
-            predictions = classifier(self.pixels).argmax(dim=1).tolist()
-        self.labels = [(p + 1) % 5 if index % 3 == 2 else p for index, p in enumerate(predictions)]
-        self.ids = [f"class{label}/{index}.png" for index, label in enumerate(self.labels)]
-
-    def stack(self, indices: Sequence[int]) -> LabelledImages:
-        chosen = list(indices)
-        labels = torch.tensor([self.labels[index] for index in chosen])
-        return LabelledImages(tuple(self.ids[index] for index in chosen), self.pixels[chosen], labels, ())
-
-
-def tiny_classifier() -> nn.Module:
-    torch.manual_seed(3)
-    layers = nn.Sequential(
-        nn.Conv2d(3, 8, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
-    )
-    with torch.no_grad():
-        layers[-1].weight.mul_(20)
-        layers[-1].bias.sub_(layers(torch.rand(64, 3, 1, 1).mul(0.5).expand(-1, -1, 32, 32)).mean(dim=0))
-    return layers.eval()
-
-
-def tiny_defences(budgets: tuple[int, ...] = (2, 4)) -> list[Defence]:
-    return [undefended(), randomisation((1, 2)), deep_image_prior(budgets, config=CONFIG)]
-
-
-def tiny_run(
-    store: Store,
-    *,
-    images: int = 5,
-    conditions: Sequence[str] = ("clean", "fgsm-10", "noise-10"),
-    defences: Sequence[Defence] | None = None,
-    seeds: Sequence[int] = (0,),
-    batch: int = 2,
-    configuration: dict = CONFIGURATION,
-) -> Run:
-    classifier = tiny_classifier()
-    data = TinyImages(classifier, 60)
-    done = run(
-        store,
-        configuration,
-        {"commit": "c0ffee"},
-        data=data,
-        chosen=choose(data, classifier, images=images),
-        classifier=classifier,
-        conditions={name: attack_named(name) for name in conditions},
-        defences=tiny_defences() if defences is None else defences,
-        seeds=seeds,
-        batch=batch,
-    )
-    return store.load(done.key)
-
-
-def timeless(stored: Run) -> Run:
-    """All but the circumstances, which differ from run to run."""
-    records = tuple(dataclasses.replace(record, seconds=0.0, session=1) for record in stored.records)
-    return Run(stored.configuration, records, {1: {"commit": "c0ffee"}})
 
 
 @pytest.fixture(autouse=True)

@@ -13,28 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from measuring import record
 
 from dipdefense.evaluation import Record, Store, StoreError
 from dipdefense.evaluation.records import identity
 
 CONFIGURATION = {"classifier": "tiny", "weights": "0123", "seed": 0, "method": {"channels": 4}}
-
-
-def record(image: str = "a", **changes: object) -> Record:
-    values = {
-        "condition": "clean",
-        "defence": "dip",
-        "budget": 2,
-        "seed": 0,
-        "position": 0,
-        "label": 3,
-        "prediction": 3,
-        "confidence": 0.1 + 0.2,
-        "loss": 1e-3,
-        "status": "ok",
-        "seconds": 0.25,
-    }
-    return Record(image=image, **(values | changes))
 
 
 @pytest.fixture
@@ -259,7 +243,6 @@ def test_an_export_without_digests_adds_nothing_that_is_there_under_its_digest(p
 
 KILLED_INSIDE_A_WRITE = """
 import os, signal, sys
-from test_store import CONFIGURATION, record
 from dipdefense.evaluation import Store
 
 class Killer:
@@ -272,7 +255,7 @@ class Killer:
         os.kill(os.getpid(), signal.SIGKILL)
 
 store = Store(sys.argv[1])
-run = store.open_run(CONFIGURATION)
+run = store.open_run({"classifier": "tiny"})
 session = store.open_session(run, {})
 store.add(run, [record("a", session=session)])
 store._database = Killer(store._database)
@@ -282,10 +265,10 @@ store.add(run, [record(image, session=session) for image in ("b", "c", "d")])
 
 def test_a_kill_inside_a_write_leaves_the_file_as_it_was(path: Path) -> None:
     command = [sys.executable, "-c", KILLED_INSIDE_A_WRITE, str(path)]
-    killed = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True)
+    killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     with Store(path) as store:
-        run = store.open_run(CONFIGURATION)
+        run = store.open_run({"classifier": "tiny"})
         assert {key.image for key in store.done(run)} == {"a"}
         assert store._database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 

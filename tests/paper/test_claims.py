@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pytest
-from test_report import made_up
+from measuring import made_up
 
 from dipdefense.evaluation.statistics import Cell, compare, holm
 from dipdefense.paper.claims import (

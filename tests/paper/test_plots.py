@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from measuring import made_up
 from scipy.stats import spearmanr
-from test_report import made_up
 
 from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.statistics import wilson

@@ -4,66 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from test_runner import CONFIGURATION
+from measuring import CIRCUMSTANCES, made_up
 
 from dipdefense import DIPConfig
-from dipdefense.evaluation import Record, Run, read_export
+from dipdefense.evaluation import Run, read_export
 from dipdefense.evaluation.statistics import compare, sanity_checks, wilson
 from dipdefense.paper.plots import bars
-from dipdefense.paper.published import QUOTED, THIS_PAPER, printed_number
+from dipdefense.paper.published import QUOTED, THIS_PAPER
 from dipdefense.paper.report import as_markdown, as_text, headline, write_report
 from dipdefense.paper.tables import ADVERSARIES, TABLES, table_cells
-
-CIRCUMSTANCES = {"command": "python benchmarks/table2.py", "commit": "c0ffee", "hardware": "abacus", "torch": "2.15"}
-
-
-def made_up(
-    *,
-    images: int = 40,
-    budgets: Sequence[int] = (500, 750, 1000),
-    seeds: Sequence[int] = (0,),
-    conditions: Sequence[str] = TABLES[2],
-    config: DIPConfig | None = None,
-    classifier: str = "efficientnet-lite0",
-    shape: Sequence[int] = (3, 224, 224),
-) -> Run:
-    """Records whose accuracies are near the published ones."""
-    draw = random.Random(0)
-    columns = [("none", 0), ("randomisation", 1), ("randomisation", 30), *(("dip", budget) for budget in budgets)]
-    records = []
-    for condition in conditions:
-        for defence, budget in columns:
-            theirs = printed_number(condition, defence, budget)
-            share = theirs.percent / 100 if theirs else 0.95 if defence == "none" else 0.5
-            for seed in seeds if defence != "none" else seeds[:1]:
-                for position in range(images):
-                    prediction = 3 if draw.random() < share else 4
-                    records.append(
-                        Record(
-                            condition=condition,
-                            defence=defence,
-                            budget=budget,
-                            seed=seed,
-                            position=position,
-                            image=f"{position}.JPEG",
-                            label=3,
-                            prediction=prediction,
-                            confidence=0.5,
-                            loss=None,
-                            status="ok",
-                            seconds=0.01 * (budget + 1),
-                            session=1,
-                        )
-                    )
-    dip = dataclasses.asdict(config or DIPConfig.paper())
-    configuration = CONFIGURATION | {"classifier": classifier, "dip": dip, "input": list(shape)}
-    return Run(json.loads(json.dumps(configuration)), tuple(records), {1: CIRCUMSTANCES})
 
 
 def row(markdown: str, section: str, condition: str) -> list[str]:
