@@ -101,20 +101,18 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
         return images * (high - low) + low, y
 
     def _bound(self, bound: float | Array, x: Tensor) -> Tensor:
-        """A bound that broadcasts against the images: one value a channel stands on the channels' axis."""
+        """A bound that broadcasts against images of any size: one number, or one a channel on the channels' axis."""
         values = torch.as_tensor(bound, dtype=x.dtype, device=x.device)
-        if values.ndim == 1 and self.channels_first:
-            values = values[:, None, None]
-        try:
-            fits = np.broadcast_shapes(values.shape, x.shape) == x.shape
-        except ValueError:
-            fits = False
-        if not fits:
+        if values.numel() == 1:
+            return values.reshape(())
+        channels = x.shape[1] if self.channels_first else x.shape[3]
+        axis = (channels, 1, 1) if self.channels_first else (1, 1, channels)
+        if tuple(values.shape) not in ((channels,), axis, (1, *axis)):
             raise ValueError(
                 f"clip_values must be numbers or have one value a channel, got shape {np.shape(bound)} for images of "
                 f"shape {tuple(x.shape[1:])}"
             )
-        return values
+        return values.reshape(axis)
 
     def __call__(self, x: Array, y: Any = None) -> tuple[Array, Any]:
         """Defend an array, without gradients, on the device of ``device_type``; ``y`` comes back as it came."""

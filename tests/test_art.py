@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +18,14 @@ from art.attacks.evasion import (
     FastGradientMethod,
     NewtonFool,
     ProjectedGradientDescent,
+    ShadowAttack,
     SquareAttack,
+    ZooAttack,
 )
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
 from torch import nn
 
-import dipdefense.purifier
 from dipdefense.art import DIPPreprocessor, RandomizationPreprocessor
 from dipdefense.config import DIPConfig
 from dipdefense.purifier import DIPPurifier
@@ -89,13 +92,14 @@ def _seeded_attacks() -> None:
 def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each reconstruction held at once, in order."""
     held: list[int] = []
-    genuine = dipdefense.purifier.reconstruct
+    module = sys.modules["dipdefense.reconstruct"]
+    genuine = module.Fitting
 
-    def spy(batch: torch.Tensor, **settings: Any) -> Any:
-        held.append(len(batch))
-        return genuine(batch, **settings)
+    def spy(request: Any, *rest: Any) -> Any:
+        held.append(len(request.images))
+        return genuine(request, *rest)
 
-    monkeypatch.setattr(dipdefense.purifier, "reconstruct", spy)
+    monkeypatch.setattr(module, "Fitting", spy)
     return held
 
 
@@ -174,16 +178,57 @@ def test_only_batches_of_images(defence: Callable[..., Any], shape: tuple[int, .
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [(-128.0, "from -128 to"), (400.0, "to 400;"), (np.nan, "nan"), (np.inf, "to inf;")],
-    ids=["below", "above", "nan", "infinity"],
-)
-def test_another_scale_is_refused_in_the_callers_units(defence: Callable[..., Any], value: float, told: str) -> None:
+@pytest.mark.parametrize("channels_first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("kind", [np.array, list, tuple])
+def test_one_value_a_channel_stands_on_the_channels_axis(
+    defence: Callable[..., Any], channels_first: bool, kind: Any
+) -> None:
+    low, high = [-2.0, -1.0, 0.0], [2.0, 1.0, 0.5]
+    column = [np.array(bound).reshape(3, 1, 1) for bound in (low, high)]
+    x = (images() * (column[1] - column[0]) + column[0]).astype(np.float32)
+    expected = defence(seed=0, clip_values=column)(x)[0]
+    to, back = ((0, 1, 2, 3), (0, 1, 2, 3)) if channels_first else ((0, 2, 3, 1), (0, 3, 1, 2))
+    same = defence(seed=0, clip_values=(kind(low), kind(high)), channels_first=channels_first)
+    assert_alike(same(x.transpose(to))[0].transpose(back), expected, within=1e-3)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(2,), (32, 32), (3, 32, 32), (4, 1, 1), (1, 1, 3)], ids=str)
+def test_clip_values_that_do_not_go_with_the_images(defence: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    bounds = (np.zeros(shape), np.ones(shape))
+    with pytest.raises(
+        ValueError, match=r"clip_values must be numbers or have one value a channel, got shape .*\(3, 32"
+    ):
+        defence(clip_values=bounds)(images())
+
+
+@BOTH
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(defence: Callable[..., Any], value: float) -> None:
     x = images() * 255
-    x[0, 0, 0, 0] = value
-    with pytest.raises(ValueError, match=rf"clip_values=\(0, 255\), got values .*{told}"):
+    x[1, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"finite, but NaN or infinity is in the images at \[1\]"):
         defence(clip_values=(0, 255))(x)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "x",
+    [None, "cat.png", [[["a"]]], images().astype(complex), images() > 0.5, images().astype(object)],
+    ids=["none", "path", "text", "complex", "bool", "object"],
+)
+def test_what_is_no_array_of_numbers_is_named(defence: Callable[..., Any], x: Any) -> None:
+    with pytest.raises(TypeError, match="x must be an array of real numbers"):
+        defence()(x)
+
+
+@BOTH
+def test_another_scale_is_warned_of(defence: Callable[..., Any]) -> None:
+    with pytest.warns(UserWarning, match="most of the images' values lie far outside .* and are clipped"):
+        defence()(images() * 255)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        defence(clip_values=(0, 255))(images() * 260 - 2)
 
 
 @BOTH
@@ -211,6 +256,13 @@ def test_a_float32_model_takes_what_art_does_not_cast(defence: Callable[..., Any
 
 
 BAD_COMMON = [
+    pytest.param({"clip_values": (0, "x")}, "clip_values must be the", id="clip-values-of-text"),
+    pytest.param({"clip_values": "01"}, "clip_values must be the", id="clip-values-as-text"),
+    pytest.param({"clip_values": 1}, "clip_values must be the", id="one-clip-value"),
+    pytest.param({"clip_values": (0,)}, "clip_values must be the", id="half-a-pair"),
+    pytest.param({"clip_values": (0, 10**400)}, "clip_values must be the", id="absurd-clip-values"),
+    pytest.param({"clip_values": (np.zeros(2), np.ones(3))}, "clip_values must be the", id="bounds-of-two-shapes"),
+    pytest.param({"device_type": "tpu"}, 'device_type must be "gpu" or "cpu"', id="device-type"),
     pytest.param({"clip_values": (0, 1, 2)}, "clip_values must be the", id="three-clip-values"),
     pytest.param({"clip_values": None}, "clip_values must be the", id="no-clip-values"),
     pytest.param({"clip_values": (1, 0)}, "min < max", id="reversed-clip-values"),
@@ -222,8 +274,8 @@ BAD_COMMON = [
     pytest.param({"seed": "0"}, "seed", id="seed-as-text"),
 ]
 BAD_DIP = [
-    pytest.param({"iters": 0}, "at least 1", id="no-iterations"),
-    pytest.param({"iters": 2.5}, "at least 1", id="fractional-iterations"),
+    pytest.param({"iters": 0}, "iters must be", id="no-iterations"),
+    pytest.param({"iters": 2.5}, "iters must be", id="fractional-iterations"),
     pytest.param({"batch_size": 0}, "batch_size", id="no-batch"),
     pytest.param({"precision": "fp8"}, "precision", id="unknown-precision"),
     pytest.param({"backend": "cuda"}, "backend", id="unknown-backend"),
@@ -261,6 +313,7 @@ def test_unknown_parameters_raise(defence: Callable[..., Any]) -> None:
 @BOTH
 def test_set_params_is_a_new_defence(defence: Callable[..., Any]) -> None:
     changes = {"seed": 1, "clip_values": (0, 4), "channels_first": False, "apply_fit": True, "apply_predict": False}
+    changes |= {"device_type": "cpu"}
     if defence is dip:
         changes |= {"iters": 3, "config": DIPConfig(scales=2, channels=3), "batch_size": 1, "precision": "auto"}
         changes |= {"backend": "torch"}
@@ -389,6 +442,28 @@ def test_class_gradient_purifies_once_even_beside_numpy_preprocessors(chunks: li
     np.testing.assert_allclose(gradient, in_torch, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("channels_first", [True, False], ids=["first", "last"])
+def test_the_randomisations_gradient_beside_numpy_preprocessors(channels_first: bool) -> None:
+    """ART asks ``estimate_gradient`` for the loss and for every class; the same draw gives what torch gives."""
+    x, y = images(), labels()
+    defence = RandomizationPreprocessor(seed=0)
+    in_torch = classifier(defence, preprocessing=(0.4, 0.25))
+    beside_numpy = classifier(defence, preprocessing=StandardisationMeanStd(mean=0.4, std=0.25))
+    for gradients in (
+        lambda c: c.class_gradient(x),
+        lambda c: c.class_gradient(x, label=1),
+        lambda c: c.loss_gradient(x, y),
+    ):
+        np.testing.assert_allclose(gradients(beside_numpy), gradients(in_torch), rtol=1e-3, atol=1e-6)
+    layout = (0, 1, 2, 3) if channels_first else (0, 2, 3, 1)
+    last = RandomizationPreprocessor(seed=0, channels_first=channels_first, clip_values=(0, 2))
+    grad = np.random.default_rng(1).random((2, 5, 3, 35, 35), dtype=np.float32)
+    moved = grad.transpose((0, 1, *(axis + 1 for axis in layout[1:])))
+    each = np.stack([defence.estimate_gradient(x, grad[:, row]) for row in range(5)], axis=1)
+    found = last.estimate_gradient(2 * x.transpose(layout), moved)
+    np.testing.assert_allclose(found, each.transpose((0, 1, *(axis + 1 for axis in layout[1:]))), rtol=1e-5)
+
+
 STEPS = {"eps": EPS, "eps_step": EPS / 4, "max_iter": 2, "verbose": False}
 
 
@@ -418,12 +493,33 @@ def test_arts_attacks_run_through_the_defence(
 
 
 @BOTH
-def test_attacks_may_step_out_of_the_range(defence: Callable[..., Any]) -> None:
-    defended = classifier(defence(seed=0))
-    queried, genuine = [], defended.predict
-    defended.predict = lambda x, **rest: queried.append(x.max()) or genuine(x, **rest)
-    assert np.isfinite(NewtonFool(defended, max_iter=3, verbose=False).generate(images())).all()
-    assert max(queried) > 1
+@pytest.mark.parametrize(
+    ("attack", "settings"),
+    [
+        pytest.param(NewtonFool, {"max_iter": 3}, id="newtonfool"),
+        pytest.param(
+            ZooAttack, {"max_iter": 2, "nb_parallel": 4, "use_resize": False, "binary_search_steps": 1}, id="zoo"
+        ),
+        pytest.param(ShadowAttack, {"nb_steps": 2, "batch_size": 1}, id="shadow"),
+    ],
+)
+def test_attacks_may_step_out_of_the_range(
+    defence: Callable[..., Any], attack: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocessor, least, most = defence(seed=0), [], []
+    genuine = type(preprocessor).forward
+
+    def spy(self: Any, x: torch.Tensor, y: Any = None) -> Any:
+        least.append(x.min().item())
+        most.append(x.max().item())
+        return genuine(self, x, y)
+
+    monkeypatch.setattr(type(preprocessor), "forward", spy)
+    # Beside black and white pixels every step leads out.
+    x = images(1).round() if attack is ZooAttack else images(1)
+    adversarial = attack(classifier(preprocessor), verbose=False, **settings).generate(x, labels(1))
+    assert np.isfinite(adversarial).all()
+    assert max(most) > 1 or min(least) < 0
 
 
 @BOTH

@@ -49,4 +49,28 @@ def test_it_runs_and_says_what_it_is_worth(name: str, tmp_path: Path) -> None:
     for text in [*told, "REDUCED SETTING", "defence-unaware", "not robustness"]:
         assert re.search(text, done.stdout), f"{text!r} is not in:\n{done.stdout}"
     if name == "quickstart.py":
-        assert (tmp_path / "quickstart.png").stat().st_size > 10_000
+        assert (tmp_path / "out" / "quickstart.png").stat().st_size > 10_000
+
+
+def test_the_quickstart_runs_in_a_notebook_cell(tmp_path: Path) -> None:
+    """Pasted there, it finds the kernel's arguments on the command line, and has none of its own."""
+    text = (FOLDER / "quickstart.py").read_text().replace("or [250, 500, 750]", "or [1, 2]")
+    code = (
+        "import sys, types\n"
+        "sys.modules['ipykernel'] = types.ModuleType('ipykernel')\n"
+        "sys.argv = ['ipykernel_launcher.py', '-f', '/tmp/kernel-1.json']\n"
+        f"exec(compile({text!r}, 'cell', 'exec'), {{'__name__': '__main__'}})"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "quickstart.png").exists()
+
+
+def test_what_the_quickstart_writes_is_ignored_by_git() -> None:
+    root = FOLDER.parent
+    if not (root / ".git").exists():
+        pytest.skip("no checkout")
+    assert subprocess.run(["git", "check-ignore", "-q", "out/quickstart.png"], cwd=root, check=False).returncode == 0
