@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from dipdefense.attacks import fgsm
 from dipdefense.datasets import LabelledImages, cifar10, image_folder, packaged_images
 from dipdefense.evaluation import circumstances
 from dipdefense.evaluation.protocol import choose, derive_seed
+from dipdefense.files import write_atomically
 from dipdefense.reconstruct import reconstruct
 
 Precision = Literal["fp32", "bf16"]
@@ -142,14 +142,6 @@ class Record:
         write_atomically(self.path, "\n".join(lines) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that other processes see whole, old or new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def measure(given: argparse.Namespace) -> None:
     """Fit every image with every seed in each precision asked for, but for what is stored."""
     setting, device = SETTINGS[given.setting], torch.device(given.device)
@@ -166,6 +158,7 @@ def measure(given: argparse.Namespace) -> None:
         "budgets": list(range(given.every, given.iterations + 1, given.every)),
         "device": device.type,
     }
+    given.out.mkdir(parents=True, exist_ok=True)
     precisions = [given.only_precision] if given.only_precision else get_args(Precision)
     for precision in precisions:
         record, session = Record(given.out / f"{precision}.jsonl"), None

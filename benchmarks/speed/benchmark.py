@@ -54,10 +54,6 @@ _OPERANDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _CEILINGS = {"cpu": {"side": 2048, "copied": 2**28}, "cuda": {"side": 8192, "copied": 2**30}}
 
 
-# For compiling some 70 kernels, in several processes at once, and a few iterations with each.
-_TRIAL_SECONDS = 150
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what it leaves open follows from the device."""
     parser = argparse.ArgumentParser(
@@ -76,6 +72,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--channels", type=int, help="instead of the networks' own widths, for trying this script out")
     add("--rounds", type=int, default=5, help="default: %(default)s")
     add("--budget-seconds", type=float, help="for the timing (default: 600 on a CPU; 120 on a GPU, with --full 150)")
+    # For compiling some 70 kernels, in several processes at once, and a few iterations with each.
+    add("--trial-seconds", type=float, default=150.0, help="for the untried ones' trials (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--quality", action=argparse.BooleanOptionalAction, help="default: on a GPU only")
     add("--quality-images", type=int, default=4, help="default: %(default)s")
@@ -126,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         setting.name: sorted(given.batch_sizes or batch_sizes(setting.side, on_gpu=on_gpu, full=given.full))
         for setting in measured
     }
-    tried = try_expendable(everyone, measured, batches, device=device, seed=given.seed)
+    tried = try_expendable(everyone, measured, batches, device=device, seed=given.seed, seconds=given.trial_seconds)
     known = circumstances(device)
     path: Path = given.out / f"speed-{device.type}-{known['started'].split('+')[0].replace(':', '')}.json"
     dtypes = {name: dtype for name, dtype in _OPERANDS.items() if dtype in {c.operands for c in everyone.values()}}
@@ -190,6 +188,7 @@ def try_expendable(
     *,
     device: torch.device,
     seed: int,
+    seconds: float,
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """By setting and contender, what the check of each that may fail found; all of them at once."""
     trials = {
@@ -198,7 +197,7 @@ def try_expendable(
         for name, contender in everyone.items()
         if contender.expendable
     }
-    deadline = time.monotonic() + _TRIAL_SECONDS
+    deadline = time.monotonic() + seconds
     found = {key: outcome(trial, deadline=deadline) for key, trial in trials.items()}
     for (setting, name), result in found.items():
         print(f"tried: {name}, {setting}: {result}", flush=True)

@@ -20,7 +20,7 @@ import gc
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -94,7 +94,7 @@ def chosen(request: Request) -> Backend:
     kind = Kind(request.images.device, request.config, tuple(request.images.shape), request.operands)
     with _lock, surroundings(kind.device):
         if kind not in _trials:
-            _trials[kind] = _tried(request, candidates)
+            _trials[kind] = tried(request, candidates)
         return _trials[kind].backend
 
 
@@ -111,7 +111,8 @@ def _runs(backend: Backend, device: torch.device) -> bool:
     return True
 
 
-def _tried(request: Request, candidates: tuple[Backend, ...]) -> Trial:
+def tried(request: Request, candidates: Sequence[Backend]) -> Trial:
+    """The trial of these backends beside torch's operators, each of which runs on the images' device."""
     still = dataclasses.replace(request.config, noise_std=0.0)
     plain = _Evidence.of(request, still, "torch")
     seconds: dict[Backend, float] = {"torch": plain.seconds}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -216,16 +215,3 @@ def test_the_interval_covers_the_mean() -> None:
     low, high = precision_report.interval(torch.arange(20.0))
     # 9.5 ± 1.96 · 5.77 / √20
     assert (low, high) == (pytest.approx(7.0, abs=0.2), pytest.approx(12.0, abs=0.2))
-
-
-def test_a_partial_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.jsonl"
-    precision.write_atomically(path, json.dumps({}))
-
-    def full(self: Path, text: str) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="no space"):
-        precision.write_atomically(path, "more")
-    assert path.read_text() == "{}"
