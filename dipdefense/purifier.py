@@ -135,6 +135,16 @@ class DIPPurifier(nn.Module):
             )
         return run.images[0]
 
+    def _request(self, images: Tensor, budgets: tuple[int, ...], *, seed: Seed) -> tuple[Request, int]:
+        """The checked request, with the backend that fits it, and the number of images to fit at once."""
+        request = check_request(
+            images, budgets=budgets, config=self.config, seed=seed,
+            precision=self.precision, backend=self.backend, out_of_range=self.out_of_range,
+        )  # fmt: skip
+        chunk = images_that_fit(request) if self.batch_size == "auto" else self.batch_size
+        # Once for all chunks: the last one may be smaller.
+        return dataclasses.replace(request, backend=chosen(request.chunk(0, chunk))), chunk
+
     @opaque
     def reconstruct(
         self,
@@ -156,15 +166,20 @@ class DIPPurifier(nn.Module):
         budgets = check_budgets(budgets)
         if budgets[-1] > self.iters:
             raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets[-1]}")
-        request = check_request(
-            images, budgets=budgets, config=self.config, seed=self.seed if seed is None else seed,
-            precision=self.precision, backend=self.backend, out_of_range=self.out_of_range,
-        )  # fmt: skip
-        chunk = images_that_fit(request) if self.batch_size == "auto" else self.batch_size
-        # Once for all chunks: the last one may be smaller.
-        request = dataclasses.replace(request, backend=chosen(request.chunk(0, chunk)))
+        request, chunk = self._request(images, budgets, seed=self.seed if seed is None else seed)
         with _progress_bar(len(images) * budgets[-1], enabled=self.progress) as advance:
             return _in_chunks(request, chunk, advance)
+
+    def backend_for(self, images: Tensor) -> Backend:
+        """The backend that would fit these images; on an NVIDIA GPU ``backend="auto"`` holds its trial for it.
+
+        Args:
+            images: (N, C, H, W) floats in [0, 1].
+
+        Raises:
+            TypeError, ValueError: the images are not as described.
+        """
+        return self._request(images, (self.iters,), seed=0)[0].backend
 
     def extra_repr(self) -> str:
         """The settings that a printed model shows."""

@@ -29,8 +29,11 @@ LAYERS = [
     {"cli"},
 ]
 
-# Nothing outside knows how networks are fitted; the speed benchmark measures exactly that.
-ENGINE_USERS = {"dipdefense/reconstruct.py", "dipdefense/purifier.py", "dipdefense/engine/", "benchmarks/speed/"}
+# Nothing outside knows how networks are fitted; two benchmarks measure and prove exactly that.
+ENGINE_USERS = {
+    "dipdefense/reconstruct.py", "dipdefense/purifier.py", "dipdefense/engine/", "benchmarks/speed/",
+    "benchmarks/device.py",
+}  # fmt: skip
 
 # What a package or module may import besides torch and the standard library. Nothing else is imported anywhere.
 LIBRARIES = {

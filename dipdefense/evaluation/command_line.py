@@ -78,7 +78,7 @@ def add_reconstruction(to: argparse.ArgumentParser) -> None:
     add("--config", choices=CONFIGS, help="network of the reconstruction (default: paper on a GPU, else compact)")
     add("--budgets", type=count, nargs="+", metavar="ITERATIONS", help="ascending (the paper: 500 750 1000)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the reconstruction's convolutions")
-    add("--backend", choices=get_args(Backend), default="torch", help="of the reconstruction (default: %(default)s)")
+    add("--backend", choices=get_args(Backend), default="auto", help="of the reconstruction (default: %(default)s)")
 
 
 def parse(

@@ -83,7 +83,9 @@ def deep_image_prior(
     *,
     config: DIPConfig,
     precision: Precision = "auto",
-    backend: Backend = "torch",
+    backend: Backend = "auto",
+    shape: Sequence[int] = (3, 224, 224),
+    batch: int = 1,
     device: torch.device | str = "cpu",
 ) -> Defence:
     """The reconstruction of Kattamis et al. 2019: one run for all budgets, each of which is billed its iterations.
@@ -93,6 +95,8 @@ def deep_image_prior(
         config: with its number of scales; see ``Subject.fitted``.
         precision: "auto", "fp32" or "bf16".
         backend: of the reconstruction.
+        shape: of an image, (C, H, W), and
+        batch: images at once, which a backend is chosen for where the device has a choice.
         device: where it will run, which decides the precision.
 
     Raises:
@@ -100,8 +104,10 @@ def deep_image_prior(
     """
     check_backend(backend, torch.device(device))
     operands = operand_dtype(precision, torch.device(device))
-    # What really runs, never "auto": another precision or backend has other roundings or noise, and so its outcomes
-    # are another run's. A backend that the machine chooses must be resolved here, once, before anything is fitted.
+    # Never "auto": another precision or backend has other roundings or noise, and so its outcomes are another run's.
+    if backend == "auto":
+        like = torch.full((batch, *shape), 0.5, device=device)
+        backend = DIPPurifier(budgets[-1], config=config, precision=precision, batch_size=batch).backend_for(like)
     settings = {"dip": asdict(config), "precision": str(operands).removeprefix("torch."), "backend": backend}
 
     def classify(

@@ -63,7 +63,7 @@ class TableSetting(Setting):
         conditions: keys of ``CONDITIONS``.
         defences: of ``DEFENCES``.
         precision: "auto", "fp32" or "bf16".
-        backend: "torch"; or, on an NVIDIA GPU, "cudagraphs" or "triton".
+        backend: "auto", "torch", "cudagraphs" or "triton".
     """
 
     table: int
@@ -72,7 +72,7 @@ class TableSetting(Setting):
     conditions: tuple[str, ...]
     defences: tuple[str, ...]
     precision: Precision = "auto"
-    backend: Backend = "torch"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what could not be run."""
@@ -133,8 +133,9 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
     ):
         print(f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}.", file=sys.stderr)
     reconstruction = deep_image_prior(
-        setting.budgets, config=config, precision=setting.precision, backend=setting.backend, device=setting.device
-    )
+        setting.budgets, config=config, precision=setting.precision, backend=setting.backend,
+        shape=subject.shape, batch=setting.batch, device=setting.device,
+    )  # fmt: skip
     known = (undefended(), randomisation(PASSES), reconstruction)
     return measure(
         setting,

@@ -152,3 +152,14 @@ def test_the_purifier_chooses_once_for_all_chunks(auto, tiny: DIPConfig, monkeyp
     monkeypatch.setattr("dipdefense.purifier.chosen", lambda request: asked.append(len(request.images)) or "torch")
     DIPPurifier(1, config=tiny, batch_size=2)(torch.rand(5, 3, 32, 32))
     assert asked == [2]
+
+
+def test_a_table_never_records_auto(auto, tiny: DIPConfig, monkeypatch) -> None:
+    """The backend is chosen for the batch and the size that the table will fit, and belongs to its identity."""
+    from dipdefense.evaluation.defences import deep_image_prior
+
+    shapes = []
+    monkeypatch.setattr("dipdefense.purifier.chosen", lambda request: shapes.append(request.images.shape) or "triton")
+    defence = deep_image_prior((60,), config=tiny, shape=(3, 32, 40), batch=2)
+    assert defence.settings["backend"] == "triton"
+    assert shapes == [(2, 3, 32, 40)]
