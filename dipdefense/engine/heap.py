@@ -1,8 +1,12 @@
-"""glibc's heap, kept warm while networks are fitted on a CPU.
+"""glibc's heap: kept warm while networks are fitted on a CPU, given back where memory is short.
 
 By default glibc hands large blocks back to the system as soon as they are freed. Every iteration then faults its
 activations in again, page by page: some 30,000 faults of half a microsecond at 224×224, several microseconds each on
 a virtual machine whose host is short of pages.
+
+A heap that keeps its blocks cannot shrink below the topmost one in use. oneDNN's primitives stay for the process's
+life, and those of the first iteration lie above freed activations. After running out of memory that space is lost to
+everything that needs a mapping of its own, such as oneDNN's code. :func:`released` is for that case.
 """
 
 from __future__ import annotations
@@ -12,45 +16,99 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterator
+from typing import Literal
+
+Mode = Literal["released", "kept", "ordinary"]
 
 # mallopt's parameters, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
-# Where glibc's own adjustment of the two ends up in a process that has freed large blocks. Setting either ends that
-# adjustment for good, so this, and not the values at a process's start, is what is put back.
-_AFTERWARDS = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
+_THRESHOLDS: dict[Mode, dict[int, int]] = {
+    # glibc's values at a process's start: a large block has a mapping of its own, which goes as soon as it is freed.
+    "released": {_MMAP_THRESHOLD: 2**17, _TRIM_THRESHOLD: 2**17},
+    "kept": {_MMAP_THRESHOLD: _NEVER, _TRIM_THRESHOLD: _NEVER},
+    # Where glibc's own adjustment of the two ends up in a process that has freed large blocks. Setting either ends
+    # that adjustment for good, so this, and not the values at a process's start, is what is put back.
+    "ordinary": {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26},
+}
 # Who starts a process with one of these has decided for themselves.
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
-_lock = threading.Lock()
-_users = 0
+
+class _Heap:
+    """How the process's heap behaves, and how many want which behaviour."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = {"released": 0, "kept": 0}
+        self.mode: Mode = "ordinary"
+        self.libc: ctypes.CDLL | None = None
+
+    def count(self, libc: ctypes.CDLL, wish: Mode, by: int) -> None:
+        """Add to the users of a behaviour; the first that anyone wants, in the order of ``users``, is what holds."""
+        with self.lock:
+            self.users[wish] += by
+            self.libc = libc
+            if self.users["released"]:
+                self.switch("released")
+            else:
+                self.switch("kept" if self.users["kept"] else "ordinary")
+
+    def switch(self, mode: Mode) -> None:
+        """Set the thresholds, if they are others, and give back what is free unless it is to be kept."""
+        if self.libc is None or mode == self.mode:
+            return
+        self.mode = mode
+        for parameter, value in _THRESHOLDS[mode].items():
+            self.libc.mallopt(parameter, value)
+        if mode != "kept":
+            self.libc.malloc_trim(0)
 
 
-@contextlib.contextmanager
-def kept() -> Iterator[None]:
+_heap = _Heap()
+
+
+def kept() -> contextlib.AbstractContextManager[None]:
     """Until the block ends, freed memory stays with the process, to be used again; then what is free is given back.
 
     That holds for the whole process. Nothing is done where the C library is another than glibc, or where the
     environment sets the allocator's thresholds.
     """
-    global _users
+    return _behaving("kept")
+
+
+def released() -> contextlib.AbstractContextManager[None]:
+    """Until the block ends, freed memory goes back to the system at once, even where :func:`kept` is in force.
+
+    The conditions are those of :func:`kept`.
+    """
+    return _behaving("released")
+
+
+@contextlib.contextmanager
+def _behaving(wish: Mode) -> Iterator[None]:
     libc = None if any(name in os.environ for name in _VARIABLES) else _glibc()
     if libc is None:
         yield
         return
-    with _lock:
-        _users += 1
-        for parameter in _AFTERWARDS:
-            libc.mallopt(parameter, _NEVER)
+    heap = _heap
+    heap.count(libc, wish, 1)
     try:
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if not _users:
-                for parameter, value in _AFTERWARDS.items():
-                    libc.mallopt(parameter, value)
-                libc.malloc_trim(0)
+        if heap is _heap:  # and not inherited by a fork, which counts anew
+            heap.count(libc, wish, -1)
+
+
+def _after_fork() -> None:
+    """A forked process has none of the threads that its parent's users and the lock's owner may be."""
+    global _heap
+    inherited, _heap = _heap, _Heap()
+    inherited.switch("ordinary")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -13,11 +13,12 @@ from dipdefense import DIPConfig, reconstruct
 from dipdefense.engine import heap
 
 _NEVER, _AGAIN = [(-3, 2**31 - 1), (-1, 2**31 - 1)], [(-3, 2**25), (-1, 2**26), "trim"]
+_AT_ONCE = [(-3, 2**17), (-1, 2**17), "trim"]
 
 # What the allocator holds after allocating, writing and freeing 24 MB twice, several times over: outside, inside and
 # afterwards, in MB more than before. Its own count (glibc 2.33 and newer) is used and not the system's page faults or
 # resident memory, which not every container reports.
-_PROBE = """
+_HELD = """
 import contextlib, ctypes, torch
 from dipdefense.engine import heap
 
@@ -39,10 +40,55 @@ def held_in(block):
             del kept
         return held()
 
+"""
+_PROBE = """
 held_in(contextlib.nullcontext())
 before = held()
 print(held_in(contextlib.nullcontext()) - before, held_in(heap.kept()) - before, held() - before)
 """
+
+# The same in processes forked while a thread keeps the heap, and while another changes how it behaves.
+_FORK = """
+import os, signal, threading
+
+def mapped():  # whether a large block gets a mapping of its own
+    before = libc.mallinfo2().hblkhd
+    block = torch.empty(25_000_000)
+    return libc.mallinfo2().hblkhd - before > 90e6
+
+def in_child(occupied):
+    with occupied:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            with heap.kept():
+                inside = mapped()
+            print(inside, mapped(), flush=True)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+
+@contextlib.contextmanager
+def in_thread(block):
+    entered, leave = threading.Event(), threading.Event()
+    def occupy():
+        with block:
+            entered.set()
+            leave.wait()
+    thread = threading.Thread(target=occupy, daemon=True)
+    thread.start()
+    entered.wait()
+    yield
+    leave.set()
+    thread.join()
+
+in_child(in_thread(heap.kept()))
+in_child(in_thread(heap._heap.lock))
+in_child(heap.kept())
+print(heap._heap.mode, heap._heap.users)
+"""
+
+
+needs_mallinfo = pytest.mark.skipif(not hasattr(heap._glibc(), "mallinfo2"), reason="needs glibc 2.33 or newer")
 
 
 class FakeLibc:
@@ -82,7 +128,15 @@ def test_thresholds_are_raised_for_the_block_and_put_back_whatever_happens(libc:
 def test_the_last_of_several_fits_puts_them_back(libc: FakeLibc) -> None:
     with heap.kept(), heap.kept():
         pass
-    assert libc.calls == _NEVER * 2 + _AGAIN
+    assert libc.calls == _NEVER + _AGAIN
+
+
+def test_to_give_back_outranks_to_keep(libc: FakeLibc) -> None:
+    with heap.kept():
+        with heap.released(), heap.kept():
+            assert libc.calls == _NEVER + _AT_ONCE
+        assert libc.calls == _NEVER + _AT_ONCE + _NEVER
+    assert libc.calls == _NEVER + _AT_ONCE + _NEVER + _AGAIN
 
 
 @pytest.mark.parametrize("name", heap._VARIABLES)
@@ -105,14 +159,29 @@ def test_another_c_library_is_left_alone(found: object, monkeypatch: pytest.Monk
         pass
 
 
-@pytest.mark.skipif(not hasattr(heap._glibc(), "mallinfo2"), reason="needs glibc 2.33 or newer")
-def test_freed_memory_stays_with_the_process_inside_and_is_given_back_afterwards() -> None:
+def held(code: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if name not in heap._VARIABLES}
-    run = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=True, env=environment)
-    outside, inside, afterwards = (float(megabytes) for megabytes in run.stdout.split())
+    run = subprocess.run(
+        [sys.executable, "-c", _HELD + code], capture_output=True, text=True, check=True, env=environment
+    )
+    return run.stdout.splitlines()
+
+
+@needs_mallinfo
+def test_freed_memory_stays_with_the_process_inside_and_is_given_back_afterwards() -> None:
+    (line,) = held(_PROBE)
+    outside, inside, afterwards = (float(megabytes) for megabytes in line.split())
     assert outside < 10
     assert inside > 40
     assert afterwards < 10
+
+
+@needs_mallinfo
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_inherits_neither_users_nor_a_lock() -> None:
+    *children, parent = held(_FORK)
+    assert children == ["False True"] * 3
+    assert parent == "ordinary {'released': 0, 'kept': 0}"
 
 
 def test_a_fit_on_a_cpu_keeps_the_heap(libc: FakeLibc) -> None:
