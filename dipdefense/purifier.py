@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -24,7 +22,7 @@ from dipdefense.checks import (
     resolve_seeds,
 )
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
-from dipdefense.engine.memory import images_that_fit, is_out_of_memory
+from dipdefense.engine.memory import bytes_per_image, images_that_fit, in_chunks
 from dipdefense.reconstruct import Reconstruction, reconstruct
 
 Gradient = Literal["straight-through", "none"]
@@ -166,31 +164,19 @@ def _progress_bar(total: int, *, enabled: bool) -> Iterator[Callable[[int], obje
 def _in_chunks(
     images: Tensor, seeds: Sequence[int], chunk: int, advance: Callable[[int], object], **settings: Any
 ) -> Reconstruction:
-    """Reconstruct ``chunk`` images at a time; after running out of memory go on with half as many."""
-    parts: list[Reconstruction] = []
-    start = 0
-    while start < len(images) or not parts:
-        stop = min(start + chunk, len(images))
-        try:
-            parts.append(
-                reconstruct(
-                    images[start:stop],
-                    seed=seeds[start:stop],
-                    on_iteration=functools.partial(advance, stop - start),
-                    **settings,
-                )
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or stop - start == 1:
-                raise
-            chunk = (stop - start) // 2
-        else:
-            start = stop
-            continue
-        # Outside the except block, where the traceback no longer holds the failed attempt's tensors.
-        gc.collect()
-        if images.is_cuda:
-            torch.cuda.empty_cache()
+    """Reconstruct ``chunk`` images at a time, or half as many where memory runs out."""
+
+    def fit(part: slice, iterated: Callable[[], None]) -> Reconstruction:
+        def on_iteration() -> None:
+            iterated()
+            advance(part.stop - part.start)
+
+        return reconstruct(images[part], seed=seeds[part], on_iteration=on_iteration, **settings)
+
+    _, channels, height, width = images.shape
+    operands = operand_dtype(settings["precision"], images.device)
+    each = bytes_per_image(settings["config"], channels, height, width, operands, backend=settings["backend"])
+    parts = in_chunks(fit, len(images), chunk, device=images.device, each=each)
     return Reconstruction(
         parts[0].budgets,
         torch.cat([part.images for part in parts], dim=1),
