@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -30,7 +28,7 @@ from dipdefense.checks import (
 from dipdefense.compiler import opaque, refuse_export
 from dipdefense.config import MAX_ITERATIONS, PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.engine.backends import chosen
-from dipdefense.engine.memory import images_that_fit, is_out_of_memory
+from dipdefense.engine.memory import bytes_of_one, images_that_fit, in_chunks
 from dipdefense.reconstruct import Reconstruction, fit
 
 Gradient = Literal["straight-through", "none"]
@@ -208,25 +206,19 @@ def _progress_bar(total: int, *, enabled: bool) -> Iterator[Callable[[int], obje
 
 
 def _in_chunks(request: Request, chunk: int, advance: Callable[[int], object]) -> Reconstruction:
-    """Fit ``chunk`` images at a time; where memory runs out, continue with half as many."""
-    parts: list[Reconstruction] = []
-    start, count = 0, len(request.images)
-    while start < count or not parts:
-        stop = min(start + chunk, count)
-        try:
-            parts.append(fit(request.chunk(start, stop), functools.partial(advance, stop - start)))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or stop - start == 1:
-                raise
-            chunk = (stop - start) // 2
-        else:
-            start = stop
-            continue
-        # Outside the except block, where the traceback no longer holds the failed attempt's tensors.
-        gc.collect()
-        if request.images.is_cuda:
-            torch.cuda.empty_cache()
-    return Reconstruction.joined(parts)
+    """Fit ``chunk`` images at a time, or half as many where memory runs out."""
+
+    def fit_part(part: slice, iterated: Callable[[], None]) -> Reconstruction:
+        def on_iteration() -> None:
+            iterated()
+            advance(part.stop - part.start)
+
+        return fit(request.chunk(part.start, part.stop), on_iteration)
+
+    images = request.images
+    return Reconstruction.joined(
+        in_chunks(fit_part, len(images), chunk, device=images.device, each=bytes_of_one(request))
+    )
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -1,13 +1,21 @@
-"""How many images can be fitted at once."""
+"""How many images can be fitted at once, and what happens where they were too many."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import errno
+import gc
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from dipdefense.checks import Request
 from dipdefense.config import Backend, DIPConfig
+from dipdefense.engine import free, heap
+
+T = TypeVar("T")
 
 # Share of the free memory that a chunk may plan for: allocators fragment, and the caller needs some too.
 _SHARE = 0.7
@@ -18,6 +26,22 @@ _PARAMETER_BYTES = {"torch": 4 * 4, "cudagraphs": 4 * 4, "triton": 4 * 4 + 10, "
 
 # A CPU gains from a batch while its activations stay in the caches, and loses a little beyond that.
 _CPU_PIXELS = 32 * 32 * 32
+
+# Address space of the code that oneDNN makes for a network's convolutions, and keeps: 11 to 37 MiB measured.
+_CODE_BYTES = 2**25
+
+# How allocators and the libraries above them say in a RuntimeError that memory ran out.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "not enough memory",  # torch on a CPU, on Windows
+    "std::bad_alloc",
+    "could not create a memory",  # oneDNN
+    "could not create a primitive",  # oneDNN, also of a primitive's descriptor
+    "could not execute a primitive",  # oneDNN, for its scratchpad
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def bytes_per_image(
@@ -42,7 +66,7 @@ def bytes_per_image(
         height: of the image, in pixels.
         width: of the image, in pixels.
         operands: dtype of the convolutions' operands, and so of the activations.
-        backend: what fits them.
+        backend: the one that fits them.
     """
     scales = config.scales_for(height, width)
     c, skips = config.channels, config.skip_channels
@@ -56,16 +80,20 @@ def bytes_per_image(
     return activations * operands.itemsize + parameters * _PARAMETER_BYTES[backend] + images
 
 
+def bytes_of_one(request: Request) -> int:
+    """Peak memory that one of a request's images takes."""
+    _, channels, height, width = request.images.shape
+    return bytes_per_image(request.config, channels, height, width, request.operands, backend=request.backend)
+
+
 def images_that_fit(request: Request) -> int:
     """The number of a request's images to fit at once on the device where they are: at least one."""
     images = request.images
     if len(images) == 0:
         return 1
-    _, channels, height, width = images.shape
-    each = bytes_per_image(request.config, channels, height, width, request.operands, backend=request.backend)
-    fitting = int(_SHARE * _free_bytes(images.device)) // each
+    fitting = int(_SHARE * _free_bytes(images.device)) // bytes_of_one(request)
     if images.device.type == "cpu":
-        fitting = min(fitting, _CPU_PIXELS // (height * width))
+        fitting = min(fitting, _CPU_PIXELS // images[0, 0].numel())
     return max(1, fitting)
 
 
@@ -73,11 +101,119 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free.left_to_process()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is an allocator's way of saying that memory ran out, on a GPU or on a CPU."""
+    """Whether this is how an allocator, on a GPU or on a CPU, says that memory ran out.
+
+    oneDNN says the same of some other faults.
+    """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def in_chunks(
+    fit: Callable[[slice, Callable[[], None]], T], count: int, chunk: int, *, device: torch.device, each: int
+) -> list[T]:
+    """Fit ``count`` images, ``chunk`` at a time. Where memory runs out, free it and retry with half as many.
+
+    Under a limit on the process's address space (``ulimit -v``) chunks are made small enough to stay below it.
+
+    On a CPU the heap keeps freed memory (:func:`heap.kept`) only from the end of the first iteration on, and no more
+    once memory has run out: what stays for good, such as oneDNN's primitives, then holds no freed memory back.
+
+    Args:
+        fit: fits the images of a slice; calls its second argument after every iteration.
+        count: number of images. For none, ``fit`` is called once with the empty slice.
+        chunk: number of images to begin with.
+        device: where they are fitted.
+        each: bytes that one image is expected to take.
+
+    Returns:
+        The results of the successful calls, in the images' order.
+
+    Raises:
+        Exception: whatever ``fit`` raises for another reason; and its error for a single image that memory does not
+            suffice for, with a note of what was needed and what was free.
+    """
+    parts: list[T] = []
+    failed: list[int] = []
+    start = 0
+    with contextlib.ExitStack() as releasing:
+        if device.type == "cpu":
+            chunk = _within_limits(chunk, each)
+            releasing.enter_context(heap.released())
+
+        def iterated() -> None:
+            if not failed:
+                releasing.close()
+
+        while start < count or not parts:
+            stop = min(start + chunk, count)
+            unused = _free_bytes(device)
+            try:
+                parts.append(fit(slice(start, stop), iterated))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed.append(stop - start)
+                switched = _gave_up_onednn(error)
+                if stop - start <= 1 and not switched:
+                    error.add_note(_note(failed, unused, each))
+                    raise
+            else:
+                start = stop
+                continue
+            # Outside the except block, where the traceback no longer holds the failed attempt's tensors.
+            gc.collect()
+            if device.type == "cpu":
+                releasing.close()
+                releasing.enter_context(heap.released())
+            elif device.type == "cuda":
+                torch.cuda.empty_cache()
+            chunk = max(1, (stop - start) // 2)
+    return parts
+
+
+def _within_limits(chunk: int, each: int) -> int:
+    """As many of ``chunk`` images as the limits on the process's memory leave space for: at least one.
+
+    To try and fail costs more than time: the code that oneDNN made for the failed chunk keeps its address space.
+    """
+    if free.left_by_limits() is None:
+        return chunk
+    # torch's first optimiser imports its compiler: some 270 MB of address space, most of it Triton's library.
+    torch.optim.Adam([torch.zeros(1)])
+    left = free.left_by_limits() or 0
+    return max(1, min(chunk, (int(_SHARE * left) - _CODE_BYTES) // each))
+
+
+def _gave_up_onednn(error: Exception) -> bool:
+    """Switch oneDNN off if it is on and could not make a primitive.
+
+    A thread in which oneDNN once found no memory for its code gets no new primitive any more, however much is free:
+    its code generator keeps the error (mended by oneDNN's pull request 5907).
+    """
+    if "could not create a primitive" not in str(error) or not torch.backends.mkldnn.enabled:
+        return False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    warnings.warn(
+        "oneDNN could not create a primitive, and may refuse new shapes in this thread from now on. It is switched off "
+        "for this process; torch.backends.mkldnn.enabled = True switches it on again",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return True
+
+
+def _note(failed: list[int], unused: int, each: int) -> str:
+    return (
+        f"Memory ran out with {', '.join(map(str, failed))} images at once. One image is expected to take "
+        f"{each / 2**20:.0f} MiB; {unused / 2**20:.0f} MiB were free before the last attempt. "
+        "Fit smaller images or a smaller network, or raise the limit. If more was free than an image takes, the error "
+        "has another cause."
+    )
