@@ -32,13 +32,13 @@ def size():
 def run(what, count, megabytes):
     if "uncapped" in what:
         memory._within_limits = lambda chunk, each: chunk
-    attempts, fit, idle = [], purifier.reconstruct, size()
+    attempts, fit, idle = [], purifier.fit, size()
 
-    def noted(chunk, **settings):
-        attempts.append((len(chunk), size() - idle))
-        return fit(chunk, **settings)
+    def noted(request, on_iteration):
+        attempts.append((len(request.images), size() - idle))
+        return fit(request, on_iteration)
 
-    purifier.reconstruct = noted
+    purifier.fit = noted
     if megabytes:
         resource.setrlimit(resource.RLIMIT_AS, (idle + megabytes * 2**20, resource.RLIM_INFINITY))
     fitted = DIPPurifier(3, config=DIPConfig.architecture_2(), seed=list(range(count)), batch_size=count)
