@@ -132,10 +132,14 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
 
 
 def _numbers(x: object) -> Array:
-    array = np.asarray(x)
+    """An array that torch can take: it knows native byte orders alone, and no negative strides."""
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, and tensors that NumPy cannot share
+        array = np.empty(0, dtype=object)
     if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
         raise TypeError(f"x must be an array of real numbers of at most 64 bits, got {shown(x)}")
-    return array
+    return np.ascontiguousarray(array, dtype=f"{array.dtype.kind}{array.dtype.itemsize}")
 
 
 def _check_clip_values(bounds: object) -> None:

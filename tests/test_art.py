@@ -223,6 +223,18 @@ def test_what_is_no_array_of_numbers_is_named(defence: Callable[..., Any], x: An
 
 
 @BOTH
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[:, :, :, ::-1], lambda x: x.astype(">f4"), lambda x: x.tolist(), torch.from_numpy],
+    ids=["flipped", "big-endian", "list", "tensor"],
+)
+def test_arrays_of_any_order_are_taken(defence: Callable[..., Any], change: Callable[..., Any]) -> None:
+    x = images()
+    plain = np.ascontiguousarray(change(x), dtype=np.float32)
+    np.testing.assert_array_equal(defence(seed=0)(change(x))[0], defence(seed=0)(plain)[0])
+
+
+@BOTH
 def test_another_scale_is_warned_of(defence: Callable[..., Any]) -> None:
     with pytest.warns(UserWarning, match="most of the images' values lie far outside .* and are clipped"):
         defence()(images() * 255)
