@@ -23,7 +23,7 @@ from dipdefense.randomization import RandomizationDefence, RandomResizePad, rand
 TINY = DIPConfig(scales=1, channels=2, skip_channels=1, input_channels=2)
 DIVERGING = DIPConfig(scales=1, channels=2, learning_rate=1e30)
 
-# Whatever somebody may pass by a slip, in place of any argument.
+# Values that somebody may pass by a slip, in place of any argument.
 JUNK = [
     *(None, True, False, "", "1", b"1", "auto", "torch", "clip", "raise", 1j, ..., object, object(), lambda: None),
     *(0, -1, 2**31, 2**63, 2**64, -(2**70), 10**30, 10**400, 10**5000, 0.5, 1.0, -0.0, 1e-320, 1e308),

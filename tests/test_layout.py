@@ -32,7 +32,7 @@ LAYERS = [
 # Nothing outside knows how networks are fitted; the speed benchmark measures exactly that.
 ENGINE_USERS = {"dipdefense/reconstruct.py", "dipdefense/purifier.py", "dipdefense/engine/", "benchmarks/speed/"}
 
-# What a package or module may import besides torch and the standard library. Nothing else is imported anywhere.
+# Libraries besides torch and the standard library, and who may import them. Nothing else is imported anywhere.
 LIBRARIES = {
     "art": {"art", "attacks"},
     "efficientnet_lite_pytorch": {"classifiers"},
