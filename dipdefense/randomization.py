@@ -48,8 +48,9 @@ def random_resize_pad(images: Tensor, *, seed: Seed = None, out_of_range: OutOfR
     """Resize every image to a random size and pad it with mid-grey at a random place (Xie et al. 2017, section 3).
 
     Every image has a random sample of its own. At 224×224 it is the size r, uniform on [224, 248), of the
-    nearest-neighbour resize, and then one of the (248 - r + 1)² places in the padded image, all equally likely. In a rectangular image
-    r belongs to the longer side, and the shorter one follows in proportion. Gradients flow to ``images``.
+    nearest-neighbour resize, and then one of the (248 - r + 1)² places in the padded image, all equally likely. In a
+    rectangular image r belongs to the longer side, and the shorter one follows in proportion. Gradients flow to
+    ``images``.
 
     Args:
         images: (N, C, H, W) floats in [0, 1], H and W at least 5 pixels.
