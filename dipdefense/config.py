@@ -12,7 +12,7 @@ MIN_SIDE = 32
 """Smallest height and width, in pixels, that any configuration accepts by default."""
 
 Backend = Literal["torch", "cudagraphs", "triton"]
-"""Ways of fitting the networks: torch's operators, the same replayed from a CUDA graph, or hand-written kernels."""
+"""What fits the networks: torch's operators, the same replayed from a CUDA graph, or the hand-written kernels."""
 
 PAPER_BUDGETS = (500, 750, 1000)
 """Iteration budgets of Tables 1 and 2 (Kattamis et al. 2019, appendix A.2)."""
