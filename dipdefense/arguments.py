@@ -95,7 +95,7 @@ def several(name: str, value: object, *, expected: str, most: int) -> tuple[obje
 
 
 def shown(value: object) -> str:
-    """What came, in one short line."""
+    """A value in one short line, for messages."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # an integer of too many digits, a broken object: this must not hide the error itself

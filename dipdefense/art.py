@@ -25,7 +25,7 @@ ClipValues = Sequence[float | Array] | Array
 
 @dataclass(kw_only=True, eq=False)
 class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
-    """What both defences share: layout, range and dtype on the way in and out, and checked parameters.
+    """The common part of both defences: layout, range and dtype on the way in and out, and checked parameters.
 
     The fields are the parameters, the constructor's arguments and the only state: the module is built anew at every
     call. So pickle, copy and ``set_params`` need no care of their own.
@@ -132,10 +132,14 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
 
 
 def _numbers(x: object) -> Array:
-    array = np.asarray(x)
+    """An array that torch can take: it knows native byte orders alone, and no negative strides."""
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, and tensors that NumPy cannot share
+        array = np.empty(0, dtype=object)
     if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
         raise TypeError(f"x must be an array of real numbers of at most 64 bits, got {shown(x)}")
-    return array
+    return np.ascontiguousarray(array, dtype=f"{array.dtype.kind}{array.dtype.itemsize}")
 
 
 def _check_clip_values(bounds: object) -> None:
@@ -211,10 +215,10 @@ class RandomizationPreprocessor(_ImagePreprocessor):
     attacks keep to the original size, as long as the model takes the larger one, as networks with global pooling
     do. A model tied to one size (a flattening head, a ViT) raises an error of its own.
 
-    Attacks get the gradient through the draws of the very same call.
+    Attacks get the gradient through the very sample of the same call.
 
     Args:
-        seed: None for fresh draws at every call; an integer for the same at every call and image; or one an
+        seed: None for fresh samples at every call; an integer for the same at every call and image; or one an
             image, where every call brings that many images.
         clip_values: (min, max) of the data: the classifier's. Numbers, or arrays of one value a channel.
         channels_first: (N, C, H, W) if true, (N, H, W, C) otherwise.
@@ -237,8 +241,8 @@ class RandomizationPreprocessor(_ImagePreprocessor):
     def estimate_gradient(self, x: Array, grad: Array) -> Array:
         """Gradients with respect to ``x``, which ART asks for beside NumPy preprocessors.
 
-        With ``seed=None`` it is taken through draws of its own, the same for all classes: ART does not pass on those of
-        the forward call.
+        With ``seed=None`` they go through a sample of their own, the same for all classes: ART does not pass on that
+        of the forward call.
 
         Args:
             x: images as in `forward`.

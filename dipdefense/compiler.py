@@ -1,4 +1,4 @@
-"""Modules whose output is the end of an optimisation, or a random draw: what compilers and exporters make of them."""
+"""How compilers and exporters treat modules whose output is an optimisation's result or a random sample."""
 
 from __future__ import annotations
 

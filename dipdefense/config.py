@@ -32,7 +32,7 @@ class DIPConfig:
 
     The network is the restoration default of Ulyanov et al. 2017 (section 4 and appendix A.2 of
     Kattamis et al. 2019 call it "the original architecture"). The iteration budget is no part of it: a budget
-    says when to stop drawing, not how to draw.
+    says when to stop fitting, not how to fit.
 
     Attributes:
         scales: times the network halves the resolution. ``None`` follows the image as the paper does: 5 from 64
@@ -40,7 +40,7 @@ class DIPConfig:
         channels: feature maps of every convolution but the skip branches (128).
         skip_channels: feature maps of each skip branch (4); 0 leaves the skip branches out, which the paper's
             section 6 found to fail.
-        input_channels: depth of the fixed noise that the network draws from (32).
+        input_channels: depth of the fixed noise that is the network's input (32).
         input_scale: that noise is uniform on [0, input_scale) (0.1).
         noise_std: standard deviation of the Gaussian noise added to it afresh at every iteration (1/30).
         learning_rate: of Adam (0.01).

@@ -61,8 +61,8 @@ class DIPPurifier(nn.Module):
         config: the network and its optimiser; the paper's by default.
         seed: an integer that every image uses, so that a result depends on no position; or one an image; or None,
             fresh seeds at every call from torch's default generator, which ``torch.manual_seed`` governs.
-        batch_size: images fitted at once, or "auto" to size it from free memory. Where memory runs out all the same
-            the chunk is halved and the work goes on.
+        batch_size: images fitted at once, or "auto" to size it from free memory. Where memory runs out all the same,
+            the chunk is halved and fitting continues.
         out_of_range: "raise" refuses values outside [0, 1]; "clip" clips finite ones, for attacks that step out before
             they clip. The gradient is the same, so that an attack can bring a pixel back.
         gradient: "straight-through": the backward pass is the identity (BPDA, Athalye et al. 2018), so white-box

@@ -47,9 +47,10 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
 def random_resize_pad(images: Tensor, *, seed: Seed = None, out_of_range: OutOfRange = "raise") -> Tensor:
     """Resize every image to a random size and pad it with mid-grey at a random place (Xie et al. 2017, section 3).
 
-    Every image has its own draw. At 224×224 it is the size r, uniform on [224, 248), of the nearest-neighbour
-    resize, and then one of the (248 - r + 1)² places in the padded image, all equally likely. In a rectangular image
-    r belongs to the longer side, and the shorter one follows in proportion. Gradients flow to ``images``.
+    Every image has a random sample of its own. At 224×224 it is the size r, uniform on [224, 248), of the
+    nearest-neighbour resize, and then one of the (248 - r + 1)² places in the padded image, all equally likely. In a
+    rectangular image r belongs to the longer side, and the shorter one follows in proportion. Gradients flow to
+    ``images``.
 
     Args:
         images: (N, C, H, W) floats in [0, 1], H and W at least 5 pixels.
@@ -75,12 +76,12 @@ class RandomResizePad(nn.Module):
     """`random_resize_pad` as a layer in front of a classifier that takes images of any size.
 
     The output is larger than the input, which suits convolutional classifiers with global pooling. The module has no
-    parameters and an empty ``state_dict``; ``eval()`` changes nothing. Its gradient is the exact one for the draws of
-    the same call, so an attacker has to average over draws (EOT), and then the defence falls to 0 % (Athalye et al.
+    parameters and an empty ``state_dict``; ``eval()`` changes nothing. Its gradient is the exact one for the samples of
+    the same call, so an attacker has to average over samples (EOT), and then the defence falls to 0 % (Athalye et al.
     2018).
 
     Args:
-        seed: as in `random_resize_pad`. None, the default, draws afresh at every call, as the defence must in
+        seed: as in `random_resize_pad`. None, the default, samples afresh at every call, as the defence must in
             service.
         out_of_range: as in `random_resize_pad`.
 
@@ -117,17 +118,17 @@ class RandomResizePad(nn.Module):
 class RandomizationDefence(nn.Module):
     """A classifier behind `random_resize_pad` whose probabilities are averaged over several passes.
 
-    What is averaged is the softmax, as in their challenge submission (30 passes), and what is returned is the mean's
-    logarithm: its softmax is the mean itself, and losses and attacks that expect logits work. The submission also
-    flips at random, draws r from [310, 331) and adds an auxiliary head, none of which the method's section has.
+    The softmax is averaged, as in their challenge submission (30 passes), and the mean's logarithm is returned: its
+    softmax is the mean itself, and losses and attacks that expect logits work. The submission also flips at random,
+    samples r from [310, 331) and adds an auxiliary head, none of which the method's section has.
 
     One pass is the defence whose numbers the literature quotes; it classifies as
     ``nn.Sequential(RandomResizePad(), classifier)`` does. The gradient is that of the averaged output, so an attack
-    on this module is already one that averages over draws.
+    on this module is already one that averages over samples.
 
     Args:
         classifier: from images in [0, 1] of any size to (N, classes) logits.
-        passes: draws an image.
+        passes: random samples an image.
         seed: as in `random_resize_pad`; a seed fixes all passes, which differ all the same.
         out_of_range: as in `random_resize_pad`.
 
@@ -191,16 +192,16 @@ def _resize_pad(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor
     # The empty part lets an empty batch be concatenated like any other.
     defended = [images.new_empty(0, images.shape[1], padded_height, padded_width)]
     for image, generator in zip(images, generators, strict=True):
-        size = _draw(longer, padded_longer, generator)
+        size = _sample(longer, padded_longer, generator)
         # At most 331/299 of the side before rounding, so it always fits.
         resized_height, resized_width = round(height * size / longer), round(width * size / longer)
         spare_rows, spare_columns = padded_height - resized_height, padded_width - resized_width
-        top, left = _draw(0, spare_rows + 1, generator), _draw(0, spare_columns + 1, generator)
+        top, left = _sample(0, spare_rows + 1, generator), _sample(0, spare_columns + 1, generator)
         resized = F.interpolate(image[None], size=(resized_height, resized_width), mode="nearest")
         defended.append(F.pad(resized, (left, spare_columns - left, top, spare_rows - top), value=_MID_GREY))
     return torch.cat(defended)
 
 
-def _draw(low: int, high: int, generator: torch.Generator) -> int:
+def _sample(low: int, high: int, generator: torch.Generator) -> int:
     """A uniform integer from [low, high)."""
     return cast(int, torch.randint(low, high, (), generator=generator, device="cpu").item())

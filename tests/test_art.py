@@ -84,7 +84,7 @@ def assert_alike(got: np.ndarray, wanted: np.ndarray, *, within: float) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded_attacks() -> None:
-    """ART's attacks draw from NumPy's global generator."""
+    """ART's attacks sample from NumPy's global generator."""
     np.random.seed(0)
 
 
@@ -223,6 +223,18 @@ def test_what_is_no_array_of_numbers_is_named(defence: Callable[..., Any], x: An
 
 
 @BOTH
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[:, :, :, ::-1], lambda x: x.astype(">f4"), lambda x: x.tolist(), torch.from_numpy],
+    ids=["flipped", "big-endian", "list", "tensor"],
+)
+def test_arrays_of_any_order_are_taken(defence: Callable[..., Any], change: Callable[..., Any]) -> None:
+    x = images()
+    plain = np.ascontiguousarray(change(x), dtype=np.float32)
+    np.testing.assert_array_equal(defence(seed=0)(change(x))[0], defence(seed=0)(plain)[0])
+
+
+@BOTH
 def test_another_scale_is_warned_of(defence: Callable[..., Any]) -> None:
     with pytest.warns(UserWarning, match="most of the images' values lie far outside .* and are clipped"):
         defence()(images() * 255)
@@ -341,7 +353,7 @@ def test_seed_none_differs_at_every_call_and_an_integer_never(defence: Callable[
 
 @BOTH
 def test_loss_gradient_is_the_chain_rule_through_the_forward(defence: Callable[..., Any]) -> None:
-    """DIP: the classifier's gradient at the purified image. Randomisation: the true gradient of the same draw."""
+    """DIP: the classifier's gradient at the purified image. Randomisation: the true gradient of the same sample."""
     x, y = images(), labels()
     x_torch = torch.from_numpy(x).requires_grad_()
     if defence is dip:
@@ -444,7 +456,7 @@ def test_class_gradient_purifies_once_even_beside_numpy_preprocessors(chunks: li
 
 @pytest.mark.parametrize("channels_first", [True, False], ids=["first", "last"])
 def test_the_randomisations_gradient_beside_numpy_preprocessors(channels_first: bool) -> None:
-    """ART asks ``estimate_gradient`` for the loss and for every class; the same draw gives what torch gives."""
+    """ART asks ``estimate_gradient`` for the loss and for every class; the same sample gives what torch gives."""
     x, y = images(), labels()
     defence = RandomizationPreprocessor(seed=0)
     in_torch = classifier(defence, preprocessing=(0.4, 0.25))
@@ -523,9 +535,9 @@ def test_attacks_may_step_out_of_the_range(
 
 
 @BOTH
-def test_attacks_on_a_fixed_draw_gain(defence: Callable[..., Any]) -> None:
-    """A usable gradient raises the loss through the defence whose draw it was taken from."""
-    # After two iterations a drawing hardly depends on the image; after ten an attack has something to gain.
+def test_attacks_on_a_fixed_sample_gain(defence: Callable[..., Any]) -> None:
+    """A usable gradient raises the loss through the defence with the sample that it was taken from."""
+    # After two iterations an output hardly depends on the image; after ten an attack has something to gain.
     settings = {"iters": 10} if defence is dip else {}
     x, defended = images(4), classifier(defence(seed=0, **settings))
     y = np.eye(CLASSES, dtype=np.float32)[defended.predict(x).argmax(1)]

@@ -35,7 +35,7 @@ ENGINE_USERS = {
     "benchmarks/device.py",
 }  # fmt: skip
 
-# What a package or module may import besides torch and the standard library. Nothing else is imported anywhere.
+# Libraries besides torch and the standard library, and who may import them. Nothing else is imported anywhere.
 LIBRARIES = {
     "art": {"art", "attacks"},
     "efficientnet_lite_pytorch": {"classifiers"},

@@ -32,7 +32,7 @@ def classifier() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
 
 
-def test_it_returns_the_drawing_of_the_last_iteration(purifier: DIPPurifier, images: torch.Tensor) -> None:
+def test_it_returns_the_output_of_the_last_iteration(purifier: DIPPurifier, images: torch.Tensor) -> None:
     expected = reconstruct(images, budgets=(3,), config=purifier.config, seed=0).images[0]
     assert torch.equal(purifier(images), expected)
 

@@ -1,4 +1,4 @@
-"""Xie et al. 2017: the draws, the pixels, the gradient, and where it must work."""
+"""Xie et al. 2017: the samples, the pixels, the gradient, and where it must work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def box(image: Tensor) -> tuple[int, int, int, int]:
 
 
 def by_hand(image: Tensor, defended: Tensor) -> Tensor:
-    """The box of `defended` drawn again, for one image (C, H, W), with torch's own resize and padding."""
+    """The box of `defended` made again, for one image (C, H, W), with torch's own resize and padding."""
     top, left, height, width = box(defended.detach())
     bottom, right = defended.shape[1] - top - height, defended.shape[2] - left - width
     resized = F.interpolate(image[None], size=(height, width), mode="nearest")
@@ -41,7 +41,7 @@ def test_padded_size(size: tuple[int, int], padded: tuple[int, int]) -> None:
     assert random_resize_pad(torch.rand(1, 3, *size)).shape == (1, 3, *padded)
 
 
-def test_every_pattern_of_the_method_is_drawn_and_none_besides() -> None:
+def test_every_pattern_of_the_method_occurs_and_none_besides() -> None:
     """At 32 pixels, in proportion to 299: r in [32, 35) and (35 - r + 1)² places each."""
     patterns = [box(image) for image in random_resize_pad(torch.zeros(1500, 1, 32, 32), seed=range(1500))]
     allowed = {(top, left, r, r) for r in range(32, 35) for top in range(35 - r + 1) for left in range(35 - r + 1)}
@@ -118,7 +118,7 @@ def test_alone_and_in_a_batch_are_the_same(kind: str) -> None:
     torch.testing.assert_close(same, same[:1].expand_as(same))
 
 
-def test_every_image_has_its_own_draw() -> None:
+def test_every_image_has_its_own_sample() -> None:
     images = torch.rand(1, 3, 64, 64).expand(12, -1, -1, -1)
     assert len({box(image) for image in RandomResizePad()(images)}) > 6
 
