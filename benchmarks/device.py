@@ -73,12 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def environment(device: torch.device) -> Iterator[Mapping[str, Any]]:
     """Hardware, versions, and whatever ``nvidia-smi`` says."""
-    # It imports ART, which takes seconds; no other question needs it.
-    from dipdefense.evaluation import circumstances
-
-    yield circumstances(device)
-    packages = {name: _version(name) for name in ("triton", "pytest", "matplotlib", "foolbox")}
     cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    packages = {name: _version(name) for name in ("triton", "pytest", "matplotlib", "foolbox")}
     yield {"optional packages": packages, "torch is built with": {"CUDA": torch.version.cuda, "cuDNN": cudnn}}
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
@@ -91,6 +87,10 @@ def environment(device: torch.device) -> Iterator[Mapping[str, Any]]:
     if (path := shutil.which("nvidia-smi")) is not None:
         done = subprocess.run([path], capture_output=True, text=True, timeout=30)
         yield {"nvidia-smi": (done.stdout + done.stderr).splitlines()}
+    # It imports ART, which takes seconds; no other question needs it.
+    from dipdefense.evaluation import circumstances
+
+    yield circumstances(device)
 
 
 def _version(package: str) -> str | None:

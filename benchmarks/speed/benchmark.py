@@ -6,10 +6,10 @@
 The contenders: the published loop (one image after another, eager, fp32), ``torch.func.vmap`` over stacked plain
 networks, grouped convolutions without rewrites, ``dipdefense.reconstruct`` in fp32 and on a GPU that has it in bf16,
 and the loop of deepinv's ``DeepImagePrior`` around the published network where deepinv is installed. Each must first
-draw what plain networks in float64 draw, with the same gradients, from the same weights and noise; one that does not
-ends the run. With ``--full`` on a GPU there are two more, the same replayed from a CUDA graph and the Triton kernels.
+have the outputs and gradients of plain networks in float64, from the same weights and noise; one that does not ends the
+run. With ``--full`` on a GPU there are two more, the same replayed from a CUDA graph and the Triton kernels.
 They have never been run on one, so they are tried first, in processes of their own, and where that fails it is recorded
-and the run goes on without them.
+and the run leaves them out.
 
 Only the steady state is timed: warm-up iterations are left out. Contenders take turns in rounds, on fresh random
 images, so that a drift of the machine hits all alike; ratios are taken within a round, to the published loop in that
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             if "failed" not in checks[name]
             for batch in (batches[setting.name] if contender.batched else (1,))
         ]
-        # Time goes where the pixels are, but not all of it.
+        # Large images get most of the time, but not all of it.
         seconds = given.budget_seconds * setting.side / sum(other.side for other in measured)
         measure(setting, cells, device=device, rounds=given.rounds, seconds=seconds, seed=given.seed)
         record["results"] += rows(setting, cells, floors, device)
@@ -242,7 +242,7 @@ def floor_seconds(setting: Setting, ceilings: dict[str, Ceilings]) -> dict[str, 
 def rows(
     setting: Setting, cells: Sequence[Cell], floors: dict[str, float], device: torch.device
 ) -> list[dict[str, Any]]:
-    """What came of each cell."""
+    """The record of each cell."""
     found = []
     names = {dtype: name for name, dtype in _OPERANDS.items()}
     for cell, speedup in zip(cells, speedups(cells), strict=True):

@@ -20,16 +20,16 @@ Fit = Callable[..., object]
 
 @dataclass(frozen=True)
 class Contender:
-    """One way of fitting networks to images.
+    """One implementation of fitting networks to images.
 
     Attributes:
         name: as records have it.
         build: its networks.
         own: plain networks' tensors, stacked along a leading axis, by the names and in the layouts of ``build``.
-        fit: its loop, from start to end.
+        fit: its whole loop.
         batched: whether it fits several images at once; otherwise its time an image is that of one image alone.
         operands: dtype of the convolutions' operands.
-        expendable: whether a run goes on without it where it fails.
+        expendable: whether a run leaves it out where it fails, instead of ending.
     """
 
     name: str
@@ -49,11 +49,11 @@ class Errors(NamedTuple):
     """How far a contender is from the plain network, ‖difference‖ / ‖reference‖.
 
     Attributes:
-        drawing: of the drawn images.
+        output: of the images.
         gradient: of the parameter's gradient that is farthest off.
     """
 
-    drawing: float
+    output: float
     gradient: float
 
 
@@ -64,15 +64,15 @@ _CANCELLED = 0.01
 
 
 def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch.device, seed: int) -> Errors:
-    """Compare drawings and gradients with those of plain networks in float64, on a small input.
+    """Compare outputs and gradients with those of plain networks in float64, on a small input.
 
-    Weights, noise and the gradient that arrives at the drawings are the same, random ones; sizes are odd. The
+    Weights, noise and the gradient that arrives at the outputs are the same, random ones; sizes are odd. The
     contender's numbers are in the dtype that it is timed in, but without tf32, whose rounding would hide small errors.
     LeakyReLU's slope is 0.9: its derivative jumps at zero, the more so the smaller the slope, and a value rounded
     across zero would cost its gradient.
 
     Raises:
-        ValueError: it draws something else, or its gradients are others.
+        ValueError: its outputs or gradients differ by more than rounding.
     """
     torch.manual_seed(seed)
     config = dataclasses.replace(config, leaky_slope=0.9)
@@ -81,7 +81,7 @@ def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch
     plain = [PlainNet(config, 3, scales).to(device) for _ in range(count)]
     with torch.no_grad():
         for network in plain:
-            # Scales and shifts start at 1 and 0, where a mistake in them would not show.
+            # Scales and shifts are 1 and 0 at first, where a mistake in them would not show.
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
         for name, value in contender.own(_stack(plain, lambda parameter: parameter)).items():
@@ -90,14 +90,14 @@ def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch
     pull = torch.randn(count, 3, *size, device=device)
 
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        drawn = networks.draw(noise)
-        torch.autograd.backward(drawn, pull)
+        output = networks.forward(noise)
+        torch.autograd.backward(output, pull)
     expected = torch.cat([network.double()(noise[i : i + 1].double()) for i, network in enumerate(plain)])
     torch.autograd.backward(expected, pull.double())
     gradients = contender.own(_stack(plain, lambda parameter: parameter.grad))
     least = _CANCELLED * max(gradient.norm().item() for gradient in gradients.values())
     errors = Errors(
-        _relative(drawn, expected),
+        _relative(output, expected),
         max(
             _relative(networks.parameters[name].grad, gradient, least)
             for name, gradient in gradients.items()
@@ -106,10 +106,10 @@ def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch
     )
     allowed = _ALLOWED[contender.operands]
     # NaN is no error that is small enough.
-    if not (errors.drawing <= allowed.drawing and errors.gradient <= allowed.gradient):
+    if not (errors.output <= allowed.output and errors.gradient <= allowed.gradient):
         raise ValueError(
-            f"{contender.name} is not the published network: its drawings are off by {errors.drawing:.1e} and its "
-            f"gradients by {errors.gradient:.1e} (allowed: {allowed.drawing:.0e} and {allowed.gradient:.0e}); "
+            f"{contender.name} is not the published network: its outputs are off by {errors.output:.1e} and its "
+            f"gradients by {errors.gradient:.1e} (allowed: {allowed.output:.0e} and {allowed.gradient:.0e}); "
             "it is not timed"
         )
     return errors

@@ -1,4 +1,4 @@
-"""Who is timed: each way of fitting networks to images."""
+"""The contenders: every implementation of fitting networks to images that is timed."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ def untried() -> list[Contender]:
 
 
 def in_kernels(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
-    """The networks of ``library``, drawn and differentiated by ``dipdefense.engine.kernels.engine``."""
+    """The networks of ``library``, with the passes of ``dipdefense.engine.kernels.engine``."""
     parameters, _ = library(config, image_channels, scales, count, device)
     names, values = list(parameters), list(parameters.values())
 
-    class Draw(torch.autograd.Function):
+    class Passes(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, noise: Tensor, *values: Tensor) -> Tensor:
             from dipdefense.engine.kernels.engine import Engine
 
             ctx.engine = Engine(dict(zip(names, values, strict=True)), config, scales, noise.dtype)
-            drawn: Tensor = ctx.engine.forward(noise.permute(0, 2, 3, 1).contiguous())
-            return drawn.permute(0, 3, 1, 2).contiguous()
+            output: Tensor = ctx.engine.forward(noise.permute(0, 2, 3, 1).contiguous())
+            return output.permute(0, 3, 1, 2).contiguous()
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -80,7 +80,7 @@ def in_kernels(config: DIPConfig, image_channels: int, scales: int, count: int, 
             found = ctx.engine.layout.unpack(ctx.engine.grads)
             return None, *(found[name] for name in names)
 
-    return Networks(parameters, lambda noise: Draw.apply(noise, *values))
+    return Networks(parameters, lambda noise: Passes.apply(noise, *values))
 
 
 def published_loop(
@@ -88,8 +88,8 @@ def published_loop(
 ) -> Reconstruction:
     """One image after another, eagerly, in fp32: a plain network, fresh noise at every iteration, Adam."""
     runs = [_loop(grouped, image[None], budgets=budgets, config=config, on_iteration=on_iteration) for image in images]
-    drawings, losses = (torch.cat([getattr(run, part) for run in runs], dim=1) for part in ("images", "losses"))
-    return Reconstruction(tuple(budgets), drawings, losses, tuple(run.status[0] for run in runs), "torch")
+    outputs, losses = (torch.cat([getattr(run, part) for run in runs], dim=1) for part in ("images", "losses"))
+    return Reconstruction(tuple(budgets), outputs, losses, tuple(run.status[0] for run in runs), "torch")
 
 
 def _loop(
@@ -102,26 +102,26 @@ def _loop(
         networks.parameters.values(), lr=config.learning_rate, betas=config.betas, eps=config.adam_eps
     )
     fixed = torch.rand(count, config.input_channels, height, width, device=images.device) * config.input_scale
-    drawings, losses = [], []
+    outputs, losses = [], []
     for iteration in range(1, budgets[-1] + 1):
         optimiser.zero_grad()
-        drawn = networks.draw(fixed + torch.randn_like(fixed) * config.noise_std)
-        loss = (drawn - images).square().mean(dim=(1, 2, 3))
+        output = networks.forward(fixed + torch.randn_like(fixed) * config.noise_std)
+        loss = (output - images).square().mean(dim=(1, 2, 3))
         torch.autograd.backward(loss.sum())
         optimiser.step()
         losses.append(loss.detach())
         if iteration in budgets:
-            drawings.append(drawn.detach())
+            outputs.append(output.detach())
         on_iteration()
     curves = torch.stack(losses)
     status: list[Status] = ["ok" if ok else "diverged" for ok in curves.isfinite().all(dim=0).tolist()]
-    return Reconstruction(tuple(budgets), torch.stack(drawings), curves, tuple(status), "torch")
+    return Reconstruction(tuple(budgets), torch.stack(outputs), curves, tuple(status), "torch")
 
 
 def _deepinv(images: Tensor, *, budgets: Sequence[int], config: DIPConfig, on_iteration: Callable[[], object]) -> None:
     """The loop of ``deepinv.models.DeepImagePrior`` around the published network.
 
-    One image at a time, and an iteration is lighter than the published one: its noise is never drawn afresh.
+    One image at a time, and an iteration is lighter than the published one: its noise is never sampled afresh.
     """
     deepinv: Any = importlib.import_module("deepinv")
     (image,) = images

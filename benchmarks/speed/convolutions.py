@@ -1,17 +1,18 @@
-"""Every layer of the networks, by every way of convolving N images with N sets of kernels: what `ops` chooses among.
+"""Every layer of the networks, by every implementation of convolving N images with N sets of kernels.
 
     python benchmarks/speed/convolutions.py                 # two minutes on two CPU cores
     python benchmarks/speed/convolutions.py --kernels       # on a GPU, with the Triton kernels
 
 Forward and backward pass of one layer at a time, padding included, for the paper's network at 224×224 and those of
-appendix A.3 at 32×32. The ways: one convolution with N groups; N ordinary ones (on a GPU over several streams); a
-matrix product over patches; what the package does; and the Triton kernels if asked for, which no GPU has run yet: a
-fault in them may end the run. For the convolution of an upsampled tensor: upsampling it and convolving in groups, and
-the package's two forms. Each is checked in value and gradients against plain convolutions in float64 first.
+appendix A.3 at 32×32. The implementations, among which `ops` chooses: one convolution with N groups; N ordinary ones
+(on a GPU over several streams); a matrix product over patches; the package's own; and the Triton kernels if asked for.
+No GPU has run those yet, and a fault in them may end the run. For the convolution of an upsampled tensor: upsampling it
+and convolving in groups, and the package's two forms. Each is checked in value and gradients against plain convolutions
+in float64 first.
 
-The ways take turns in rounds on the same random tensors; medians are printed with the range of the rounds. On a GPU
-operands are bf16, and each way is captured in a CUDA graph where that works, so that it is not the
-launches that are timed. One JSON record goes to benchmarks/results/, written anew after each layer.
+They take turns in rounds on the same random tensors; medians are printed with the range of the rounds. On a GPU
+operands are bf16, and each is captured in a CUDA graph where that works, so that launches are not timed. One JSON
+record goes to benchmarks/results/, written anew after each layer.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Layer(NamedTuple):
     reads_noise: bool = False
 
 
-Way = Callable[[Tensor, Tensor, Layer], Tensor]
+Implementation = Callable[[Tensor, Tensor, Layer], Tensor]
 """(N, in, h, w) and (N, out, in, k, k) to (N, out, h', w')."""
 
 
@@ -164,9 +165,9 @@ def in_triton(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
     return _InTriton.apply(x, weight, layer)  # type: ignore[no-any-return]
 
 
-def ways(layer: Layer, device: torch.device, *, kernels: bool) -> dict[str, Way]:
-    """Who can run a layer, by name; what may fail last."""
-    found: dict[str, Way] = {"groups": in_groups}
+def implementations(layer: Layer, device: torch.device, *, kernels: bool) -> dict[str, Implementation]:
+    """The implementations that can run a layer, by name; the one that may fail last."""
+    found: dict[str, Implementation] = {"groups": in_groups}
     if layer.upsampled:
         found |= {"products": by_products, "transposed": transposed}
     else:
@@ -179,7 +180,7 @@ def ways(layer: Layer, device: torch.device, *, kernels: bool) -> dict[str, Way]
     return found
 
 
-def check(name: str, way: Way, layer: Layer, x: Tensor, weight: Tensor) -> float:
+def check(name: str, implementation: Implementation, layer: Layer, x: Tensor, weight: Tensor) -> float:
     """The largest error in value or gradients, ‖difference‖ / ‖reference‖, on the first two images.
 
     Raises:
@@ -189,7 +190,7 @@ def check(name: str, way: Way, layer: Layer, x: Tensor, weight: Tensor) -> float
     expected = plain(x.double(), weight.double(), layer)
     pull = torch.randn_like(expected).to(x.dtype)
     wanted = _passes(plain, x.double(), weight.double(), layer, pull.double())
-    got = _passes(way, x, weight, layer, pull)
+    got = _passes(implementation, x, weight, layer, pull)
     error = max(float((a.double() - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True))
     if not error <= _ALLOWED[x.dtype]:
         raise ValueError(f"{name} is not the convolution of {layer.name}: off by {error:.1e}; it is not timed")
@@ -197,15 +198,15 @@ def check(name: str, way: Way, layer: Layer, x: Tensor, weight: Tensor) -> float
 
 
 def measure(
-    layer: Layer, everyone: Mapping[str, Way], x: Tensor, weight: Tensor, *, rounds: int, seconds: float
+    layer: Layer, everyone: Mapping[str, Implementation], x: Tensor, weight: Tensor, *, rounds: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """By way: its error, milliseconds an image of both passes in each round, and on a GPU how it was run."""
+    """By implementation: its error, milliseconds an image of both passes in each round, and on a GPU how it was run."""
     pull = torch.randn_like(plain(x, weight, layer))
     steps: dict[str, Callable[[], object]] = {}
     found: dict[str, dict[str, Any]] = {}
-    for name, way in everyone.items():
-        found[name] = {"error": check(name, way, layer, x, weight), "milliseconds": []}
-        steps[name] = functools.partial(_passes, way, x, weight, layer, pull)
+    for name, implementation in everyone.items():
+        found[name] = {"error": check(name, implementation, layer, x, weight), "milliseconds": []}
+        steps[name] = functools.partial(_passes, implementation, x, weight, layer, pull)
         if x.is_cuda:
             steps[name], found[name]["graph"] = _captured(steps[name])
     repeats = {name: max(1, int(seconds / rounds / len(steps) / _time(step, 1))) for name, step in steps.items()}
@@ -245,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             layout = torch.channels_last if count == 1 and device.type == "cpu" else torch.contiguous_format
             x = torch.randn(count, layer.inputs, here, here, device=device).to(dtype, memory_format=layout)
             weight = torch.randn(count, layer.outputs, layer.inputs, layer.kernel, layer.kernel, device=device)
-            everyone = ways(layer, device, kernels=given.kernels)
+            everyone = implementations(layer, device, kernels=given.kernels)
             with heap.kept():
                 found = measure(layer, everyone, x, weight.to(dtype), rounds=given.rounds, seconds=given.seconds)
             rows.append({"layer": layer._asdict(), "ways": found})
@@ -256,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 
 def text(network: str, measured: Mapping[str, Any]) -> str:
-    """Milliseconds an image of each layer, by way, and their sums over the layers that each can do."""
+    """Milliseconds an image of each layer, by implementation, and their sums over the layers that each can do."""
     lines = [f"{network}, {measured['side']}×{measured['side']}, batch {measured['batch']}: milliseconds an image"]
     names = list(dict.fromkeys(name for row in measured["layers"] for name in row["ways"]))
     lines.append(f"  {'':10}" + "".join(f"{name:>24}" for name in names))
@@ -274,14 +275,14 @@ def text(network: str, measured: Mapping[str, Any]) -> str:
             mark = "*" if times[name] == min(times.values()) else " "
             cells.append(f"{f'{times[name]:.3g} [{min(rounds):.3g}, {max(rounds):.3g}]{mark}':>24}")
         lines.append(f"  {row['layer']['name']:10}" + "".join(cells))
-    lines.append(f"  all layers by the package: {package:.4g}; each by its fastest way (*): {best:.4g}")
+    lines.append(f"  all layers by the package: {package:.4g}; each by its fastest implementation (*): {best:.4g}")
     return "\n".join(lines)
 
 
-def _passes(way: Way, x: Tensor, weight: Tensor, layer: Layer, pull: Tensor) -> list[Tensor]:
+def _passes(implementation: Implementation, x: Tensor, weight: Tensor, layer: Layer, pull: Tensor) -> list[Tensor]:
     """Result and gradients; that of the noise, which nothing needs, is left out."""
     x, weight = x.detach().requires_grad_(not layer.reads_noise), weight.detach().requires_grad_()
-    out = way(x, weight, layer)
+    out = implementation(x, weight, layer)
     leaves = [leaf for leaf in (x, weight) if leaf.requires_grad]
     return [out.detach(), *torch.autograd.grad(out, leaves, pull)]
 

@@ -1,4 +1,4 @@
-"""The least time that an iteration can take: its operations and bytes, and what the machine does of either a second.
+"""The least time that an iteration can take: its operations and bytes, and the rates that the machine reaches.
 
 Formulas, not counts of what a contender happens to do, so that the floor is the same for all. The operations of the
 published network are checked against PyTorch's own counter.
@@ -38,7 +38,7 @@ def flops(config: DIPConfig, *, image_channels: int, height: int, width: int, re
 
     Args:
         config: the method's numbers.
-        image_channels: to be drawn.
+        image_channels: of the output.
         height: in pixels.
         width: in pixels.
         rewritten: count convolutions of upsampled tensors as done at low resolution, which is exact and the least
@@ -60,7 +60,7 @@ def least_bytes(config: DIPConfig, *, image_channels: int, height: int, width: i
 
     Args:
         config: the method's numbers.
-        image_channels: to be drawn.
+        image_channels: of the output.
         height: in pixels.
         width: in pixels.
         operand_bytes: 4 for fp32 operands and activations, 2 for bf16.
@@ -77,8 +77,8 @@ def least_bytes(config: DIPConfig, *, image_channels: int, height: int, width: i
         elements += (low + skip + fine) + (2 * fine + 2 * low + 2 * skip)  # the one after merging
         elements += 2 * fine + 4 * fine  # 1×1
     image = height * width * image_channels
-    drawing = height * width * config.channels
-    elements += (drawing + image) + (2 * drawing + image)
+    features = height * width * config.channels
+    elements += (features + image) + (2 * features + image)
     # The weights are read forwards and backwards, their gradient written and read, three states read and written.
     a_parameter = 2 * operand_bytes + 2 * 4 + 6 * 4 + (operand_bytes if operand_bytes < 4 else 0)
     parameters = config.parameter_count(image_channels=image_channels, scales=config.scales_for(height, width))
@@ -86,7 +86,7 @@ def least_bytes(config: DIPConfig, *, image_channels: int, height: int, width: i
 
 
 class Ceilings(NamedTuple):
-    """What the machine was seen to do.
+    """The rates that the machine was seen to reach.
 
     Attributes:
         flops: of a large matrix product, a second.
@@ -137,7 +137,7 @@ def _median_seconds(work: Callable[[], object], device: torch.device, repeats: i
 
 
 def synchronised_clock(device: torch.device) -> float:
-    """Seconds, once the device has done what it was asked to."""
+    """Seconds, once the device has finished all that it was asked to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

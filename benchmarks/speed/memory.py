@@ -28,19 +28,19 @@ def peak_in_fresh_process(contender: str, config: DIPConfig, *, batch: int, side
     """MiB that fitting takes beyond what the process held before; None where there is no /proc to read it from."""
     if not _STATUS.exists():
         return None
-    what = {"contender": contender, "config": asdict(config), "batch": batch, "side": side}
-    process = start_module("speed.memory", what)
+    task = {"contender": contender, "config": asdict(config), "batch": batch, "side": side}
+    process = start_module("speed.memory", task)
     printed, complaint = process.communicate()
     if process.returncode:
         raise RuntimeError(f"the peak memory of {contender} was not measured:\n{complaint}")
     return float(printed)
 
 
-def _measure(what: Mapping[str, Any]) -> float:
-    config = DIPConfig.from_json(what["config"])
-    fit = contenders(torch.device("cpu"))[what["contender"]].fit
-    images = torch.rand(what["batch"], 3, what["side"], what["side"])
-    # What torch loads when it is first used is no contender's.
+def _measure(task: Mapping[str, Any]) -> float:
+    config = DIPConfig.from_json(task["config"])
+    fit = contenders(torch.device("cpu"))[task["contender"]].fit
+    images = torch.rand(task["batch"], 3, task["side"], task["side"])
+    # Memory that torch takes when it is first used is no contender's.
     fit(torch.rand(1, 3, 32, 32), budgets=(2,), config=DIPConfig(channels=4), on_iteration=lambda: None)
     # Forget the peak so far.
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""Several independent networks at once, built in four ways from the same weights.
+"""Several independent networks at once, in four implementations that take the same weights.
 
 The plain network is written from the description in Ulyanov et al. 2017 and Kattamis et al. 2019, of torch's own
 layers, and shares nothing with the package but the configuration's numbers.
@@ -24,11 +24,11 @@ class Networks(NamedTuple):
 
     Attributes:
         parameters: leaves that take gradients, by names and in layouts of this kind of network's own.
-        draw: from noise (N, input_channels, H, W) to images (N, image_channels, H, W) in [0, 1].
+        forward: from noise (N, input_channels, H, W) to images (N, image_channels, H, W) in [0, 1].
     """
 
     parameters: dict[str, Tensor]
-    draw: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor]
 
 
 Build = Callable[[DIPConfig, int, int, int, torch.device], Networks]
@@ -126,10 +126,10 @@ def vmapped(config: DIPConfig, image_channels: int, scales: int, count: int, dev
     parameters, _ = stack_module_state(networks)
     skeleton = copy.deepcopy(networks[0]).to("meta")
 
-    def draw_one(parameters: dict[str, Tensor], noise: Tensor) -> Tensor:
+    def forward_one(parameters: dict[str, Tensor], noise: Tensor) -> Tensor:
         return functional_call(skeleton, parameters, (noise[None],))[0]  # type: ignore[no-any-return]
 
-    return Networks(parameters, lambda noise: vmap(draw_one)(parameters, noise))
+    return Networks(parameters, lambda noise: vmap(forward_one)(parameters, noise))
 
 
 def unchanged(stacked: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What the speed costs: loss curves, PSNR and a classifier's decisions beside those of the published loop."""
+"""The cost of the speed: loss curves, PSNR and a classifier's decisions beside those of the published loop."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def compare(
             rows[name] = {"failed": f"{type(error).__name__}: {error}"}
             continue
         with torch.no_grad():
-            scores = torch.stack([classify(drawn) for drawn in run.images]).softmax(dim=2)
+            scores = torch.stack([classify(output) for output in run.images]).softmax(dim=2)
         confidences = scores.gather(2, labels.view(1, -1, 1).expand(len(budgets), -1, -1))[..., 0]
         curves[name] = torch.stack([part.log().mean(dim=0) for part in run.losses.tensor_split(_POINTS) if len(part)])
         row = rows[name] = {
@@ -92,9 +92,9 @@ def compare(
     return found
 
 
-def psnr(drawings: Tensor, images: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of (…, N, C, H, W) drawings of (N, C, H, W) images in [0, 1]: (…, N)."""
-    return -10 * (drawings.double() - images).square().mean(dim=(-3, -2, -1)).log10()
+def psnr(outputs: Tensor, images: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of (…, N, C, H, W) outputs for (N, C, H, W) images in [0, 1]: (…, N)."""
+    return -10 * (outputs.double() - images).square().mean(dim=(-3, -2, -1)).log10()
 
 
 def on_packaged_images(

@@ -40,7 +40,9 @@ def _times(record: Record) -> Iterator[str]:
             if "failed" in errors:
                 yield f"  not timed: {name}: {errors['failed']}"
                 continue
-            yield f"  checked: {name}, drawings to {errors['drawing']:.0e}, gradients to {errors['gradient']:.0e}"
+            # Records up to November 2026 have the outputs' error as "drawing".
+            output = errors["output"] if "output" in errors else errors["drawing"]
+            yield f"  checked: {name}, outputs to {output:.0e}, gradients to {errors['gradient']:.0e}"
         yield (
             f"  {'contender':18} {'batch':>5}  {'s/image/1000 iterations':>26}  {'× published loop':>22}"
             f"  {'MiB':>8}  {'of floor':>8}"
@@ -48,13 +50,13 @@ def _times(record: Record) -> Iterator[str]:
         for row in record["results"]:
             if row["setting"] != setting["name"]:
                 continue
-            start = f"  {row['contender']:18} {row['batch']:>5}  "
+            beginning = f"  {row['contender']:18} {row['batch']:>5}  "
             if "skipped" in row:
-                yield start + row["skipped"]
+                yield beginning + row["skipped"]
                 continue
             memory = "–" if row["peak_memory_mib"] is None else f"{row['peak_memory_mib']:.0f}"
             yield (
-                f"{start}{_range(row['seconds']):>26}  {_range(row['speedup']):>22}  {memory:>8}"
+                f"{beginning}{_range(row['seconds']):>26}  {_range(row['speedup']):>22}  {memory:>8}"
                 f"  {row['share_of_floor']:>8.1%}"
             )
 

@@ -1,4 +1,4 @@
-"""One setting's measurement: who runs for how long, the rounds, and the numbers that come out of them."""
+"""One setting's measurement: who runs for how long, the rounds, and the numbers of it."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class Stopwatch:
 
     def seconds_an_iteration(self) -> float:
         """The mean of those timed."""
-        start, stop = self._marks
+        first, last = self._marks
         if self._device.type == "cuda":
-            stop.synchronize()
-            elapsed = start.elapsed_time(stop) / 1000
+            last.synchronize()
+            elapsed = first.elapsed_time(last) / 1000
         else:
-            elapsed = stop - start
+            elapsed = last - first
         return float(elapsed) / (self._bounds[1] - self._bounds[0])
 
 
@@ -129,7 +129,7 @@ def measure(
 
 
 def _iterations(device: torch.device, timed: int) -> int:
-    """Iterations of a fit: the warm-up, those timed, and one more, for a loop's last need do no more than draw."""
+    """Iterations of a fit: the warm-up, those timed, and one more: a loop's last may lack the backward pass."""
     return _WARM_UP[device.type] + timed + 1
 
 

@@ -3,7 +3,7 @@
 A kernel that reads where it must not ends all work of its process on that GPU, and one that never ends blocks it.
 The benchmark starts this module once for each setting and contender, all at once: it compiles what there is to compile,
 which Triton keeps for others, checks as every contender is checked, and fits with each batch size for long enough to
-see whether what is replayed from a graph goes on learning.
+see whether the loss still falls once iterations are replayed from a graph.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def start(
     contender: Contender, setting: Setting, batches: Sequence[int], *, device: torch.device, seed: int
 ) -> subprocess.Popen[str]:
     """Begin to try the contender in a process of its own."""
-    what = {"contender": contender.name, "config": asdict(setting.config), "side": setting.side, "device": str(device)}
-    return start_module("speed.trials", what | {"batches": list(batches), "seed": seed})
+    task = {"contender": contender.name, "config": asdict(setting.config), "side": setting.side, "device": str(device)}
+    return start_module("speed.trials", task | {"batches": list(batches), "seed": seed})
 
 
 def outcome(trial: subprocess.Popen[str], *, deadline: float) -> dict[str, Any]:
@@ -70,13 +70,13 @@ def must_learn(contender: Contender, config: DIPConfig, *, batch: int, side: int
         raise ValueError(f"losses of a batch of {batch} do not fall as they must: {losses.tolist()}")
 
 
-def _try(what: Mapping[str, Any]) -> dict[str, float]:
-    device = torch.device(what["device"])
-    config = DIPConfig.from_json(what["config"])
-    contender = contenders(device, expendable=True)[what["contender"]]
-    side = what["side"]
-    errors = check(contender, config, scales=config.scales_for(side, side), device=device, seed=what["seed"])
-    for batch in what["batches"]:
+def _try(task: Mapping[str, Any]) -> dict[str, float]:
+    device = torch.device(task["device"])
+    config = DIPConfig.from_json(task["config"])
+    contender = contenders(device, expendable=True)[task["contender"]]
+    side = task["side"]
+    errors = check(contender, config, scales=config.scales_for(side, side), device=device, seed=task["seed"])
+    for batch in task["batches"]:
         must_learn(contender, config, batch=batch, side=side, device=device)
     return errors._asdict()
 

@@ -1,4 +1,4 @@
-"""The layer benchmark: every layer is there, every way is checked before it is timed, the record has it all."""
+"""The layer benchmark: it has every layer, checks every implementation before it is timed, and records all."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_smoke(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         special = (
             {"products", "transposed"} if row["layer"]["name"] in ("up0", "up1", "up2") else {"patches", "one by one"}
         )
-        ways = {"groups", "package"} | special
-        assert row["ways"].keys() == ways | ({"streams"} if device == "cuda" else set())
+        names = {"groups", "package"} | special
+        assert row["ways"].keys() == names | ({"streams"} if device == "cuda" else set())
         for found in row["ways"].values():
             assert found["error"] < 1e-4 if device == "cpu" else found["error"] < 0.03
             assert len(found["milliseconds"]) == 2
@@ -69,8 +69,8 @@ def test_every_way_is_the_same_convolution(side: int, count: int) -> None:
         here = -(-side // 2) if layer.upsampled else side
         x = torch.randn(count, layer.inputs, here, here)
         weight = torch.randn(count, layer.outputs, layer.inputs, layer.kernel, layer.kernel)
-        for name, way in convolutions.ways(layer, torch.device("cpu"), kernels=False).items():
-            assert convolutions.check(name, way, layer, x, weight) < 1e-5
+        for name, implementation in convolutions.implementations(layer, torch.device("cpu"), kernels=False).items():
+            assert convolutions.check(name, implementation, layer, x, weight) < 1e-5
 
 
 def test_another_convolution_is_not_timed() -> None:

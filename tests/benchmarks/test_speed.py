@@ -79,12 +79,12 @@ def broken(**changes: object) -> Contender:
     return dataclasses.replace(EVERYONE["grouped"], name="broken", **changes)
 
 
-def drawing(change: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Contender:
-    """The grouped networks, but for what is done with their drawing."""
+def output_of(change: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Contender:
+    """The grouped networks, but for a change of their forward pass."""
 
     def build(*arguments) -> Networks:
         networks = grouped(*arguments)
-        return networks._replace(draw=lambda noise: change(networks.draw, noise))
+        return networks._replace(forward=lambda noise: change(networks.forward, noise))
 
     return broken(build=build)
 
@@ -95,14 +95,14 @@ def another_slope(config: DIPConfig, *rest) -> Networks:
 
 def padded_by_repetition(*arguments) -> Networks:
     networks = grouped(*arguments)
-    for module in networks.draw.modules():
+    for module in networks.forward.modules():
         if isinstance(module, nn.Conv2d) and module.padding_mode == "reflect":
             module.padding_mode = "replicate"
     return networks
 
 
-def with_gradient(drawn: Tensor, factor: float) -> Tensor:
-    return drawn.detach() + factor * (drawn - drawn.detach())
+def with_gradient(output: Tensor, factor: float) -> Tensor:
+    return output.detach() + factor * (output - output.detach())
 
 
 WRONG = {
@@ -111,10 +111,12 @@ WRONG = {
     "one image's weights for all": broken(
         own=lambda stacked: {name: value[:1].expand_as(value).flatten(0, 1) for name, value in stacked.items()}
     ),
-    "another image's noise": drawing(lambda draw, noise: draw(noise.flip(0))),
-    "noise left out": drawing(lambda draw, noise: draw(torch.zeros_like(noise))),
-    "gradients of a mean over the images": drawing(lambda draw, noise: with_gradient(draw(noise), 1 / len(noise))),
-    "NaN": drawing(lambda draw, noise: draw(noise) * torch.nan),
+    "another image's noise": output_of(lambda forward, noise: forward(noise.flip(0))),
+    "noise left out": output_of(lambda forward, noise: forward(torch.zeros_like(noise))),
+    "gradients of a mean over the images": output_of(
+        lambda forward, noise: with_gradient(forward(noise), 1 / len(noise))
+    ),
+    "NaN": output_of(lambda forward, noise: forward(noise) * torch.nan),
 }
 
 
@@ -122,15 +124,15 @@ WRONG = {
 @pytest.mark.parametrize("config", [DIPConfig(channels=5), DIPConfig(channels=16, skip_channels=0)], ids=["", "bare"])
 def test_right_contenders_pass_the_check(name: str, config: DIPConfig) -> None:
     errors = check(EVERYONE[name], config, scales=3, device=CPU, seed=0)
-    assert errors.drawing < 1e-5
+    assert errors.output < 1e-5
     assert errors.gradient < 1e-2
 
 
 def test_bf16_passes_a_check_of_its_own_and_not_that_of_fp32() -> None:
     bf16 = dataclasses.replace(EVERYONE["dipdefense, fp32"], operands=torch.bfloat16)
     errors = check(bf16, DIPConfig(channels=16), scales=3, device=CPU, seed=0)
-    assert errors.drawing > 1e-4
-    rounded = drawing(lambda draw, noise: draw(noise.bfloat16().float()))
+    assert errors.output > 1e-4
+    rounded = output_of(lambda forward, noise: forward(noise.bfloat16().float()))
     with pytest.raises(ValueError, match="broken is not the published network"):
         check(rounded, DIPConfig(channels=16), scales=3, device=CPU, seed=0)
 
@@ -171,7 +173,7 @@ def test_one_that_may_fail_is_tried_first_and_then_left_out(tmp_path: Path, monk
 
 
 TRIALS = {
-    "passed": ("print('a warning'); print('{\"drawing\": 0.5}')", {"drawing": 0.5}),
+    "passed": ("print('a warning'); print('{\"output\": 0.5}')", {"output": 0.5}),
     "raised": ("print(1); raise ValueError('no good')", {"failed": "ValueError: no good"}),
     "crashed": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", {"failed": "ended by signal 11"}),
     "hung": ("import time; time.sleep(600)", {"failed": "its trial took too long"}),
@@ -179,7 +181,7 @@ TRIALS = {
 
 
 @pytest.mark.parametrize(("code", "expected"), TRIALS.values(), ids=TRIALS)
-def test_what_comes_of_a_trial(code: str, expected: dict) -> None:
+def test_the_outcome_of_a_trial(code: str, expected: dict) -> None:
     trial = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     limit = 0.1 if "sleep" in code else 60
     assert outcome(trial, deadline=time.monotonic() + limit) == expected
@@ -188,7 +190,7 @@ def test_what_comes_of_a_trial(code: str, expected: dict) -> None:
 
 def test_a_trial_in_a_process_of_its_own() -> None:
     trial = start(EVERYONE["grouped"], Setting("", 32, DIPConfig.architecture_2()), (), device=CPU, seed=0)
-    assert outcome(trial, deadline=time.monotonic() + 300).keys() == {"drawing", "gradient"}
+    assert outcome(trial, deadline=time.monotonic() + 300).keys() == {"output", "gradient"}
 
 
 def test_run_by_its_path(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_run_by_its_path(tmp_path: Path) -> None:
 def test_the_untried_pass_their_trials(name: str) -> None:
     contender = contenders(torch.device("cuda"), expendable=True)[name]
     trial = start(contender, Setting("", 32, DIPConfig.architecture_2()), (1, 16), device=torch.device("cuda"), seed=0)
-    assert outcome(trial, deadline=time.monotonic() + 300).keys() == {"drawing", "gradient"}
+    assert outcome(trial, deadline=time.monotonic() + 300).keys() == {"output", "gradient"}
 
 
 def test_the_untried_are_there_if_asked_for() -> None:
