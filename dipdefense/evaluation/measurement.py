@@ -125,7 +125,7 @@ def _resumed(folder: Path, exports: str) -> Iterator[Store]:
 
 
 def _identity(setting: Setting, subject: Subject) -> dict[str, Any]:
-    """What decides an outcome whatever the defence."""
+    """The part of a configuration that decides outcomes whatever the defence."""
     classifier = subject.classifier
     return {
         "classifier": classifier.name,

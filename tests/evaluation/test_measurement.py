@@ -44,7 +44,7 @@ def test_measure_takes_any_conditions_and_defences(tmp_path: Path) -> None:
             yield Outcome(budget, classifier(images.round(decimals=budget)), None, ["ok"] * len(images), 0.1)
 
     setting = Setting(out=tmp_path, seeds=(4, 5), progress=False)
-    rounding = Defence("rounding", (1, 2), classify, draws=False, settings={"digits": "decimal"})
+    rounding = Defence("rounding", (1, 2), classify, random=False, settings={"digits": "decimal"})
     run = measure(setting, tiny_subject(), conditions={"dark": darken, "clean": None}, defences=[rounding])
     assert len(run.records) == 5 * 2 * 2
     assert {r.seed for r in run.records} == {4}
@@ -252,7 +252,7 @@ def test_bad_files_beyond_the_last_chosen_image_do_not_count() -> None:
 def test_too_few_readable_images_are_refused_with_the_number_of_bad_ones() -> None:
     data = Files(tiny_classifier(), 9)
     data.bad = set(data.ids)
-    refused = "0 right, and 9 could not be read; ask for more"
+    refused = "0 are classified correctly, and 9 could not be read; ask for more"
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match=refused):
         choose(data, tiny_classifier(), images=3)
     assert read(data, [0, 1])[:2] == (None, [])

@@ -135,7 +135,7 @@ def test_seeds_are_reported_with_mean_spread_and_worst() -> None:
     # The interval is of the images, the independent units, and not of three times as many.
     low, high = wilson(mean, 40)
     assert row(report, "## Accuracy", "clean")[4] == f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    assert "spread over the defence's draws is unknown" in as_markdown(made_up(conditions=("clean",)), table=1)
+    assert "spread over the defence's seeds is unknown" in as_markdown(made_up(conditions=("clean",)), table=1)
 
 
 def test_paired_tests_are_of_the_same_images_with_the_first_seed() -> None:
