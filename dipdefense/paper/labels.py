@@ -51,7 +51,8 @@ def column_title(defence: str, budget: int) -> str:
         >>> column_title("dip", 500), column_title("randomisation", 30)
         ('DIP 500', 'randomisation ×30')
     """
-    return {"none": "no defence", "randomisation": f"randomisation ×{budget}", "dip": f"DIP {budget}"}[defence]
+    titles = {"none": "no defence", "randomisation": f"randomisation ×{budget}", "dip": f"DIP {budget}"}
+    return titles.get(defence, f"{defence} {budget}")
 
 
 def published_title(defence: str, budget: int) -> str:
@@ -60,8 +61,15 @@ def published_title(defence: str, budget: int) -> str:
 
 
 def network(run: Run) -> DIPConfig:
-    """The reconstruction's network, from the run's configuration."""
-    return DIPConfig.from_json(run.configuration["dip"])
+    """The reconstruction's network, from the run's configuration.
+
+    Raises:
+        ValueError: there is none in it, or it could not be built.
+    """
+    try:
+        return DIPConfig.from_json(run.configuration["dip"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the run's configuration has no network of the reconstruction: {error!r}") from error
 
 
 def banner(run: Run, cells: Sequence[Cell]) -> list[str]:

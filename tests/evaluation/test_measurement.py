@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import Files, tiny_classifier, tiny_defences, tiny_measure, tiny_subject
+from measuring import CONFIG, Files, tiny_classifier, tiny_defences, tiny_measure, tiny_subject
 from test_exports import without_digest
 from torch import Tensor, nn
 
 from dipdefense.evaluation import Defence, Run, Setting, Store, StoreError, export, measure, read_export
-from dipdefense.evaluation.defences import Outcome
+from dipdefense.evaluation.defences import Outcome, deep_image_prior
 from dipdefense.evaluation.protocol import choose, read
 from dipdefense.evaluation.report import provenance
 
@@ -51,6 +51,17 @@ def test_measure_takes_any_conditions_and_defences(tmp_path: Path) -> None:
     assert [r.position for r in run.records] == [place for place in range(5) for _ in range(4)]
     assert run.configuration["digits"] == "decimal"
     assert {"precision", "backend"} <= tiny_measure(tmp_path, defences=tiny_defences()).configuration.keys()
+
+
+def test_one_run_has_one_network_and_a_name_a_defence(tmp_path: Path) -> None:
+    wide = deep_image_prior((2,), config=dataclasses.replace(CONFIG, channels=5))
+    with pytest.raises(
+        ValueError, match=r"one run has one dip, got .*'channels': 4.* measure them one after the other"
+    ):
+        tiny_measure(tmp_path, defences=[*tiny_defences(), wide])
+    with pytest.raises(ValueError, match=r"need different names, got .'dip', 'dip'."):
+        tiny_measure(tmp_path, defences=tiny_defences()[-1:] * 2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unrelated_file_less_leaves_all_other_outcomes(tmp_path: Path) -> None:

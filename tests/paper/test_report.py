@@ -201,6 +201,14 @@ def test_diverged_reconstructions_are_counted() -> None:
     assert "1 reconstructions diverged" in as_markdown(Run(run.configuration, (diverged, *rest), run.sessions), table=1)
 
 
+def test_a_configuration_without_a_network_is_refused_in_words() -> None:
+    run = made_up(conditions=("clean",), images=3)
+    for dip in ({}, {"betas": [0.9]}, run.configuration["dip"] | {"channels": 0}):
+        broken = dataclasses.replace(run, configuration=run.configuration | {"dip": dip})
+        with pytest.raises(ValueError, match="has no network of the reconstruction"):
+            as_text(broken, table=1)
+
+
 def test_an_unfinished_run_is_not_reported() -> None:
     run = made_up(conditions=("clean",))
     with pytest.raises(ValueError, match="some outcomes are of 39 images and some of 40; finish the run"):
