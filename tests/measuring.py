@@ -39,7 +39,7 @@ CONFIGURATION = {
 
 
 class TinyImages:
-    """Random images, all of which the tiny classifier gets right but every third."""
+    """Random images, which the tiny classifier classifies correctly, but every third."""
 
     def __init__(self, classifier: nn.Module, count: int) -> None:
         self.pixels = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -168,7 +168,7 @@ def made_up(
     shape: Sequence[int] = (3, 224, 224),
 ) -> Run:
     """Records whose accuracies are near the published ones."""
-    draw = random.Random(0)
+    chance = random.Random(0)
     columns = [("none", 0), ("randomisation", 1), ("randomisation", 30), *(("dip", budget) for budget in budgets)]
     records = []
     for condition in conditions:
@@ -177,7 +177,7 @@ def made_up(
             share = theirs.percent / 100 if theirs else 0.95 if defence == "none" else 0.5
             for seed in seeds if defence != "none" else seeds[:1]:
                 for position in range(images):
-                    prediction = 3 if draw.random() < share else 4
+                    prediction = 3 if chance.random() < share else 4
                     records.append(
                         Record(
                             condition=condition,

@@ -17,7 +17,7 @@ from dipdefense.randomization import RandomizationDefence
 
 
 class Outcome(NamedTuple):
-    """What came of a batch at one budget.
+    """The outcome of a batch at one budget.
 
     Attributes:
         budget: iterations or passes.
@@ -42,14 +42,14 @@ class Defence:
         name: as records have it.
         budgets: ascending.
         classify: from (classifier, images, budgets, one seed an image) to the outcome at each of these budgets.
-        draws: whether the seeds matter.
+        random: whether the seeds matter.
         settings: whatever decides its outcomes beside budgets and seeds; a run's configuration takes it up.
     """
 
     name: str
     budgets: tuple[int, ...]
     classify: Callable[[nn.Module, Tensor, Sequence[int], Sequence[int]], Iterator[Outcome]]
-    draws: bool = True
+    random: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -61,11 +61,11 @@ def undefended() -> Defence:
         scores = classifier(images)
         yield Outcome(0, scores, None, ["ok"] * len(images), _clock(images) - started)
 
-    return Defence("none", (0,), classify, draws=False)
+    return Defence("none", (0,), classify, random=False)
 
 
 def randomisation(passes: tuple[int, ...]) -> Defence:
-    """Xie et al. 2017; the budget is the number of passes that are averaged, and more begin with the draws of fewer."""
+    """Xie et al. 2017; the budget is the number of passes that are averaged; more begin with those of fewer."""
 
     def classify(
         classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
@@ -118,9 +118,9 @@ def deep_image_prior(
         started = _clock(images)
         run = purifier.reconstruct(images, budgets=budgets, seed=seeds)
         fitting = _clock(images) - started
-        for budget, drawn in zip(run.budgets, run.images, strict=True):
+        for budget, output in zip(run.budgets, run.images, strict=True):
             started = _clock(images)
-            scores = classifier(drawn)
+            scores = classifier(output)
             seconds = fitting * budget / budgets[-1] + _clock(images) - started
             # Of this budget, not of the whole run: a network that diverges at 900 was still fine at 500.
             finite = run.losses[:budget].isfinite().all(dim=0).tolist()

@@ -13,6 +13,9 @@ from dipdefense.evaluation.provenance import digest
 from dipdefense.evaluation.records import COLUMNS, Key, Record, Run, as_json, check_record
 from dipdefense.files import write_atomically
 
+# The part of a configuration that every measurement has and every report names.
+_MEASURED = {"classifier": str, "data": str, "input": list}
+
 
 class ExportError(ValueError):
     """A file that is no export, or was changed or cut since it was written; the message names file and line."""
@@ -45,8 +48,10 @@ def read_export(path: Path) -> Run:
     head = _object(path, 1, first)
     configuration, sessions = head.get("configuration"), head.get("sessions")
     skipped, stated = head.get("skipped", []), head.pop("digest", None)
-    if not isinstance(configuration, dict):
-        _refuse(path, 1, "the configuration is missing")
+    if not isinstance(configuration, dict) or not all(
+        isinstance(configuration.get(n), k) for n, k in _MEASURED.items()
+    ):
+        _refuse(path, 1, f"the configuration has no {', '.join(_MEASURED)}")
     if not isinstance(sessions, dict) or not all(
         name.isascii() and name.isdigit() and isinstance(told, dict) for name, told in sessions.items()
     ):

@@ -54,12 +54,19 @@ def measure(
     Raises:
         StoreError: the store cannot be read or written.
         ExportError: an export is not as it was written, and there is no store that has its outcomes.
-        ValueError: none of the images can be read any more.
+        ValueError: two defences share a name or differ in a setting, before any work; or none of the images can be
+            read any more.
     """
     device = torch.device(setting.device)
-    identity = _identity(setting, subject) | dict(configuration or {})
-    for defence in defences:
-        identity |= defence.settings
+    identity = _identity(setting, subject)
+    for settings in (configuration or {}, *(defence.settings for defence in defences)):
+        if clash := sorted(name for name, value in settings.items() if identity.setdefault(name, value) != value):
+            raise ValueError(
+                f"one run has one {clash[0]}, got {identity[clash[0]]!r} and {settings[clash[0]]!r}; measure them one "
+                "after the other, into the same folder if you like"
+            )
+    if len({defence.name for defence in defences}) < len(defences):
+        raise ValueError(f"the defences of a run need different names, got {[defence.name for defence in defences]}")
     with _resumed(setting.out, exports) as store:
         done = run(
             store,
@@ -125,7 +132,7 @@ def _resumed(folder: Path, exports: str) -> Iterator[Store]:
 
 
 def _identity(setting: Setting, subject: Subject) -> dict[str, Any]:
-    """What decides an outcome whatever the defence."""
+    """The part of a configuration that decides outcomes whatever the defence."""
     classifier = subject.classifier
     return {
         "classifier": classifier.name,

@@ -96,7 +96,7 @@ class Images(Protocol):
 
     @property
     def ids(self) -> Sequence[str]:
-        """What records call each image."""
+        """The name of each image in records."""
 
     @property
     def labels(self) -> Sequence[int]:
@@ -156,18 +156,17 @@ def read(data: Images, indices: Sequence[int]) -> tuple[LabelledImages | None, l
 def derive_seed(*parts: object) -> int:
     """A seed in [0, 2**63) that depends on the parts alone: not on the process, the platform or the Python version.
 
-    A run gives each draw of a defence the seed of (its seed, the defence, the image), whatever the attack. So an image
-    meets the same network and the same noise clean and attacked: the difference between two conditions is the
-    attack's and not the draw's, each condition by itself sees as many independent draws as there are images, and
-    neither the order of the work nor the batch matters.
+    A run seeds a defence by (its seed, the defence, the image), whatever the attack. So an image meets the same network
+    and the same noise clean and attacked: the difference between two conditions is the attack's and not chance's, each
+    condition by itself has as many independent samples as there are images, and neither order nor batch matters.
 
     Example:
         >>> derive_seed(0, "dip", "n01440764/1.JPEG") == derive_seed("0", "dip", "n01440764/1.JPEG")
         True
     """
     # The unit separator keeps (1, 23) from (12, 3).
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    sha = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(sha[:8], "big") >> 1
 
 
 def seeded_order(names: Iterable[str], seed: int) -> list[str]:
@@ -189,7 +188,7 @@ def choose(
     device: torch.device | str = "cpu",
     batch: int = 32,
 ) -> Chosen:
-    """Take random classes, and of those the first images in a random order that the classifier gets right.
+    """Take random classes, and of those the first images in a random order that are classified correctly.
 
     Kattamis et al. 2019, appendix A.2: 500 such images of 200 classes. Asking for more later gives the same ones
     first. An image that cannot be read is skipped with a warning.
@@ -250,7 +249,7 @@ def choose(
         fewer = f"ask for --images {len(found)} or fewer, or " if found else "ask "
         raise ValueError(
             f"{images or 'some'} correctly classified images were asked for, but of the {len(order)} images in "
-            f"{len(allowed)} classes the classifier gets only {len(found)} right{unread}; {fewer}for more "
+            f"{len(allowed)} classes only {len(found)} are classified correctly{unread}; {fewer}for more "
             "classes, or give more data"
         )
     return Chosen(tuple(found), len(order), tuple(found.values()), tuple(skipped))

@@ -64,7 +64,7 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """What identifies it within its run."""
+        """Identifies it within its run."""
         return Key(self.condition, self.defence, self.budget, self.seed, self.image, self.content)
 
     @property

@@ -62,8 +62,8 @@ def run(
         classifier: from images in [0, 1] to logits, on ``device``, in eval mode.
         conditions: by name; None leaves the images as they are.
         defences: with the budgets of each.
-        seeds: draws of each defence; the first also serves the attacks.
-        device: where to work.
+        seeds: each repeats the random defences; the first also serves the attacks.
+        device: where the classifier is.
         batch: images at once.
         progress: show a bar with the time left.
 
@@ -148,7 +148,7 @@ def _todo(
     seeds: Sequence[int],
     batch: int,
 ) -> list[_Piece]:
-    """What is still to be done, batch by batch: at any time the finished images have been through everything."""
+    """The outcomes that are missing, batch by batch: at any time the finished images have been through everything."""
     todo = []
     images = list(contents.items())
     for start in range(0, len(images), batch):
@@ -156,7 +156,7 @@ def _todo(
         for condition in conditions:
             work = []
             for defence in defences:
-                for seed in seeds if defence.draws else seeds[:1]:
+                for seed in seeds if defence.random else seeds[:1]:
                     budgets = [
                         budget
                         for budget in defence.budgets

@@ -144,7 +144,7 @@ class Cell:
 
     @property
     def column(self) -> tuple[str, int]:
-        """What its column of the table is known by."""
+        """Identifies its column of the table."""
         return self.defence, self.budget
 
     @property
@@ -240,7 +240,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def sanity_checks(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
-    """What must hold of the attacks on the undefended classifier, and whether it does.
+    """Properties that attacks on the undefended classifier must have, and whether they have them.
 
     More steps must not be weaker than one, a larger ε not weaker than a smaller one, and random noise of the same norm
     not as strong as an attack.

@@ -1,1 +1,6 @@
-"""The paper's tables and figures, an item a module, on :mod:`dipdefense.evaluation`; its printed numbers and claims."""
+"""The paper's results, an item a module, on :mod:`dipdefense.evaluation`.
+
+``published`` has its printed numbers and ``claims`` decides its sentences. ``tables`` measures Tables 1 and 2;
+``report`` and ``plots`` show them, ``labels`` has the titles, and ``reproduction`` goes from the command line to the
+report.
+"""

@@ -57,7 +57,7 @@ class Finding:
 
 
 def findings(cells: Sequence[Cell], published: Sequence[Published] = PUBLISHED) -> list[Finding]:
-    """What was found of each claim that the measured cells have something to say on; none without a reconstruction.
+    """The finding on each claim that the measured cells bear on; none without a reconstruction.
 
     The budgets that are compared are the first and last of the paper's, 500 and 1,000, where both were recorded, else
     the smallest and the largest.
@@ -90,7 +90,7 @@ def comparisons(cells: Sequence[Cell]) -> Iterator[tuple[str, Sequence[str], lis
     unquoted = [name for name in ADVERSARIES if name not in quoted]
     rising = [name for name in ADVERSARIES if name != "fgsm-10"]
     claims: list[tuple[str, Sequence[str], Column, Sequence[Column]]] = [
-        ("price", ["clean"], none, [many]),
+        ("cost", ["clean"], none, [many]),
         ("gain", ADVERSARIES, many, [none]),
         ("randomisation", quoted, many, [once]),
         ("randomisation, other attacks", unquoted, many, [once]),
@@ -162,7 +162,7 @@ def _verdict(pair: Comparison, split: Paired, p: float) -> str:
 
 
 def _published(pair: Comparison, published: Sequence[Published]) -> str:
-    """What the paper has for both, if it has both."""
+    """The published numbers of both, if there are both."""
     numbers = [printed_number(pair.condition, *cell.column, published) for cell in (pair.higher, pair.lower)]
     known = [number for number in numbers if number]
     return f" (published {known[0].percent:.1f} against {known[1].percent:.1f})" if len(known) == len(numbers) else ""
@@ -173,7 +173,7 @@ def _numbers(found: Found, published: Sequence[Published]) -> Iterator[Finding]:
 
     The fall is from 100 %, for the images were chosen to be classified correctly.
     """
-    for name, condition in (("price, in points", "clean"), ("average, in per cent", "average")):
+    for name, condition in (("cost, in points", "clean"), ("average, in per cent", "average")):
         verdicts, details = [], []
         for theirs in published:
             column = theirs.defence, theirs.budget

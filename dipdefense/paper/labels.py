@@ -1,4 +1,4 @@
-"""What reports and figures call things, and which of the recorded columns they show."""
+"""Titles in reports and figures, and the recorded columns that they show."""
 
 from __future__ import annotations
 
@@ -45,29 +45,37 @@ def columns(cells: Sequence[Cell]) -> list[Column]:
 
 
 def column_title(defence: str, budget: int) -> str:
-    """What a report calls a defence at a budget.
+    """The title of a defence at a budget.
 
     Example:
         >>> column_title("dip", 500), column_title("randomisation", 30)
         ('DIP 500', 'randomisation ×30')
     """
-    return {"none": "no defence", "randomisation": f"randomisation ×{budget}", "dip": f"DIP {budget}"}[defence]
+    titles = {"none": "no defence", "randomisation": f"randomisation ×{budget}", "dip": f"DIP {budget}"}
+    return titles.get(defence, f"{defence} {budget}")
 
 
 def published_title(defence: str, budget: int) -> str:
-    """What a report calls a published column."""
+    """The title of a published column."""
     return f"published: {column_title(defence, budget)}{', quoted' if defence == 'randomisation' else ''}"
 
 
 def network(run: Run) -> DIPConfig:
-    """The reconstruction's network, from the run's configuration."""
-    return DIPConfig.from_json(run.configuration["dip"])
+    """The reconstruction's network, from the run's configuration.
+
+    Raises:
+        ValueError: there is none in it, or it could not be built.
+    """
+    try:
+        return DIPConfig.from_json(run.configuration["dip"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the run's configuration has no network of the reconstruction: {error!r}") from error
 
 
 def banner(run: Run, cells: Sequence[Cell]) -> list[str]:
     """The warning that a setting is not the paper's, or nothing."""
     budgets = [budget for defence, budget in columns(cells) if defence == "dip"]
-    # A network that nothing was drawn with reduces nothing.
+    # A network that nothing was reconstructed with reduces nothing.
     config = network(run) if budgets else DIPConfig.paper()
     reduced = reductions(config, images=cells[0].n, budgets=budgets, shape=run.configuration["input"])
     return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}."] if reduced else []

@@ -27,11 +27,11 @@ from dipdefense.paper.tables import ADVERSARIES, table_cells
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Confidences nearer to 0 or 1 are drawn here, or the axis would have no end.
+# Confidences nearer to 0 or 1 are plotted here, or the axis would have no end.
 _EDGE = 1e-5
 _MARKS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 
-# Panels in a row, and points from which they are drawn smaller.
+# Panels in a row, and points from which they are smaller.
 _ACROSS, _MANY = 3, 100
 
 
@@ -102,7 +102,7 @@ def bars(run: Run, *, table: int) -> Figure:
 def accuracy_by_budget(run: Run) -> Figure:
     """Accuracy against the reconstruction's iterations, a line a condition, with Wilson 95 % bands.
 
-    Not in the paper, which has three budgets. The defence's price shows where the clean curve stays below the dashes.
+    Not in the paper, which has three budgets. The defence's cost shows where the clean curve stays below the dashes.
 
     Raises:
         ImportError: Matplotlib is missing.
@@ -167,8 +167,8 @@ def recovery_by_confidence(run: Run) -> Figure:
     figure = _figure(8.0, 1.6 + 2.4 * rows)
     panels = figure.add_subfigure(figure.add_gridspec()[0, 0])
     grid = panels.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
-    drawn = [_inside(confidence) for confidence in clean.values()]
-    marks = [mark for mark in _MARKS if min(drawn) <= mark <= max(drawn)]
+    inside = [_inside(confidence) for confidence in clean.values()]
+    marks = [mark for mark in _MARKS if min(inside) <= mark <= max(inside)]
     for axes in grid.flat[len(conditions) :]:
         axes.remove()
     for condition, axes in zip(conditions, grid.flat, strict=False):

@@ -34,7 +34,7 @@ class Published(NamedTuple):
         column: as printed.
         condition: the name that this library's evaluation has for the row.
         defence: likewise for the column: "none", "randomisation" or "dip".
-        budget: DIP iterations; 0 for no defence; 1 for randomisation, whose tables have one draw an image.
+        budget: DIP iterations; 0 for no defence; 1 for randomisation, whose tables have one pass an image.
         percent: top-1 accuracy.
         source: who measured it.
     """
@@ -76,7 +76,7 @@ PUBLISHED: tuple[Published, ...] = tuple(
 
 
 class Claim(NamedTuple):
-    """What the paper says of its numbers, or what a reader would ask next.
+    """A statement of the paper on its numbers, or one that a reader would ask for next.
 
     Attributes:
         statement: in plain words.
@@ -90,7 +90,7 @@ class Claim(NamedTuple):
 
 
 CLAIMS = {
-    "price": Claim(
+    "cost": Claim(
         "The defence lowers the accuracy on clean images",
         "section 4, Table 1",
         "using the Deep Image Prior decreases the accuracy of the network on clean images",
@@ -101,17 +101,17 @@ CLAIMS = {
         "an increased ability to defend against adversaries",
     ),
     "randomisation": Claim(
-        "It is above randomisation, one draw an image, under each attack compared",
+        "It is above randomisation, one pass an image, under each attack compared",
         "section 4, Table 2",
         "having a higher accuracy across all three adversaries used in that comparison",
     ),
     "randomisation, other attacks": Claim(
-        "It is above randomisation, one draw an image, under the other attacks too",
+        "It is above randomisation, one pass an image, under the other attacks too",
         "not in the paper, which quotes no numbers for them",
     ),
     "randomisation, 30 passes": Claim(
         "It is above randomisation averaged over 30 passes under every attack",
-        "not in the paper, whose tables have one draw an image",
+        "not in the paper, whose tables have one pass an image",
     ),
     "iterations, clean": Claim(
         "More iterations raise the accuracy on clean images",
@@ -128,7 +128,7 @@ CLAIMS = {
         "this is not best for all the adversaries as observed from the FGSM adversary with ε = 10",
     ),
     "average": Claim(
-        "Averaged over the attacks it is above randomisation, one draw an image",
+        "Averaged over the attacks it is above randomisation, one pass an image",
         "the numbers of Table 2, whose average of randomisation is over FGSM alone",
     ),
     "iterations, average": Claim(
@@ -136,7 +136,7 @@ CLAIMS = {
         "section 4, Table 2",
         "The average accuracy is highest after 1000 iterations",
     ),
-    "price, in points": Claim("The fall of the accuracy on clean images, in points", "the numbers of Table 1"),
+    "cost, in points": Claim("The fall of the accuracy on clean images, in points", "the numbers of Table 1"),
     "average, in per cent": Claim("The accuracy averaged over the attacks, in per cent", "the numbers of Table 2"),
 }
 """The claims of Tables 1 and 2 that one run can decide. FGSM ε=10 rises from 58.4 to 62.9 and falls to 59.9."""
@@ -153,13 +153,13 @@ NOTES = (
 )
 
 PRINTED_PARAMETERS = 2_217_831
-"""What Tables 3 and 4 of appendix A.3 print for both CIFAR-10 architectures."""
+"""The count in Tables 3 and 4 of appendix A.3, for both CIFAR-10 architectures."""
 
 
 def beside(shape: Sequence[int]) -> tuple[Published, ...]:
     """The published numbers to set beside a measurement on images (C, H, W); beside small ones, none.
 
-    They are of ImageNet at 224×224 and say nothing of other classes on a fiftieth of the pixels. The line is drawn at
+    They are of ImageNet at 224×224 and say nothing of other classes on a fiftieth of the pixels. The limit is
     64 pixels a side, where five scales begin to fit.
 
     Example:

@@ -46,8 +46,8 @@ from dipdefense.paper.tables import ADVERSARIES, table_cells
 STATEMENT = (
     "Defence-unaware: the attacks were crafted on the undefended classifier, by an attacker who does not know of the "
     "defence. Accuracy under such attacks is not robustness: randomisation falls to 0 % once the attacker averages "
-    "over its draws (Athalye et al. 2018), and nine adaptive test-time defences gained nothing significant over their "
-    "static models when attacked as what they are (Croce et al. 2022)."
+    "over its random draws (Athalye et al. 2018), and nine adaptive test-time defences gained nothing significant over "
+    "their static models when attacked as what they are (Croce et al. 2022)."
 )
 _PAIRED = (
     "On the same images: how many only the reconstruction classifies correctly : how many only the other does, and the "
@@ -57,15 +57,15 @@ _PAIRED = (
 _CLAIMS = (
     "That one number is above another is tested on the same images (exact McNemar test, or sign test of an average; "
     "two-sided, corrected within a claim by Holm's procedure; first seed; behind the numbers, how many images only the "
-    "first way gets right : how many only the second). Confirmed: all that the claim speaks of was measured and goes "
-    "its way with p < 0.05. Contradicted: a comparison goes the other way with p < 0.05. A published number is held "
-    "against the 95 % interval of the measured one; the verdict is that of the most iterations."
+    "first way classifies correctly : how many only the second). Confirmed: all that the claim speaks of was measured "
+    "and goes its way with p < 0.05. Contradicted: a comparison goes the other way with p < 0.05. A published number "
+    "is held against the 95 % interval of the measured one; the verdict is that of the most iterations."
 )
 _REDUCED_CLAIMS = (
     "The setting is reduced (see the top): a verdict is on this setting and neither confirms nor contradicts the paper."
 )
 
-# Budgets from which a curve is drawn.
+# Budgets that make a curve.
 _CURVE = 4
 
 Numbers = Sequence[Published]
@@ -142,7 +142,7 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], 
         if published
         else "The published numbers are of ImageNet and of images many times as large; none stand here."
     ]
-    captions += [f"Where the defence draws, the mean over {seeds} seeds."] if seeds > 1 else []
+    captions += [f"Where the defence is random, the mean over {seeds} seeds."] if seeds > 1 else []
     yield Section(
         f"Accuracy in per cent, with Wilson 95 % intervals, n = {cells[0].n}", captions, layout(cells, published)
     )
@@ -230,15 +230,15 @@ def _pairs(cells: Sequence[Cell]) -> Rows:
 
 
 def _seeds(cells: Sequence[Cell]) -> Section:
-    drawn = [column for column in columns(cells) if column[0] != "none"]
+    random = [column for column in columns(cells) if column[0] != "none"]
     count = max(len(cell.outcomes) for cell in cells)
     title = "Seeds of the defence"
     if count == 1:
-        return Section(title, ["One seed: the spread over the defence's draws is unknown; --seed 0 1 2 measures it."])
+        return Section(title, ["One seed: the spread over the defence's seeds is unknown; --seed 0 1 2 measures it."])
     found = {(cell.condition, cell.column): cell for cell in cells}
-    rows = [["condition", *(column_title(*column) for column in drawn)]]
+    rows = [["condition", *(column_title(*column) for column in random)]]
     for condition in dict.fromkeys(cell.condition for cell in cells):
-        numbers = [spread(found[condition, column].by_seed) for column in drawn]
+        numbers = [spread(found[condition, column].by_seed) for column in random]
         rows.append(
             [condition_title(condition), *(f"{100 * m:.1f} ± {100 * d:.1f}, {100 * w:.1f}" for m, d, w in numbers)]
         )

@@ -158,7 +158,7 @@ def table_cells(run: Run) -> list[Cell]:
 
 
 def _defaults(table: int, given: argparse.Namespace) -> dict[str, Any]:
-    """What a command line leaves open."""
+    """The arguments that a command line leaves open."""
     if torch.device(given.device).type != "cpu":
         images = {} if given.data is None else {"images": IMAGES, "classes": CLASSES}
         return {"config": "paper", "budgets": PAPER_BUDGETS, "conditions": TABLES[table], "batch": 32} | images

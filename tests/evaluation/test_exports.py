@@ -16,7 +16,7 @@ from dipdefense.evaluation import Run, export, read_export
 from dipdefense.evaluation.records import identity
 
 RUN = Run(
-    {"classifier": "tiny", "backend": "torch"},
+    {"classifier": "tiny", "data": "noise", "input": [3, 32, 32], "backend": "torch"},
     (
         record("a", content="0a", session=1),
         record("a", content="0a", session=1, budget=4, status="diverged"),
@@ -38,7 +38,8 @@ def without_digest(path: Path) -> None:
     """As the first exports were: no digest in the head, and none of the images."""
     head, *lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
     del head["digest"], head["skipped"]
-    head["configuration"] = {"classifier": "tiny", "images": "0123"}
+    del head["configuration"]["backend"]
+    head["configuration"]["images"] = "0123"
     for line in lines:
         del line["content"]
     path.write_text("\n".join(map(json.dumps, [head, *lines])) + "\n")
@@ -54,7 +55,7 @@ def test_an_export_is_read_back_as_it_was(path: Path) -> None:
 def test_an_export_without_a_digest_is_trusted_by_name_says_so_and_has_one_once_exported_again(path: Path) -> None:
     without_digest(path)
     run = read_export(path)
-    assert identity(run.configuration) == identity({"classifier": "tiny", "backend": "torch"})
+    assert identity(run.configuration) == identity(RUN.configuration)
     assert [(r.image, r.content) for r in run.records] == [("a", ""), ("a", ""), ("ü\u2028", "")]
     assert all("trusted by name" in told["images"] for told in run.sessions.values())
     export(run, path)
@@ -122,7 +123,15 @@ def test_a_change_that_leaves_every_field_plausible_is_refused(path: Path, chang
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"configuration": {}}', '{"configuration": {}, "sessions": {"one": {}}}', '{"sessions": {}}'],
+    [
+        "",
+        "[]",
+        "{",
+        '{"configuration": {}, "sessions": {}}',
+        '{"configuration": {"classifier": "a", "data": "b", "input": "c"}, "sessions": {}}',
+        '{"configuration": {"classifier": "a", "data": "b", "input": []}, "sessions": {"one": {}}}',
+        '{"sessions": {}}',
+    ],
 )
 def test_no_export_at_all_is_refused(text: str, path: Path) -> None:
     path.write_text(text)

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import Files, tiny_classifier, tiny_defences, tiny_measure, tiny_subject
+from measuring import CONFIG, Files, tiny_classifier, tiny_defences, tiny_measure, tiny_subject
 from test_exports import without_digest
 from torch import Tensor, nn
 
 from dipdefense.evaluation import Defence, Run, Setting, Store, StoreError, export, measure, read_export
-from dipdefense.evaluation.defences import Outcome
+from dipdefense.evaluation.defences import Outcome, deep_image_prior
 from dipdefense.evaluation.protocol import choose, read
 from dipdefense.evaluation.report import provenance
 
@@ -44,13 +44,24 @@ def test_measure_takes_any_conditions_and_defences(tmp_path: Path) -> None:
             yield Outcome(budget, classifier(images.round(decimals=budget)), None, ["ok"] * len(images), 0.1)
 
     setting = Setting(out=tmp_path, seeds=(4, 5), progress=False)
-    rounding = Defence("rounding", (1, 2), classify, draws=False, settings={"digits": "decimal"})
+    rounding = Defence("rounding", (1, 2), classify, random=False, settings={"digits": "decimal"})
     run = measure(setting, tiny_subject(), conditions={"dark": darken, "clean": None}, defences=[rounding])
     assert len(run.records) == 5 * 2 * 2
     assert {r.seed for r in run.records} == {4}
     assert [r.position for r in run.records] == [place for place in range(5) for _ in range(4)]
     assert run.configuration["digits"] == "decimal"
     assert {"precision", "backend"} <= tiny_measure(tmp_path, defences=tiny_defences()).configuration.keys()
+
+
+def test_one_run_has_one_network_and_a_name_a_defence(tmp_path: Path) -> None:
+    wide = deep_image_prior((2,), config=dataclasses.replace(CONFIG, channels=5))
+    with pytest.raises(
+        ValueError, match=r"one run has one dip, got .*'channels': 4.* measure them one after the other"
+    ):
+        tiny_measure(tmp_path, defences=[*tiny_defences(), wide])
+    with pytest.raises(ValueError, match=r"need different names, got .'dip', 'dip'."):
+        tiny_measure(tmp_path, defences=tiny_defences()[-1:] * 2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unrelated_file_less_leaves_all_other_outcomes(tmp_path: Path) -> None:
@@ -252,7 +263,7 @@ def test_bad_files_beyond_the_last_chosen_image_do_not_count() -> None:
 def test_too_few_readable_images_are_refused_with_the_number_of_bad_ones() -> None:
     data = Files(tiny_classifier(), 9)
     data.bad = set(data.ids)
-    refused = "0 right, and 9 could not be read; ask for more"
+    refused = "0 are classified correctly, and 9 could not be read; ask for more"
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match=refused):
         choose(data, tiny_classifier(), images=3)
     assert read(data, [0, 1])[:2] == (None, [])

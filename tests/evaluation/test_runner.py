@@ -46,30 +46,31 @@ def test_images_are_chosen_correctly_classified_and_in_one_order() -> None:
     assert len(choose(data, classifier, images=None).indices) == 40
 
 
-def test_classes_are_drawn_first_and_more_classes_keep_those_there_were() -> None:
+def test_classes_are_chosen_first_and_more_classes_keep_those_there_were() -> None:
     classifier = tiny_classifier()
     data = TinyImages(classifier, 60)
 
-    def drawn(classes: int, seed: int = 0) -> set[int]:
+    def labels(classes: int, seed: int = 0) -> set[int]:
         chosen = choose(data, classifier, images=None, classes=classes, seed=seed)
         return {data.labels[index] for index in chosen.indices}
 
-    assert drawn(1) < drawn(3) < drawn(5)
-    assert all(len(drawn(classes)) <= classes for classes in range(1, 6))
-    assert len({frozenset(drawn(1, seed)) for seed in range(3, 9)}) > 1
+    assert labels(1) < labels(3) < labels(5)
+    assert all(len(labels(classes)) <= classes for classes in range(1, 6))
+    assert len({frozenset(labels(1, seed)) for seed in range(3, 9)}) > 1
 
 
 def test_too_few_images_or_classes_are_refused_with_their_number() -> None:
     classifier = tiny_classifier()
     data = TinyImages(classifier, 60)
     with pytest.raises(
-        ValueError, match=r"41 correctly classified images .* of the 60 images .* only 40 right; .*--images 40"
+        ValueError,
+        match=r"41 correctly classified images .* of the 60 images .* only 40 are .*--images 40",
     ):
         choose(data, classifier, images=41)
     with pytest.raises(ValueError, match="6 classes were asked for, but the data set has images of 5"):
         choose(data, classifier, images=1, classes=6)
     data.labels = [9] * 60
-    with pytest.raises(ValueError, match="only 0 right"):
+    with pytest.raises(ValueError, match="only 0 are classified correctly"):
         choose(data, classifier, images=None)
     data.ids[1] = data.ids[0]
     with pytest.raises(ValueError, match="different ids"):
@@ -110,16 +111,16 @@ def test_a_record_is_what_the_parts_give_by_hand(store: Store) -> None:
         _, images, labels, _ = dataclasses.astuple(data.stack([data.ids.index(record.image)]))
         attacked = attack_named("fgsm-10")(classifier, images, labels)
         seed = derive_seed(0, "dip", record.image)
-        drawn = DIPPurifier(record.budget, config=CONFIG).reconstruct(attacked, budgets=(record.budget,), seed=seed)
+        run = DIPPurifier(record.budget, config=CONFIG).reconstruct(attacked, budgets=(record.budget,), seed=seed)
         with torch.no_grad():
-            scores = classifier(drawn.images[0]).softmax(dim=1)[0]
+            scores = classifier(run.images[0]).softmax(dim=1)[0]
         assert record.label == labels.item()
         assert record.prediction == scores.argmax()
         assert record.confidence == pytest.approx(scores[record.label].item(), rel=1e-4)
-        assert record.loss == pytest.approx(drawn.losses[-1].item(), rel=1e-4)
+        assert record.loss == pytest.approx(run.losses[-1].item(), rel=1e-4)
 
 
-def test_a_defence_draws_the_same_for_an_image_whatever_the_attack(store: Store) -> None:
+def test_a_defence_has_the_same_seed_for_an_image_whatever_the_attack(store: Store) -> None:
     seen: dict[str, list[int]] = {}
 
     def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]):
@@ -138,7 +139,7 @@ def test_the_noise_of_two_images_differs(store: Store) -> None:
         noisy.append(images)
         yield Outcome(0, classifier(images), None, ["ok"] * len(images), 0.1)
 
-    tiny_run(store, images=2, conditions=("clean", "noise-5"), defences=[Defence("none", (0,), classify, draws=False)])
+    tiny_run(store, images=2, conditions=("clean", "noise-5"), defences=[Defence("none", (0,), classify, random=False)])
     signs = (noisy[1] - noisy[0]).sign()
     assert 0.4 < (signs[0] == signs[1]).float().mean() < 0.6
 

@@ -38,9 +38,9 @@ def test_wilson_holds_the_share_itself_whatever_the_rounding() -> None:
 
 def test_wilson_of_an_average_is_no_narrower_than_the_spread_of_its_images() -> None:
     # Each image's share of five correlated outcomes; the variance of such shares is below p(1 - p).
-    draw = random.Random(0)
-    difficulty = [draw.random() for _ in range(400)]
-    shares = [sum(draw.random() < d for _ in range(5)) / 5 for d in difficulty]
+    chance = random.Random(0)
+    difficulty = [chance.random() for _ in range(400)]
+    shares = [sum(chance.random() < d for _ in range(5)) / 5 for d in difficulty]
     mean = sum(shares) / len(shares)
     normal = 1.96 * math.sqrt(sum((s - mean) ** 2 for s in shares)) / len(shares)
     low, high = wilson(mean, len(shares))

@@ -1,4 +1,4 @@
-"""What is stored stays stored, configurations never mix, and a kill inside a write leaves the file as it was."""
+"""Stored outcomes stay stored, configurations never mix, and a kill inside a write leaves the file as it was."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_store_takes_up_an_export(path: Path) -> None:
     assert sessions == 2
 
 
-def test_what_is_there_already_stays_as_it_is(path: Path) -> None:
+def test_a_stored_outcome_stays_as_it_is(path: Path) -> None:
     fill(path, record(prediction=3))
     run = fill(path, record(prediction=5), record("b"))
     with Store(path) as store:
@@ -243,6 +243,7 @@ def test_an_export_without_digests_adds_nothing_that_is_there_under_its_digest(p
 
 KILLED_INSIDE_A_WRITE = """
 import os, signal, sys
+from measuring import record
 from dipdefense.evaluation import Store
 
 class Killer:

@@ -59,7 +59,7 @@ def found(cells: Sequence[Cell]) -> dict[str, Finding]:
     return {statements[finding.claim.split(" (")[0]]: finding for finding in findings(cells)}
 
 
-# Of images that only one of two gets right, 6 : 0 has p = 0.031 and 5 : 0 p = 0.0625; three tests triple the least.
+# Of images on which two ways differ, 6 : 0 has p = 0.031 and 5 : 0 p = 0.0625; three tests triple the least.
 @pytest.mark.parametrize(
     ("pairs", "expected"),
     [
@@ -116,7 +116,7 @@ RISING = {
 }
 # What every claim comes to where each step is 8 : 0 (p = 0.008 alone, 0.039 of five), and where all are turned about.
 AS_CLAIMED = {
-    "price": CONTRADICTED,
+    "cost": CONTRADICTED,
     "gain": CONFIRMED,
     "randomisation": CONFIRMED,
     "randomisation, other attacks": CONFIRMED,
@@ -175,22 +175,22 @@ def test_the_fall_and_the_average_are_held_against_the_published_numbers() -> No
     # Published: falls of 32.5, 24.7 and 20.4 points; averages of 62.3, 68.9 and 70.6 %.
     counts = {("none", 0): 100, ("dip", 500): 50, ("dip", 750): 75, ("dip", 1000): 90}
     results = found(columns(counts, n=100))
-    falls = results["price, in points"].details
+    falls = results["cost, in points"].details
     assert [detail.rsplit(": ", 1)[1] for detail in falls] == [LARGER, SAME, SMALLER]
     # Wilson's interval of 90 of 100 is 82.6 to 94.5 %.
     assert falls[2] == f"clean: DIP 1000 10.0 [5.5, 17.4], published 20.4: {SMALLER}"
-    assert results["price, in points"].verdict == SMALLER
+    assert results["cost, in points"].verdict == SMALLER
     averages = results["average, in per cent"].details
     assert [detail.rsplit(": ", 1)[1] for detail in averages] == [SMALLER, SAME, LARGER]
     assert averages[2].startswith("average of the attacks: DIP 1000 90.0 [82.6, 94.5], published 70.6")
-    assert not {"price, in points", "average, in per cent"} & found(columns({("dip", 300): 5})).keys()
+    assert not {"cost, in points", "average, in per cent"} & found(columns({("dip", 300): 5})).keys()
 
 
 def test_the_papers_own_numbers_bear_its_claims_out() -> None:
     results = found(table_cells(made_up(images=500)))
-    for name in ("price", "gain", "iterations, clean", "average"):
+    for name in ("cost", "gain", "iterations, clean", "average"):
         assert results[name].verdict == CONFIRMED
-    for name in ("price, in points", "average, in per cent"):
+    for name in ("cost, in points", "average, in per cent"):
         assert results[name].verdict == SAME
     compared = results["randomisation"]
     assert "(published 75.1 against 65.1)" in compared.details[0]

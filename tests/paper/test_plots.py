@@ -1,4 +1,4 @@
-"""What the figures draw of made-up records."""
+"""The figures of made-up records."""
 
 from __future__ import annotations
 

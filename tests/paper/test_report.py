@@ -135,7 +135,7 @@ def test_seeds_are_reported_with_mean_spread_and_worst() -> None:
     # The interval is of the images, the independent units, and not of three times as many.
     low, high = wilson(mean, 40)
     assert row(report, "## Accuracy", "clean")[4] == f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    assert "spread over the defence's draws is unknown" in as_markdown(made_up(conditions=("clean",)), table=1)
+    assert "spread over the defence's seeds is unknown" in as_markdown(made_up(conditions=("clean",)), table=1)
 
 
 def test_paired_tests_are_of_the_same_images_with_the_first_seed() -> None:
@@ -199,6 +199,14 @@ def test_diverged_reconstructions_are_counted() -> None:
     first, *rest = run.records
     diverged = dataclasses.replace(first, status="diverged", prediction=-1, confidence=None)
     assert "1 reconstructions diverged" in as_markdown(Run(run.configuration, (diverged, *rest), run.sessions), table=1)
+
+
+def test_a_configuration_without_a_network_is_refused_in_words() -> None:
+    run = made_up(conditions=("clean",), images=3)
+    for dip in ({}, {"betas": [0.9]}, run.configuration["dip"] | {"channels": 0}):
+        broken = dataclasses.replace(run, configuration=run.configuration | {"dip": dip})
+        with pytest.raises(ValueError, match="has no network of the reconstruction"):
+            as_text(broken, table=1)
 
 
 def test_an_unfinished_run_is_not_reported() -> None:
