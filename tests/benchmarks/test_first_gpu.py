@@ -30,7 +30,7 @@ def script(code: str, share: float = 0.1) -> Part:
     return Part(share, lambda plan, attempt: (attempt.run("-c", code), None))
 
 
-def rehearse(folder: Path, parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch, minutes: str = "9") -> dict:
+def rehearse(folder: Path, parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch, minutes: str = "60") -> dict:
     monkeypatch.setattr(first_gpu, "PARTS", parts)
     statuses = first_gpu.main(["--rehearse", "--out", str(folder), "--minutes", minutes])
     records = {name: json.loads((folder / f"{name}.json").read_text()) for name in parts}
