@@ -107,7 +107,8 @@ def deep_image_prior(
     # Never "auto": another precision or backend has other roundings or noise, and so its outcomes are another run's.
     if backend == "auto":
         like = torch.full((batch, *shape), 0.5, device=device)
-        backend = DIPPurifier(budgets[-1], config=config, precision=precision, batch_size=batch).backend_for(like)
+        purifier = DIPPurifier(budgets[-1], config=config, precision=precision, backend=backend, batch_size=batch)
+        backend = purifier.backend_for(like)
     settings = {"dip": asdict(config), "precision": str(operands).removeprefix("torch."), "backend": backend}
 
     def classify(

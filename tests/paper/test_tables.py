@@ -166,6 +166,6 @@ def test_another_backend_is_refused_before_any_work_and_its_outcomes_are_kept_ap
     monkeypatch.setattr(defences, "check_backend", lambda *_: None)
     monkeypatch.setattr(defences, "DIPPurifier", Purifier)
     configurations = [measure_table(setting).configuration for setting in (by_torch, by_triton)]
-    assert used == ["torch", "triton"]
+    assert used == ["auto", "torch", "triton"]
     assert configurations[0]["backend"] == "torch"
     assert configurations[1] == configurations[0] | {"backend": "triton"}
