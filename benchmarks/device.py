@@ -5,9 +5,8 @@
     python benchmarks/device.py auto
 
 A backend must pass two comparisons. Its networks have the outputs and gradients of plain networks in float64
-(``speed.check``). Its iterations have the losses, outputs and fresh noise of torch's operators
-(``dipdefense.engine.backends``, the trial behind ``backend="auto"``). ``auto`` is that trial of all backends at once,
-and a short reconstruction that is left to choose.
+(``speed.check``). Its iterations do what those of torch's operators do (``dipdefense.engine.trial``, behind
+``backend="auto"``). ``auto`` is that trial of all backends at once, and a short reconstruction that is left to choose.
 
 After each comparison the process prints all that it knows, as one line of JSON: one that crashes leaves what it had. It
 exits with 1 where a comparison failed. It has been run on a CPU alone.
@@ -30,15 +29,12 @@ from speed.contenders import GRAPHS, KERNELS, contenders
 
 from dipdefense.checks import Request, check_backend, check_request
 from dipdefense.config import Backend, DIPConfig
-from dipdefense.engine.backends import TRIED, available, tried
+from dipdefense.engine.backends import SHORTEST, TRIED, available, tried
 from dipdefense.engine.fitting import surroundings
 from dipdefense.reconstruct import reconstruct
 
 BACKENDS: tuple[Backend, ...] = ("torch", *TRIED)
 QUESTIONS = ("environment", *BACKENDS, "auto")
-
-# The shortest run for which "auto" tries the backends.
-_CHOOSING = 50
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -140,7 +136,7 @@ def chosen_by_itself(asked: Mapping[str, Request]) -> Iterator[Mapping[str, Any]
         with surroundings(device):
             trials[name] = tried(request, available(device))._asdict()
         yield {"trials": trials}
-        run = reconstruct(request.images, budgets=(_CHOOSING,), config=request.config, seed=0, backend="auto")
+        run = reconstruct(request.images, budgets=(SHORTEST,), config=request.config, seed=0, backend="auto")
         trials[name] |= {"taken": run.backend, "status": sorted(set(run.status)), "loss": run.losses[-1].mean().item()}
         yield {"trials": trials}
 

@@ -139,7 +139,7 @@ def explain(device: torch.device | str, *, precision: Precision = "auto", backen
     if backend != "auto":
         ways = f"{backend}: asked for."
     elif device.type == "cuda" and torch.version.cuda is not None:
-        ways = "auto: each backend is tried at the first reconstruction of 50 iterations or more; the fastest is taken."
+        ways = "auto: each backend is tried at the first reconstruction of 58 iterations or more; the fastest is taken."
     else:
         ways = "torch: the others need an NVIDIA GPU."
     return {"precision": f"{chosen}: {reason}.", "backend": ways}

@@ -110,13 +110,12 @@ def reconstruct(
 
 def fit(request: Request, on_iteration: Callable[[], object]) -> Reconstruction:
     """:func:`reconstruct` for a request that was checked."""
-    images, budgets = request.images, request.budgets
+    images, budgets, backend = request.images, request.budgets, chosen(request)
     with surroundings(images.device):
         outputs = images.new_empty(len(budgets), *images.shape)
         losses = torch.zeros(budgets[-1], len(images), device=images.device)
         if len(images) == 0:
-            return Reconstruction(budgets, outputs, losses, (), chosen(request))
-        backend = chosen(request)
+            return Reconstruction(budgets, outputs, losses, (), backend)
         networks = Fitting(request, backend)
         for iteration in range(1, budgets[-1] + 1):
             networks()

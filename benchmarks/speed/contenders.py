@@ -33,15 +33,16 @@ GRAPHS, KERNELS = "dipdefense, CUDA graph", "dipdefense, Triton"
 
 def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, Contender]:
     """Everyone who can run on this device, by name; those that no GPU has run yet if asked for."""
+    plainly = functools.partial(reconstruct, backend="torch")
     published = Contender(PUBLISHED, grouped, side_by_side, functools.partial(_loop, grouped), batched=False)
     found = [
         published,
         Contender("vmap", vmapped, unchanged, functools.partial(_loop, vmapped)),
         Contender("grouped", grouped, side_by_side, functools.partial(_loop, grouped)),
-        Contender("dipdefense, fp32", library, as_library, functools.partial(reconstruct, precision="fp32")),
+        Contender("dipdefense, fp32", library, as_library, functools.partial(plainly, precision="fp32")),
     ]
     if operand_dtype("auto", device) == torch.bfloat16:
-        fit = functools.partial(reconstruct, precision="bf16")
+        fit = functools.partial(plainly, precision="bf16")
         found.append(Contender("dipdefense, bf16", library, as_library, fit, operands=torch.bfloat16))
     if importlib.util.find_spec("deepinv") is not None:
         found.append(dataclasses.replace(published, name="deepinv", fit=_deepinv))

@@ -1,58 +1,44 @@
-"""Which way of iterating runs on a device: chosen by proof and measurement there, never by trust.
+"""Which backend runs on a device: chosen by proof and measurement there, never by trust.
 
-On an NVIDIA GPU ``backend="auto"`` tries every other backend beside torch's operators, once for each kind of request:
+On an NVIDIA GPU ``backend="auto"`` tries every backend beside torch's operators, once for each kind of request: it must
+do in every iteration what torch's operators do (:mod:`dipdefense.engine.trial`). Of those that pass, the fastest is
+taken. A backend that fails a check, raises or runs out of memory is set aside with a warning that says why.
 
-1. From the same networks without fresh noise it must have the plain operators' losses and outputs, iteration by
-   iteration.
-2. With fresh noise and networks that stand still, no two outputs may be the same, and they must scatter as much as the
-   plain operators' do: the Triton kernels' noise has a generator of its own.
-3. Of those that pass, the fastest iteration wins.
-
-A backend that fails a check, raises or runs out of memory is set aside, with a warning that says why. No trial has yet
-been run on a GPU. A fault that leaves the GPU unusable for the process, such as an access outside its memory, cannot be
-caught here; ``benchmarks/first_gpu.py`` runs every backend in a process of its own first.
+No trial has yet been run on a GPU. A fault that leaves the GPU unusable to the process, such as an access outside its
+memory, cannot be caught here, and neither can a kernel that never ends. ``benchmarks/first_gpu.py`` runs each backend
+in a process of its own first.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import gc
 import threading
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from dipdefense.checks import Request, check_backend
-from dipdefense.config import Backend, DIPConfig
-from dipdefense.engine.fitting import Fitting, surroundings
+from dipdefense.checks import Request, check_backend, triton_interpreted
+from dipdefense.config import Backend
+from dipdefense.engine import trial
+from dipdefense.engine.fitting import surroundings
+from dipdefense.engine.memory import is_out_of_memory
 
 TRIED: tuple[Backend, ...] = ("cudagraphs", "triton")
 """The backends that ``auto`` tries beside "torch"."""
 
-# Iterations of a trial: 9 with the plain operators, 10 with each other backend, 29 in all. That is at most 3 % of a run
-# of 1,000; a backend's compilation, done once and kept on the disk, comes on top. The first two calls of a graph are
-# its warm-up, so the comparison reaches the replay.
-_COMPARED, _TIMED = 4, 3
-_NOISY = {"torch": 2, "other": 3}
-# A run that is hardly longer than the trial is not worth one.
-_SHORTEST = 50
+SHORTEST = 2 * trial.iterations(len(TRIED))
+"""Iterations of the shortest run that there is a trial for: below, halving its time would not save what that costs."""
 
-# Differences of rounding grow from one iteration to the next. In fp32 outputs differed by 2e-3 at most after four
-# iterations (120 images), in bf16 single pixels by 0.6: there the losses and the mean difference tell.
-_LOSSES = {torch.float32: 0.02, torch.bfloat16: 0.1}
-_OUTPUTS = {torch.float32: 2e-3, torch.bfloat16: 0.05}
-_SCATTER = (0.7, 1.4)
+# A backend that saves less than this share of an iteration is not taken: three iterations are not timed better.
+_GAIN = 0.05
 
 
 class Kind(NamedTuple):
-    """All that a trial's outcome depends on."""
+    """All that a trial's outcome depends on; the configuration as its text, which has a hash whatever is in it."""
 
     device: torch.device
-    config: DIPConfig
+    config: str
     shape: tuple[int, ...]
     operands: torch.dtype
 
@@ -61,8 +47,8 @@ class Trial(NamedTuple):
     """A trial's outcome.
 
     Attributes:
-        backend: the fastest of those that passed.
-        seconds: an iteration's, by each that passed.
+        backend: the one to take.
+        seconds: an iteration's, by torch's operators and each backend that passed.
         refused: why each other was set aside.
     """
 
@@ -75,32 +61,38 @@ _trials: dict[Kind, Trial] = {}
 _lock = threading.Lock()
 
 
-class _Failed(Exception):  # noqa: N818 - it never leaves this module
-    """A backend's outputs are not the plain operators'."""
-
-
 def chosen(request: Request) -> Backend:
-    """The backend that fits this request: the one asked for, or for "auto" what the device's trial found.
+    """The backend for this request: the one asked for, or for "auto" what the device's trial found.
 
-    The outcome is kept for as long as the process lives. Runs of fewer than 50 iterations take torch's operators
-    untried. A chunk with fewer images than the others of its batch is to be given the others' backend, so that an
-    image's reconstruction does not depend on its place.
+    The outcome is kept for as long as the process lives. A trial takes 29 iterations at most, 3 % of a run of 1,000;
+    Triton's compilation comes on top, and is kept on the disk. Runs of fewer than ``SHORTEST`` iterations have torch's
+    operators, whether there was a trial before or not.
+
+    A chunk with fewer images than the others of its batch is to be given the others' backend, so that no
+    reconstruction depends on the image's place.
     """
     if request.backend != "auto":
         return request.backend
     candidates = available(request.images.device)
-    if not candidates or request.budgets[-1] < _SHORTEST or len(request.images) == 0:
+    if len(request.images) == 0 or not candidates or request.budgets[-1] < SHORTEST:
         return "torch"
-    kind = Kind(request.images.device, request.config, tuple(request.images.shape), request.operands)
+    kind = Kind(request.images.device, repr(request.config), tuple(request.images.shape), request.operands)
     with _lock, surroundings(kind.device):
         if kind not in _trials:
-            _trials[kind] = tried(request, candidates)
+            try:
+                _trials[kind] = tried(request, candidates)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # Of torch's operators, and so will the run. It is repeated with fewer images, which are another kind.
+                return "torch"
         return _trials[kind].backend
 
 
 def available(device: torch.device) -> tuple[Backend, ...]:
-    """The backends that could run on a device beside "torch"."""
-    return tuple(backend for backend in TRIED if _runs(backend, device))
+    """The backends that could run on a device beside "torch"; in Triton's interpreter, the kernels are too slow."""
+    left_out = "triton" if triton_interpreted() else None
+    return tuple(backend for backend in TRIED if backend != left_out and _runs(backend, device))
 
 
 def _runs(backend: Backend, device: torch.device) -> bool:
@@ -112,109 +104,42 @@ def _runs(backend: Backend, device: torch.device) -> bool:
 
 
 def tried(request: Request, candidates: Sequence[Backend]) -> Trial:
-    """The trial of these backends beside torch's operators, each of which runs on the images' device."""
-    still = dataclasses.replace(request.config, noise_std=0.0)
-    plain = _Evidence.of(request, still, "torch")
-    seconds: dict[Backend, float] = {"torch": plain.seconds}
+    """The trial of these backends, each of which runs on the images' device, beside torch's operators.
+
+    Raises:
+        Exception: torch's operators run out of memory, or fail in another way.
+    """
+    plain = trial.time_plain(request)
+    trial.release(request.images.device)
+    seconds: dict[Backend, float] = {"torch": plain}
     refused: dict[Backend, str] = {}
     for backend in candidates:
         try:
-            evidence = _Evidence.of(request, still, backend)
-            _compare(evidence, plain, request.operands)
-            seconds[backend] = evidence.seconds
-        except Exception as error:  # whatever a driver, a compiler or an allocator raises
-            refused[backend] = str(error) if isinstance(error, _Failed) else f"{type(error).__name__}: {error}"
+            seconds[backend] = trial.prove(request, backend)
+        except Exception as error:
+            refused[backend] = _reason(error)
         # Outside the except block, where nothing holds the failed attempt's tensors.
-        gc.collect()
-        if request.images.is_cuda:
-            torch.cuda.empty_cache()
+        try:
+            trial.release(request.images.device)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f'the trial of backend="{backend}" left {request.images.device} unusable to this process; start '
+                'another one and use backend="torch" there'
+            ) from error
         if backend in refused:
             warnings.warn(
-                f'backend="{backend}" is set aside on {request.images.device} for images of '
-                f"{tuple(request.images.shape)}: {refused[backend]}. torch's operators fit them instead",
+                f'backend="auto" sets "{backend}" aside on {request.images.device} for images of '
+                f"{tuple(request.images.shape)}: {refused[backend]}",
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return Trial(min(seconds, key=lambda name: seconds[name]), seconds, refused)
+    fastest = min(seconds, key=lambda name: seconds[name])
+    return Trial(fastest if seconds[fastest] <= (1 - _GAIN) * plain else "torch", seconds, refused)
 
 
-class _Evidence(NamedTuple):
-    """A backend's first iterations without fresh noise, its outputs with it, and an iteration's time."""
-
-    losses: Tensor
-    outputs: Tensor
-    noisy: Tensor
-    seconds: float
-
-    @classmethod
-    def of(cls, request: Request, still: DIPConfig, backend: Backend) -> _Evidence:
-        quiet = dataclasses.replace(request, config=still, budgets=(_COMPARED + _TIMED,))
-        fitting = start(quiet, backend)
-        pairs = list(_iterations(fitting, _COMPARED))
-        begun = clock(request.images.device)
-        for _ in range(_TIMED):
-            fitting()
-        seconds = (clock(request.images.device) - begun) / _TIMED
-        del fitting
-        count = _NOISY.get(backend, _NOISY["other"])
-        # Networks that stand still: their outputs differ by the fresh noise alone.
-        frozen = dataclasses.replace(request.config, learning_rate=1e-30)
-        noisy = [
-            output
-            for _, output in _iterations(
-                start(dataclasses.replace(request, config=frozen, budgets=(count,)), backend), count
-            )
-        ]
-        losses, outputs = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-        return cls(losses, outputs, torch.stack(noisy), seconds)
-
-
-def _iterations(fitting: Fitting, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The losses and outputs of the next iterations."""
-    for _ in range(count):
-        fitting()
-        yield fitting.losses.clone(), fitting.outputs.clone()
-
-
-def _compare(own: _Evidence, plain: _Evidence, operands: torch.dtype) -> None:
-    """Refuse what the plain operators do not have.
-
-    Raises:
-        _Failed: it says which check, where, and by how much.
-    """
-    for number, (loss, expected) in enumerate(zip(own.losses, plain.losses, strict=True), start=1):
-        if not loss.isfinite().all():
-            raise _Failed(f"its loss is not finite at iteration {number}")
-        error = ((loss - expected).abs() / expected).max().item()
-        if error > _LOSSES[operands]:
-            raise _Failed(f"its loss differs by {error:.1%} from the plain operators' at iteration {number}")
-    for number, (output, expected) in enumerate(zip(own.outputs, plain.outputs, strict=True), start=1):
-        error = (output - expected).abs().flatten(1).mean(dim=1).max().item()
-        if not error <= _OUTPUTS[operands]:
-            raise _Failed(f"its outputs differ by {error:.2g} from the plain operators' at iteration {number}")
-    usual = _steps(plain.noisy).mean(dim=0)
-    for number, scatter in enumerate(_steps(own.noisy), start=2):
-        # Without fresh noise in the configuration neither moves.
-        ratio = (scatter + 1e-12) / (usual + 1e-12)
-        if not ((ratio > _SCATTER[0]) & (ratio < _SCATTER[1])).all():
-            raise _Failed(
-                f"its fresh noise moves the outputs {ratio.min().item():.2g} to {ratio.max().item():.2g} times as much "
-                f"as the plain operators' at iteration {number}"
-            )
-
-
-def _steps(outputs: Tensor) -> Tensor:
-    """How far each image's output moves from one iteration to the next: (iterations - 1, N)."""
-    return (outputs[1:] - outputs[:-1]).flatten(2).std(dim=2)
-
-
-def start(request: Request, backend: Backend) -> Fitting:
-    """The networks of a request, to be fitted by one backend."""
-    return Fitting(request, backend)
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, once the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _reason(error: Exception) -> str:
+    if isinstance(error, trial.Mismatch):
+        return str(error)
+    if is_out_of_memory(error):
+        return "it ran out of memory"
+    return f"it raised {type(error).__name__}: {error}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,23 @@ _VECTOR = 16
 _LARGE = 160 * 160
 
 
+class Iterations(Protocol):
+    """The iterations of all networks by one backend, and what a trial of the backend reads of them."""
+
+    def __call__(self) -> None:
+        """Do the next iteration; a GPU may not have finished it when this returns."""
+
+    def fresh_noise(self) -> Tensor:
+        """(N, input_channels, H, W) fp32: the noise that the last iteration added to the fixed noise."""
+
+    def weights(self, rows: Tensor) -> Mapping[str, Tensor]:
+        """Copies of some networks' parameters as they are now, by the names and in the shapes of ``SkipNets``.
+
+        Args:
+            rows: (M,) int64, the networks.
+        """
+
+
 class Fitting:
     """The networks of a request. Each call does the next iteration of all of them.
 
@@ -28,89 +47,141 @@ class Fitting:
 
     Args:
         request: at least one image.
-        backend: one that runs on the images' device.
+        backend: one of ``BACKENDS`` that runs on the images' device.
 
     Attributes:
+        request: as given.
+        target: (N, C, H, W) fp32: the images.
+        generators: one an image, as far as initial weights and fixed noise have used it.
+        networks: with their initial weights.
+        fixed_noise: (N, input_channels, H, W) fp32.
         outputs: (N, C, H, W) fp32 in [0, 1]: the networks' outputs at the last iteration.
         losses: (N,) fp32: the mean squared error of each.
+        iterate: the backend's iterations, which fill ``outputs`` and ``losses``.
     """
 
     def __init__(self, request: Request, backend: Backend) -> None:
-        self._request = request
+        self.request = request
         config, device = request.config, request.images.device
         count, channels, height, width = request.images.shape
-        self._target = request.images.detach().to(torch.float32, copy=True)
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in request.seeds]
-        self._networks = SkipNets(
+        self.target = request.images.detach().to(torch.float32, copy=True)
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in request.seeds]
+        self.networks = SkipNets(
             config,
             image_channels=channels,
             scales=config.scales_for(height, width),
-            generators=self._generators,
+            generators=self.generators,
             device=device,
         )
-        self._fixed_noise = self._target.new_empty(count, config.input_channels, height, width)
-        for noise, generator in zip(self._fixed_noise, self._generators, strict=True):
+        self.fixed_noise = self.target.new_empty(count, config.input_channels, height, width)
+        for noise, generator in zip(self.fixed_noise, self.generators, strict=True):
             noise.uniform_(0, config.input_scale, generator=generator)
-        self.outputs = torch.empty_like(self._target)
-        self.losses = self._target.new_empty(count)
-        self._iterate = self._by_kernels() if backend == "triton" else self._by_torch(replayed=backend == "cudagraphs")
+        self.outputs = torch.empty_like(self.target)
+        self.losses = self.target.new_empty(count)
+        self.iterate = BACKENDS[backend](self)
 
     def __call__(self) -> None:
         """Do the next iteration; a GPU may not have finished it when this returns."""
-        self._iterate()
+        self.iterate()
 
-    def _by_kernels(self) -> Callable[[], None]:
+
+class ByTorch:
+    """Iterations by torch's operators, each replayed from a CUDA graph if asked to."""
+
+    # Neither this nor ``update`` holds the Fitting, which holds them: in a cycle, a chunk's memory would stay until
+    # Python's collector comes by.
+    def __init__(self, fitting: Fitting, *, replayed: bool = False) -> None:
+        self._networks, self._generators = fitting.networks, fitting.generators
+        self._noise = torch.empty_like(fitting.fixed_noise)
+        update = _torch_update(fitting, self._noise, capturable=replayed)
+        self._run = graphs.Replayed(update, fitting.target.device) if replayed else update
+
+    def __call__(self) -> None:
+        """See :class:`Iterations`."""
+        # Outside the graph: to set every image's generator before a replay takes more launches than to sample.
+        for noise, generator in zip(self._noise, self._generators, strict=True):
+            noise.normal_(0, self._networks.config.noise_std, generator=generator)
+        self._run()
+
+    def on(self, noise: Tensor) -> None:
+        """Do the next iteration with this fresh noise instead of a sample."""
+        self._noise.copy_(noise)
+        self._run()
+
+    def fresh_noise(self) -> Tensor:
+        """See :class:`Iterations`."""
+        return self._noise
+
+    def weights(self, rows: Tensor) -> Mapping[str, Tensor]:
+        """See :class:`Iterations`."""
+        return {name: parameter.detach()[rows] for name, parameter in self._networks.named_parameters()}
+
+
+def _torch_update(fitting: Fitting, fresh_noise: Tensor, *, capturable: bool) -> Callable[[], None]:
+    """An iteration after its noise: output, loss, gradients and Adam, on the same tensors at every call."""
+    networks, target, fixed_noise = fitting.networks, fitting.target, fitting.fixed_noise
+    outputs, losses = fitting.outputs, fitting.losses
+    config, operands = networks.config, fitting.request.operands
+    parameters = [_Aligned(parameter) for parameter in networks.parameters()]
+    optimiser = torch.optim.Adam(
+        [parameter.values for parameter in parameters],
+        lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True, capturable=capturable,
+    )  # fmt: skip
+    # Convolutions of one large image are fastest with the channels innermost; groups of channels have no such
+    # layout. Images of which several may be fitted at once never take it, so that one alone is rounded as in a
+    # batch.
+    innermost = target.is_cpu and len(target) == 1 and target[0, 0].numel() >= _LARGE
+    layout = torch.channels_last if innermost else torch.contiguous_format
+
+    def update() -> None:
+        output = networks((fresh_noise + fixed_noise).to(operands, memory_format=layout))
+        error = (output - target).square().mean(dim=(1, 2, 3))
+        networks.zero_grad()
+        # The sum, not the mean: a network's gradient must not depend on how many others are fitted beside it.
+        error.sum().backward()
+        for parameter in parameters:
+            parameter.take_gradient()
+        optimiser.step()
+        outputs.copy_(output.detach())
+        losses.copy_(error.detach())
+
+    return update
+
+
+class ByKernels:
+    """Iterations by the Triton kernels, replayed from a CUDA graph; in Triton's interpreter as they are."""
+
+    def __init__(self, fitting: Fitting) -> None:
         from dipdefense.engine.kernels.iteration import Iteration
 
-        request = self._request
-        own = Iteration(
-            dict(self._networks.named_parameters()), self._fixed_noise, self._target, request.seeds,
-            config=request.config, scales=self._networks.scales, operands=request.operands,
-            iterations=request.budgets[-1], outputs=self.outputs, losses=self.losses,
+        request, networks = fitting.request, fitting.networks
+        self._own = Iteration(
+            dict(networks.named_parameters()), fitting.fixed_noise, fitting.target, request.seeds,
+            config=request.config, scales=networks.scales, operands=request.operands,
+            iterations=request.budgets[-1], outputs=fitting.outputs, losses=fitting.losses,
         )  # fmt: skip
-        return own if triton_interpreted() else graphs.Replayed(own, self._target.device)
+        device = fitting.target.device
+        self._run = self._own if triton_interpreted() else graphs.Replayed(self._own, device)
 
-    def _by_torch(self, *, replayed: bool) -> Callable[[], None]:
-        networks, target, fixed_noise, operands = (
-            self._networks,
-            self._target,
-            self._fixed_noise,
-            self._request.operands,
-        )
-        config = networks.config
-        parameters = [_Aligned(parameter) for parameter in networks.parameters()]
-        optimiser = torch.optim.Adam(
-            [parameter.values for parameter in parameters],
-            lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True, capturable=replayed,
-        )  # fmt: skip
-        # Convolutions of one large image are fastest with the channels innermost; groups of channels have no such
-        # layout. Images of which several may be fitted at once never take it, so that one alone is rounded as in a
-        # batch.
-        innermost = target.is_cpu and len(target) == 1 and target[0, 0].numel() >= _LARGE
-        layout = torch.channels_last if innermost else torch.contiguous_format
-        fresh_noise = torch.empty_like(fixed_noise)
+    def __call__(self) -> None:
+        """See :class:`Iterations`."""
+        self._run()
 
-        def update() -> None:
-            output = networks((fresh_noise + fixed_noise).to(operands, memory_format=layout))
-            error = (output - target).square().mean(dim=(1, 2, 3))
-            networks.zero_grad()
-            # The sum, not the mean: a network's gradient must not depend on how many others are fitted beside it.
-            error.sum().backward()
-            for parameter in parameters:
-                parameter.take_gradient()
-            optimiser.step()
-            self.outputs.copy_(output.detach())
-            self.losses.copy_(error.detach())
+    def fresh_noise(self) -> Tensor:
+        """See :class:`Iterations`."""
+        return self._own.fresh_noise()
 
-        run = graphs.Replayed(update, target.device) if replayed else update
+    def weights(self, rows: Tensor) -> Mapping[str, Tensor]:
+        """See :class:`Iterations`."""
+        return self._own.weights(rows)
 
-        def iterate() -> None:
-            # Outside the graph: to set every image's generator before a replay takes more launches than to sample.
-            for noise, generator in zip(fresh_noise, self._generators, strict=True):
-                noise.normal_(0, config.noise_std, generator=generator)
-            run()
 
-        return iterate
+BACKENDS: dict[Backend, Callable[[Fitting], Iterations]] = {
+    "torch": ByTorch,
+    "cudagraphs": functools.partial(ByTorch, replayed=True),
+    "triton": ByKernels,
+}
+"""Each backend's way to iterate over the networks of a :class:`Fitting`."""
 
 
 class _Aligned:

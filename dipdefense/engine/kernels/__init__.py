@@ -1,4 +1,4 @@
-"""Triton kernels for one GPU iteration of N networks. Optional: nothing uses them unless asked to.
+"""Triton kernels for one GPU iteration of N networks: used where asked for, or once they have passed their trial.
 
 Activations are (N, H, W, C), contiguous, in bf16 (or fp32); the image is a grid axis of every kernel, so that each
 image meets its own weights in a matrix product of its own. A tensor is written once, as its convolution's raw sums:

@@ -73,3 +73,11 @@ class Iteration:
         self.engine.backward(error * (2 / error[0].numel()))
         self.engine.update(self._count, self._corrections)
         self._count += 1
+
+    def fresh_noise(self) -> Tensor:
+        """(N, input_channels, H, W) fp32: the noise of the last iteration, to the operands' rounding of its input."""
+        return (self._noise - self._fixed_noise).permute(0, 3, 1, 2)
+
+    def weights(self, rows: Tensor) -> dict[str, Tensor]:
+        """Copies of some networks' parameters, (M, ...), by the names and in the layouts of ``SkipNets``."""
+        return self.engine.layout.unpack(self.engine.rows[rows])

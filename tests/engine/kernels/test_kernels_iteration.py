@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dipdefense import DIPConfig, DIPPurifier, reconstruct
-from dipdefense.engine import graphs
+from dipdefense.checks import check_request
+from dipdefense.engine import graphs, trial
+from dipdefense.engine.fitting import surroundings
 from dipdefense.engine.memory import bytes_per_image
 from dipdefense.engine.network import SkipNets
 from dipdefense.reconstruct import Reconstruction
@@ -114,6 +116,14 @@ def test_equals_the_torch_loop_on_the_same_noise(images: Tensor, run: Reconstruc
     torch.testing.assert_close(run.images, outputs, rtol=0, atol=1e-4)
     # The tolerance tells iterations apart.
     assert (losses[1:] / losses[:-1] - 1).abs().min() > 1e-2
+
+
+@runs_kernels
+@pytest.mark.parametrize("operands", ["fp32", "bf16"])
+def test_they_pass_their_trial(images: Tensor, operands: str) -> None:
+    request = check_request(images[:1], budgets=(1000,), config=TINY, seed=0, precision=operands, backend="triton")
+    with surroundings(images.device):
+        assert trial.prove(request, "triton") > 0
 
 
 @runs_kernels
@@ -274,12 +284,12 @@ def test_a_captured_fit_equals_one_that_is_not(precision: str, pictures: Tensor,
 
 
 @pytest.mark.gpu
-def test_it_equals_the_torch_loop_at_the_papers_size(pictures: Tensor) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_they_pass_their_trial_at_the_papers_size(precision: str, pictures: Tensor) -> None:
     config = DIPConfig.paper()
-    losses, outputs = torch_loop(pictures, [1, 2, 3], config, 4)
-    own = fit(pictures, (1, 4), config=config, seed=[1, 2, 3])
-    torch.testing.assert_close(own.losses, losses, rtol=0.02, atol=0)
-    torch.testing.assert_close(own.images[0], outputs[0], rtol=0, atol=1e-3)
+    request = check_request(pictures, budgets=(9,), config=config, seed=0, precision=precision, backend="triton")
+    with surroundings(pictures.device):
+        assert trial.prove(request, "triton") > 0
 
 
 @pytest.mark.gpu
