@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "dipdefense"
 
 # From the bottom up; a module may import what stands below it, and its own layer's helpers where named.
 LAYERS = [
-    {"pictures"},
-    {"config", "files"},
+    {"arguments", "compiler", "modes", "pictures"},
+    {"batches", "config", "files"},
     {"checks"},
     {"engine", "stopping"},
     {"reconstruct"},
