@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -97,7 +98,14 @@ class DIPConfig:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> DIPConfig:
-        """The configuration whose ``dataclasses.asdict`` went through JSON, which makes lists of tuples."""
+        """The configuration whose ``dataclasses.asdict`` went through JSON, which makes lists of tuples.
+
+        Raises:
+            TypeError, ValueError: numbers are missing, unknown or outside their range. A default is no substitute for
+                a number that was not stored.
+        """
+        if missing := [field.name for field in dataclasses.fields(cls) if field.name not in stored]:
+            raise ValueError(f"the stored configuration lacks {', '.join(missing)}")
         return cls(**stored)
 
     @classmethod

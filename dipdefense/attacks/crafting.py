@@ -11,6 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from dipdefense.checks import check_images, check_logits
+from dipdefense.modes import evaluated
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -108,17 +109,14 @@ def _under_attack(classifier: nn.Module, default: torch.device) -> Iterator[torc
     device = next((tensor.device for tensor in [*classifier.parameters(), *classifier.buffers()]), default)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"ART runs on the CPU and on CUDA; move the classifier there, it is on {device}")
-    modes = [(module, module.training) for module in classifier.modules()]
     parameters = [(tensor, tensor.requires_grad, tensor.grad) for tensor in classifier.parameters()]
     # ART takes the current CUDA device, whatever the classifier's is.
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     try:
-        classifier.eval().requires_grad_(False)
-        with on_device, torch.inference_mode(False), torch.enable_grad():
+        classifier.requires_grad_(False)
+        with on_device, evaluated(classifier):
             yield device
     finally:
-        for module, training in modes:
-            module.training = training
         for tensor, requires_grad, gradient in parameters:
             tensor.requires_grad_(requires_grad)
             tensor.grad = gradient

@@ -48,7 +48,7 @@ def parser(description: str | None, *groups: Callable[[argparse.ArgumentParser],
 
     Args:
         description: the script's docstring.
-        groups: ``add_subject``, ``add_reconstruction``.
+        groups: ``add_source`` or ``add_subject``, ``add_reconstruction``.
     """
     made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for add in groups:
@@ -56,20 +56,26 @@ def parser(description: str | None, *groups: Callable[[argparse.ArgumentParser],
     return made
 
 
-def add_subject(to: argparse.ArgumentParser) -> None:
-    """Add the arguments of a ``Setting``: images, classifier, seeds, device, batch and folder."""
+def add_source(to: argparse.ArgumentParser) -> None:
+    """Add the arguments of a data set, its classifier, their device and the folder of whatever is written."""
     add = to.add_argument
     add("--data", type=existing, help="images by class: a folder such as IMAGENET/val, or CIFAR-10 (default: packaged)")
     add("--classifier", default="efficientnet-lite0", help="such as resnet18, the paper's (default: %(default)s)")
     add("--weights", type=existing_file, help="file with the classifier's weights (default: those it comes with)")
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=device, default=here, help="cpu, cuda or cuda:N (default here: %(default)s)")
+    default = Path("out")
+    add("--out", type=folder, default=default, help="folder of reports and stored outcomes (default: %(default)s)")
+
+
+def add_subject(to: argparse.ArgumentParser) -> None:
+    """Add the arguments of a ``Setting``: those of ``add_source``, images, seeds and batch."""
+    add_source(to)
+    add = to.add_argument
     add("--images", type=count, help="correctly classified images to take (the paper: 500)")
     add("--classes", type=count, help="random classes to take them from (the paper: 200; default: all)")
     add("--seed", type=seed, nargs="+", default=[0], help="the first chooses the images, each repeats the defences")
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", type=device, default=here, help="cpu, cuda or cuda:N (default here: %(default)s)")
     add("--batch", type=count, help="images at once (default: 32 on a GPU, 1 on a CPU)")
-    default = Path("out")
-    add("--out", type=folder, default=default, help="folder of reports and stored outcomes (default: %(default)s)")
 
 
 def add_reconstruction(to: argparse.ArgumentParser) -> None:
@@ -174,11 +180,11 @@ def folder(text: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def script(store: Path) -> Iterator[None]:
+def script(store: Path | None) -> Iterator[None]:
     """End a script in one sentence where it is interrupted, or where a file cannot be used.
 
     Args:
-        store: the file of the outcomes, from which the same command resumes.
+        store: the file of the outcomes, from which the same command resumes; None for a script that stores none.
 
     Raises:
         SystemExit: 130 after SIGINT (Ctrl-C), 143 after SIGTERM, 1 where a store, an export or a report cannot be read
@@ -189,15 +195,21 @@ def script(store: Path) -> Iterator[None]:
         raise _TerminatedError
 
     before = signal.signal(signal.SIGTERM, terminate)
-    resumes = f"The outcomes so far are in {store}; the same command resumes from there."
+    resumes = "The same command begins anew."
+    if store is not None:
+        resumes = f"The outcomes so far are in {store}; the same command resumes from there."
+
+    def stopped() -> str:
+        return resumes if store is None or store.exists() else "Nothing was stored yet."
+
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             yield
     except KeyboardInterrupt:
-        _end(130, f"Interrupted. {resumes if store.exists() else 'Nothing was stored yet.'}")
+        _end(130, f"Interrupted. {stopped()}")
     except _TerminatedError:
-        _end(143, f"Terminated. {resumes if store.exists() else 'Nothing was stored yet.'}")
+        _end(143, f"Terminated. {stopped()}")
     except (StoreError, ExportError) as error:
         _end(1, f"error: {error}")
     except OSError as error:

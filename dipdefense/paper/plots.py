@@ -52,7 +52,7 @@ def bars(run: Run, *, table: int) -> Figure:
     colours = {column: _colour(column, measured) for column in measured}
     markers = dict(zip(printed_columns(("clean", "average")), "oX^sD", strict=True))
 
-    figure = _figure(max(8.0, 2.0 + 0.17 * len(slots) * len(conditions)), 5.2)
+    figure = blank(max(8.0, 2.0 + 0.17 * len(slots) * len(conditions)), 5.2)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     for place, column in enumerate(slots):
@@ -108,7 +108,7 @@ def accuracy_by_budget(run: Run) -> Figure:
         ImportError: Matplotlib is missing.
     """
     cells = [cell for cell in table_cells(run) if cell.condition != "average"]
-    figure = _figure(8.0, 5.8)
+    figure = blank(8.0, 5.8)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     for condition in _reconstructed(cells):
@@ -164,7 +164,7 @@ def recovery_by_confidence(run: Run) -> Figure:
     seed = min(record.seed for record in run.records)
     conditions = [name for name in _reconstructed(cells) if not name.startswith("noise")]
     rows, across = math.ceil(len(conditions) / _ACROSS), min(len(conditions), _ACROSS)
-    figure = _figure(8.0, 1.6 + 2.4 * rows)
+    figure = blank(8.0, 1.6 + 2.4 * rows)
     panels = figure.add_subfigure(figure.add_gridspec()[0, 0])
     grid = panels.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
     inside = [_inside(confidence) for confidence in clean.values()]
@@ -231,7 +231,7 @@ def _style(condition: str) -> tuple[str, str]:
     return dict(zip(("clean", *ADVERSARIES), palette, strict=True))[name], "-" if name == condition else ":"
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
     """An empty figure of this size in inches."""
     try:
         from matplotlib.figure import Figure

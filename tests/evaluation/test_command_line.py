@@ -111,6 +111,16 @@ def test_a_signal_ends_a_script_in_a_sentence_that_says_how_it_resumes(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_script_without_a_store_says_that_it_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_, script(None):
+        raise KeyboardInterrupt
+    assert exit_.value.code == 130
+    assert "Interrupted. The same command begins anew." in capsys.readouterr().err
+    with pytest.raises(SystemExit), script(None):
+        raise OSError(28, "No space left", "figure2.png")
+    assert "figure2.png" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "error",
     [StoreError("a.sqlite: full"), ExportError("a.jsonl, line 3: no"), OSError(28, "No space left", "table2.md")],
