@@ -46,7 +46,7 @@ LIBRARIES = {
     "ray": {"distributed"},
     "scipy": {"evaluation", "paper"},
     "torchvision": {"classifiers"},
-    "tqdm": {"cli", "distributed", "evaluation", "purifier"},
+    "tqdm": {"cli", "distributed", "evaluation", "paper", "purifier"},
     "triton": {"engine"},
 }
 
