@@ -241,7 +241,7 @@ def blank(width: float, height: float) -> Figure:
 
 
 def wrapped(figure: Figure, paragraphs: Sequence[str]) -> tuple[str, str]:
-    """The paragraphs in lines as wide as the figure, at 9 points; and their colour, red where the first is a warning."""
+    """The paragraphs in lines of the figure's width, and their colour: red where the first is a warning."""
     characters = int(11.5 * figure.get_figwidth())
     lines = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
     colour = "firebrick" if paragraphs[0].startswith("REDUCED") else "black"
