@@ -70,7 +70,7 @@ def layers(config: DIPConfig, side: int) -> Iterator[Layer]:
             yield Layer(f"skip{scale}", inputs, skips, 1, here, reads_noise=not scale)
             yield Layer(f"up_skip{scale}", skips, c, 3, here)
         yield Layer(f"mix{scale}", c, c, 1, here)
-    yield Layer("draw", c, 3, 1, side)
+    yield Layer("output", c, 3, 1, side)
 
 
 def plain(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:

@@ -91,12 +91,12 @@ class PlainNet(nn.Module):
             body = Scale(config, config.channels if scale else config.input_channels, body, count=count)
         assert body is not None
         self.body = body
-        self.draw = nn.Conv2d(count * config.channels, count * image_channels, 1, groups=count)
+        self.output = nn.Conv2d(count * config.channels, count * image_channels, 1, groups=count)
 
     def forward(self, noise: Tensor) -> Tensor:
         """(N, input_channels, H, W) to (N, image_channels, H, W)."""
         features = self.body(noise.reshape(1, -1, *noise.shape[2:]))
-        return torch.sigmoid(self.draw(features)).view(self.count, -1, *noise.shape[2:])
+        return torch.sigmoid(self.output(features)).view(self.count, -1, *noise.shape[2:])
 
 
 def is_dead(name: str) -> bool:
@@ -146,7 +146,7 @@ def library(config: DIPConfig, image_channels: int, scales: int, count: int, dev
 
 def as_library(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
     """Plain networks' tensors, stacked along a leading axis, as ``library`` has them; those without effect left out."""
-    own = {"output_weight": stacked["draw.weight"], "output_bias": stacked["draw.bias"]}
+    own = {"output_weight": stacked["output.weight"], "output_bias": stacked["output.bias"]}
     prefix, scale = "body", 0
     while f"{prefix}.up.0.weight" in stacked:
         for name in ("skip", "down", "same", "up", "mix"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from dipdefense.evaluation.command_line import CONFIGS
 from dipdefense.evaluation.protocol import attack_named, condition_title, content_digest, derive_seed
 from dipdefense.evaluation.report import png
 from dipdefense.files import write_atomically
+from dipdefense.paper.plots import wrapped
 from dipdefense.paper.published import IMAGES, reductions
 from dipdefense.reconstruct import Reconstruction, reconstruct
 
@@ -188,11 +188,9 @@ def show(axes: Axes, image: Tensor, caption: str = "", *, title: str = "") -> No
 
 
 def headed(figure: Figure, title: str, paragraphs: Sequence[str]) -> None:
-    """The figure's title and, below it, paragraphs; red where the first of them is a warning."""
-    characters = int(12.5 * figure.get_figwidth())
-    lines = [line for text in paragraphs for line in textwrap.wrap(text, characters, break_on_hyphens=False)]
-    colour = "firebrick" if paragraphs[0].startswith("REDUCED") else "black"
-    figure.suptitle("\n".join([title, *lines]), x=0.01, ha="left", fontsize=9, color=colour)
+    """The figure's title and, below it, paragraphs."""
+    text, colour = wrapped(figure, paragraphs)
+    figure.suptitle(f"{title}\n{text}", x=0.01, ha="left", fontsize=9, color=colour)
 
 
 def record(example: Example, **measured: Any) -> dict[str, Any]:

@@ -240,13 +240,18 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
-    """A title in bold and, where ``put`` puts them, paragraphs below it; in red where the first is a warning."""
+def wrapped(figure: Figure, paragraphs: Sequence[str]) -> tuple[str, str]:
+    """The paragraphs in lines of the figure's width, and their colour: red where the first is a warning."""
     characters = int(11.5 * figure.get_figwidth())
-    wrapped = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
-    text = "\n".join("\n".join(lines) for lines in wrapped) + "\n"
+    lines = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
     colour = "firebrick" if paragraphs[0].startswith("REDUCED") else "black"
-    put(text, fontsize=9, color=colour)
+    return "\n".join("\n".join(each) for each in lines), colour
+
+
+def _caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
+    """A title in bold and, where ``put`` puts them, paragraphs below it."""
+    text, colour = wrapped(figure, paragraphs)
+    put(f"{text}\n", fontsize=9, color=colour)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 

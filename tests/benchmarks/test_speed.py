@@ -242,8 +242,8 @@ def test_the_plain_network_and_its_loop_are_the_references(tiny: DIPConfig) -> N
     fresh = [torch.randn(1, 4, 33, 36)[0] / 30 for _ in range(4)]
     plain = reference_fit(image, iterations=4, config=config, net=net, noise=noise, fresh=fresh)
     torch.testing.assert_close(run.losses[:, 0], torch.tensor(plain.losses), rtol=1e-4, atol=0)
-    torch.testing.assert_close(run.images[0, 0], plain.drawings[1], rtol=0, atol=1e-4)
-    torch.testing.assert_close(run.images[1, 0], plain.drawings[3], rtol=0, atol=1e-4)
+    torch.testing.assert_close(run.images[0, 0], plain.outputs[1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(run.images[1, 0], plain.outputs[3], rtol=0, atol=1e-4)
 
 
 def fake(name: str, log: list, seconds: float, clock: list, *, fails_from: int = 10**9) -> Contender:
