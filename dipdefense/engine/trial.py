@@ -11,7 +11,8 @@ differ by as much as two seeds from the second or third iteration on. So no run 
 Outputs and losses then differ by rounding alone. Some 300 networks at 32×32 to 224×224 pixels, rounded to the operands'
 dtype in one of two ways on a CPU, differed by at most 2.5 u, where u is the unit roundoff: 2⁻⁸ for bf16 and 2⁻¹¹ for
 TF32. The direction of an update is less certain, because rounding turns the signs of small gradients. Its cosine was at
-least 0.56 for bf16 and 0.78 for TF32, in the layer and network where it was smallest.
+least 0.56 for bf16 and 0.78 for TF32, in the layer and network where it was smallest. The Triton kernels, interpreted
+with architecture 2 on one image, were off by 0.4 u in bf16, with a cosine of at least 0.90.
 """
 
 from __future__ import annotations
