@@ -92,6 +92,8 @@ class Attempt:
             process = subprocess.Popen(
                 [sys.executable, *map(str, words)], cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                # Behind nohup interrupts are ignored, and a child would inherit that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
         try:
             return "passed" if process.wait(self.left) == 0 else "failed"

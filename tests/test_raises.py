@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -219,7 +220,8 @@ def test_bad_configurations(name: str, value, error) -> None:
 
 def test_a_configuration_of_numpy_numbers_is_the_plain_one() -> None:
     given = {"channels": np.int64(8), "learning_rate": np.float32(0.5), "betas": np.array([0.5, 0.75]), "noise_std": 0}
-    plain = {"channels": 8, "learning_rate": 0.5, "betas": [0.5, 0.75], "noise_std": 0.0}
+    changed = {"channels": 8, "learning_rate": 0.5, "betas": [0.5, 0.75], "noise_std": 0.0}
+    plain = dataclasses.asdict(DIPConfig()) | changed
     config = DIPConfig(**given)
     assert config == DIPConfig.from_json(plain)
     assert hash(config) == hash(DIPConfig.from_json(plain))

@@ -57,9 +57,15 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def _script(path: Path) -> str:
-    """The script, from the checkout that it lies in; a package that is run is named by its folder."""
+    """The script, from the folder of benchmarks that it lies in; a package that is run is named by its folder.
+
+    Example:
+        >>> _script(Path("/home/me/dipdefense/benchmarks/speed/__main__.py"))
+        'benchmarks/speed'
+    """
     path = path.parent if path.name == "__main__.py" else path
-    return path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else path.name
+    above = next((folder.parent for folder in path.parents if folder.name == "benchmarks"), path.parent)
+    return path.relative_to(above).as_posix()
 
 
 def _without_folders(word: str) -> str:

@@ -95,6 +95,8 @@ def test_a_signal_ends_a_script_in_a_sentence_that_says_how_it_resumes(
     if stored:
         store.touch()
     before = signal.getsignal(signal.SIGTERM)
+    # Behind nohup interrupts are ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def work() -> None:
         end()
@@ -104,6 +106,7 @@ def test_a_signal_ends_a_script_in_a_sentence_that_says_how_it_resumes(
 
     with pytest.raises(SystemExit) as exit_, script(store):
         work()
+    signal.signal(signal.SIGINT, inherited)
     assert exit_.value.code == code
     (told,) = capsys.readouterr().err.splitlines()
     so_far = f"The outcomes so far are in {store}; the same command resumes from there." if stored else ""
