@@ -27,6 +27,7 @@ from dipdefense.classifiers import Classifier, load
 from dipdefense.datasets import ImageFiles, image_folder
 from dipdefense.evaluation import circumstances
 from dipdefense.evaluation.statistics import mcnemar, wilson
+from dipdefense.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 50
@@ -125,7 +126,7 @@ def main() -> None:
             name: paired(ids, found["squeezenet-caffe"], variant) for name, variant in variants.items()
         },
     }
-    given.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(given.out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(table(record))
 
 

@@ -97,7 +97,7 @@ def _version(package: str) -> str | None:
 
 
 def proof(question: str, device: torch.device, channels: int | None) -> Iterator[Mapping[str, Any]]:
-    """What each comparison found; ``failed`` lists the comparisons that failed, and why."""
+    """The result of each comparison; ``failed`` lists the comparisons that failed, and why."""
     asked = requests(device, channels)
     if question == "auto":
         yield from chosen_by_itself(asked)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dipdefense.evaluation import Run, read_export
 from dipdefense.evaluation.protocol import condition_title
+from dipdefense.files import write_atomically
 from dipdefense.paper.labels import banner, column_title, percent, published_title, subject
 from dipdefense.paper.published import CLASSIFIER, IMAGES, printed_number
 from dipdefense.paper.report import headline
@@ -56,4 +57,4 @@ def _filled(path: Path, tables: str) -> tuple[Path, str]:
 
 if __name__ == "__main__":
     for path, text in pages():
-        path.write_text(text)
+        write_atomically(path, text)

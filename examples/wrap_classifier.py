@@ -40,7 +40,10 @@ print(f"nn.Sequential(DIPPurifier, classifier): logits {tuple(logits.shape)}, gr
 budgets = (iters // 2, 3 * iters // 4, iters)
 run = purifier.reconstruct(images, budgets=budgets)
 with torch.no_grad():
-    rows = {"undefended": images, **{f"{k} iterations": drawn for k, drawn in zip(budgets, run.images, strict=True)}}
+    rows = {
+        "undefended": images,
+        **{f"{k} iterations": outputs for k, outputs in zip(budgets, run.images, strict=True)},
+    }
     for stage, shown in rows.items():
         scores = classifier(shown).softmax(dim=1)
         for index, (score, label) in enumerate(zip(scores, labels.tolist(), strict=True)):

@@ -40,6 +40,7 @@ import torch
 
 from dipdefense.config import PAPER_BUDGETS, DIPConfig
 from dipdefense.evaluation import circumstances
+from dipdefense.files import write_atomically
 from speed.check import Contender, check
 from speed.contenders import contenders
 from speed.floor import Ceilings, flops, least_bytes, measure_ceilings
@@ -207,7 +208,7 @@ def try_expendable(
 def write(record: dict[str, Any], path: Path) -> None:
     """Write the record; after every setting, so that a run that is cut off leaves what it has."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def describe(setting: Setting) -> dict[str, Any]:

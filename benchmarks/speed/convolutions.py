@@ -34,6 +34,7 @@ from dipdefense.config import DIPConfig
 from dipdefense.engine import graphs, heap, ops, upsampling
 from dipdefense.engine.folding import fold, unfold
 from dipdefense.evaluation import circumstances
+from dipdefense.files import write_atomically
 
 _PRESETS = {"paper": 224, "architecture_1": 32, "architecture_2": 32}
 _BATCHES = {"cpu": {224: 1, 32: 16}, "cuda": {224: 32, 32: 256}}
@@ -250,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             with heap.kept():
                 found = measure(layer, everyone, x, weight.to(dtype), rounds=given.rounds, seconds=given.seconds)
             rows.append({"layer": layer._asdict(), "ways": found})
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            write_atomically(path, json.dumps(record, indent=1) + "\n")
         print(text(network, record["networks"][network]), flush=True)
     print(f"written: {path}")
     return path

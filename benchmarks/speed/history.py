@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from dipdefense.evaluation import circumstances
+from dipdefense.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
                     rounds[commit].append(milliseconds(folder, command))
             shape = {"preset": preset, "side": side, "batch": count, "iterations": timed}
             record["settings"].append(shape | {"milliseconds": rounds})
-            path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(text(record))
     print(f"written: {path}")
     return path

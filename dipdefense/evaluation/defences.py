@@ -95,8 +95,8 @@ def deep_image_prior(
         config: with its number of scales; see ``Subject.fitted``.
         precision: "auto", "fp32" or "bf16".
         backend: of the reconstruction.
-        shape: of an image, (C, H, W), and
-        batch: images at once, which a backend is chosen for where the device has a choice.
+        shape: of an image, (C, H, W); a backend is chosen for it where the device has a choice.
+        batch: images at once; likewise.
         device: where it will run, which decides the precision.
 
     Raises:
