@@ -1,4 +1,4 @@
-"""Write the tables of the two READMEs from the records in benchmarks/results, between their markers.
+"""Write the tables of the READMEs and the documentation from the records in benchmarks/results.
 
 python benchmarks/readme.py
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+
+from speed import hardware
 
 from dipdefense.evaluation import Run, read_export
 from dipdefense.evaluation.protocol import condition_title
@@ -27,10 +29,13 @@ PUBLISHED = (("none", 0), ("dip", 500), ("dip", 1000))
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Each README's file, and its text with the tables as the records have them."""
+    """Each file, and its text as the records have it: tables stand between their markers."""
     runs = {source: read_export(RESULTS / source / "table2.jsonl") for source in SOURCES}
     yield _filled(ROOT / "README.md", brief(runs[FIRST_SCREEN]))
     yield _filled(ROOT / "benchmarks" / "README.md", "\n\n".join(headline(run) for run in runs.values()))
+    speeds = hardware.read(RESULTS)
+    yield RESULTS / "speed.csv", hardware.as_csv(speeds)
+    yield _filled(ROOT / "docs" / "pages" / "speed.md", hardware.as_markdown(speeds))
 
 
 def brief(run: Run) -> str:
