@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from speed import hardware  # noqa: E402
+from speed import hardware
 
 
 def record(device: str, started: str, **seconds: float) -> dict[str, Any]:
