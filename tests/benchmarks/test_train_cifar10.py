@@ -58,7 +58,7 @@ def test_it_learns_and_a_killed_training_resumes(monkeypatch, data, tmp_path, ca
     resumed = train(monkeypatch, data, tmp_path / "killed.pt", epochs=8)
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
-    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["killed.pt", "whole.pt"]
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["killed.json", "killed.pt", "whole.json", "whole.pt"]
 
 
 def test_augmented_images_are_shifted_or_flipped_copies() -> None:
