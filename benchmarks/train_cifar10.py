@@ -2,6 +2,7 @@
 
     python benchmarks/train_cifar10.py --data cifar10-images.zip --out cifar10-cnn.pt
     python benchmarks/train_cifar10.py --data cifar10-images.zip --out cifar10-robust.pt --adversarial 0.5
+    python benchmarks/train_cifar10.py … --adversarial 0.5 --initial cifar10-cnn.pt --epochs 2
 
 Takes about a quarter of an hour on one CPU core, twice that with --adversarial: at every step the images are moved by
 one step of L2 PGD from a random point of the ball, "fast" adversarial training (Wong et al. 2020), where Ilyas et al.
@@ -66,11 +67,12 @@ def train(
     checkpoint: Path,
     adversarial: float = 0.0,
     precision: str = "fp32",
+    initial: str = "",
 ) -> None:
     """Train in place, from the last whole epoch that ``checkpoint`` has, if any.
 
     Args:
-        classifier: untrained.
+        classifier: with its initial weights.
         images: (N, 3, 32, 32) bytes.
         labels: (N,) integers.
         epochs: passes over the images.
@@ -78,11 +80,14 @@ def train(
         checkpoint: file of the last whole epoch.
         adversarial: ε of the L2 ball that the images are attacked in; 0 trains on them as they are.
         precision: "fp32", or "bf16" for the convolutions' operands.
+        initial: digest of the weights that the network begins with, if any.
 
     Raises:
         SystemExit: the checkpoint is of another training.
     """
-    told = {"epochs": epochs, "seed": seed, "adversarial": adversarial, "precision": precision}
+    told = {
+        "epochs": epochs, "seed": seed, "adversarial": adversarial, "precision": precision, "initial": initial,
+    }  # fmt: skip
     network = classifier.network.requires_grad_(True).to(memory_format=torch.channels_last)
     steps = -(-len(images) // BATCH)
     optimiser = torch.optim.SGD(network.parameters(), lr=PEAK_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -104,8 +109,10 @@ def train(
             seen = augment(images[places], generator).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
                 if adversarial:
-                    near = {"epsilon": adversarial, "step": FAST_STEP * adversarial, "generator": generator}
-                    seen = pgd_l2(classifier, seen, labels[places], steps=1, **near)
+                    seen = pgd_l2(
+                        classifier, seen, labels[places], epsilon=adversarial, step=FAST_STEP * adversarial, steps=1,
+                        generator=generator,
+                    )  # fmt: skip
                 loss = F.cross_entropy(classifier(seen).float(), labels[places])
             optimiser.zero_grad()
             torch.autograd.backward(loss)
@@ -152,13 +159,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--adversarial", type=float, default=0.0, metavar="ε", help="L2, such as 0.5 (default: none)")
+    parser.add_argument("--initial", type=Path, help="weights to begin with, for fine-tuning (default: random ones)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
     given = parser.parse_args()
     begun = circumstances(torch.device("cpu"))
     torch.manual_seed(given.seed)
-    classifier = untrained_cifar10()
+    classifier = untrained_cifar10() if given.initial is None else load("cifar10-cnn", weights=given.initial)
     checkpoint = given.out.with_suffix(".checkpoint.pt")
     training = {name: getattr(given, name) for name in ("epochs", "seed", "adversarial", "precision")}
+    training["initial"] = "" if given.initial is None else digest([given.initial.read_bytes()])
     train(classifier, *pixels(cifar10(given.data, split="train")), checkpoint=checkpoint, **training)
     state = classifier.network.state_dict()
     halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
