@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from dipdefense.classifiers import CIFAR10_CATEGORIES
 from dipdefense.evaluation import Run, export
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance
 from dipdefense.files import write_atomically
 from dipdefense.paper.figure3_claims import Curve, band, crossing, curve, extremum, findings, mean_interval
+from dipdefense.paper.figure3_sets import ImageSet
+from dipdefense.paper.figures import headed, show
 from dipdefense.paper.labels import network
 from dipdefense.paper.plots import blank, wrapped
 from dipdefense.paper.published import about_parameters
@@ -34,11 +39,19 @@ _CLAIMS = (
     "has less than 0.02 in 97.5 % of the resampled curves. Below 20 images nothing is decided."
 )
 _COLOURS = {"original": "#000000", "robust": "#0072B2", "non-robust": "#D55E00", "random-target": "#CC79A7"}
+_MARKS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _MEASURES = {"confidence": "confidence of the label", "correct": "accuracy"}
 
 
-def write_report(runs: Runs, *, folder: Path) -> list[Path]:
-    """Write figure3.md, .csv, .png and a .jsonl of records for each architecture and set.
+def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, seed: int = 0, batch: int = 1) -> list[Path]:
+    """Write figure3.md, .csv, .png, figure3-sets.png, and a .jsonl of records for each architecture and set.
+
+    Args:
+        runs: from ``measure_sets``.
+        sets: from ``open_sets``.
+        folder: made if need be.
+        seed: as in ``draw_sets``.
+        batch: likewise.
 
     Raises:
         ValueError: a run lacks outcomes.
@@ -49,6 +62,7 @@ def write_report(runs: Runs, *, folder: Path) -> list[Path]:
         "figure3.md": markdown(_sections(runs, curves)),
         "figure3.csv": as_csv(curves),
         "figure3.png": png(draw(runs, curves)),
+        "figure3-sets.png": png(draw_sets(sets, seed=seed, batch=batch)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     records = []
@@ -72,6 +86,9 @@ def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
                 if own == architecture:
                     _line(axes, each, getattr(each, values), name)
             axes.set(xscale="log", ylim=(0, 1), ylabel=label)
+            last = max(each.budgets[-1] for (own, _), each in curves.items() if own == architecture)
+            axes.set_xticks(marks := [mark for mark in _MARKS if mark <= last], list(map(str, marks)))
+            axes.minorticks_off()
             axes.grid(color="0.9", zorder=0)
             axes.spines[["top", "right"]].set_visible(False)
         for (own, name), each in curves.items():
@@ -82,6 +99,33 @@ def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     text, colour = wrapped(figure, [*_reduced(runs), f"{_subject(runs)} Bands: 95 %. Dotted: the images themselves."])
     figure.suptitle(f"{TITLE}\n{text}", x=0.01, ha="left", fontsize=9, color=colour)
+    return figure
+
+
+def draw_sets(sets: Sequence[ImageSet], *, seed: int, batch: int, count: int = 8) -> Figure:
+    """The first images of each set, a row a set, with the label and its confidence to the external classifier.
+
+    Args:
+        sets: from ``open_sets``.
+        seed: the run's first, by which the sets are made.
+        batch: images at once.
+        count: images of each set.
+
+    Raises:
+        ImportError: Matplotlib is missing.
+    """
+    count = min(count, *(len(each.subject.ids) for each in sets))
+    figure = blank(1.25 * count + 0.5, 1.6 * len(sets) + 0.6)
+    grid = figure.subplots(len(sets), count, squeeze=False)
+    for row, each in zip(grid, sets, strict=True):
+        found = each.made(count, seed=seed, batch=batch)
+        classifier = each.subject.classifier
+        with torch.no_grad():
+            scores = classifier(found.images.to(next(classifier.parameters()).device)).softmax(dim=1).cpu()
+        for axes, image, label, confidences in zip(row, found.images, found.labels.tolist(), scores, strict=True):
+            show(axes, image, f"{CIFAR10_CATEGORIES[label]} {confidences[label]:.2f}")
+        row[0].set_ylabel(each.name, fontsize=9)
+    headed(figure, "The sets of Figure 3, with each label and its confidence to the external classifier", [""])
     return figure
 
 
