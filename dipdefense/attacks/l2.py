@@ -58,7 +58,7 @@ def pgd_l2(
         moved = _within(images, images + epsilon * _each(lengths) * unit(noise), epsilon)
     for _ in range(steps):
         with torch.enable_grad():
-            moved = moved.requires_grad_()
+            moved = moved.detach().requires_grad_()
             loss = F.cross_entropy(classifier(moved).float(), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, moved)
         direction = unit(gradient)

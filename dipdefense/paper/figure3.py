@@ -29,7 +29,7 @@ def reproduce(*, description: str | None, weights: Path, arguments: Sequence[str
         with command_line.usage():
             sets = open_sets(setting)
         runs = measure_sets(setting, sets)
-        text, *others = write_report(runs, sets, folder=setting.out, seed=setting.seeds[0], batch=setting.batch)
+        text, *others = write_report(runs, sets, folder=setting.out, batch=setting.batch)
         print(text.read_text())
         print("written:", *[text, *others], f"and {setting.out / STORE}")
 

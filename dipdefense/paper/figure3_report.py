@@ -43,15 +43,14 @@ _MARKS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _MEASURES = {"confidence": "confidence of the label", "correct": "accuracy"}
 
 
-def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, seed: int = 0, batch: int = 1) -> list[Path]:
+def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, batch: int = 1) -> list[Path]:
     """Write figure3.md, .csv, .png, figure3-sets.png, and a .jsonl of records for each architecture and set.
 
     Args:
         runs: from ``measure_sets``.
         sets: from ``open_sets``.
         folder: made if need be.
-        seed: as in ``draw_sets``.
-        batch: likewise.
+        batch: images that are made at once.
 
     Raises:
         ValueError: a run lacks outcomes.
@@ -62,7 +61,7 @@ def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, seed: in
         "figure3.md": markdown(_sections(runs, curves)),
         "figure3.csv": as_csv(curves),
         "figure3.png": png(draw(runs, curves)),
-        "figure3-sets.png": png(draw_sets(sets, seed=seed, batch=batch)),
+        "figure3-sets.png": png(draw_sets(sets, batch=batch)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     records = []
@@ -102,12 +101,11 @@ def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
     return figure
 
 
-def draw_sets(sets: Sequence[ImageSet], *, seed: int, batch: int, count: int = 8) -> Figure:
+def draw_sets(sets: Sequence[ImageSet], *, batch: int, count: int = 8) -> Figure:
     """The first images of each set, a row a set, with the label and its confidence to the external classifier.
 
     Args:
         sets: from ``open_sets``.
-        seed: the run's first, by which the sets are made.
         batch: images at once.
         count: images of each set.
 
@@ -118,7 +116,7 @@ def draw_sets(sets: Sequence[ImageSet], *, seed: int, batch: int, count: int = 8
     figure = blank(1.25 * count + 0.5, 1.6 * len(sets) + 0.6)
     grid = figure.subplots(len(sets), count, squeeze=False)
     for row, each in zip(grid, sets, strict=True):
-        found = each.made(count, seed=seed, batch=batch)
+        found = each.made(count, batch=batch)
         classifier = each.subject.classifier
         with torch.no_grad():
             scores = classifier(found.images.to(next(classifier.parameters()).device)).softmax(dim=1).cpu()

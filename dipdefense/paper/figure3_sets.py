@@ -85,17 +85,14 @@ class ImageSet:
     condition: Condition | None
     told: Mapping[str, Any]
 
-    def made(self, count: int, *, seed: int, batch: int) -> LabelledImages:
-        """The set's first images, as a run whose first seed this is has them, on the CPU."""
+    def made(self, count: int, *, batch: int) -> LabelledImages:
+        """The set's first images, on the CPU."""
         found = self.subject.data.stack(self.subject.chosen.indices[:count])
         if self.condition is None:
             return found
         classifier = self.subject.classifier
         device = next(classifier.parameters()).device
-        seeds = [derive_seed(seed, self.name, name) for name in found.ids]
-        images = self.condition(
-            classifier, found.images.to(device), found.labels.to(device), batch_size=batch, seed=seeds
-        )
+        images = self.condition(classifier, found.images.to(device), found.labels.to(device), batch_size=batch, seed=())
         return replace(found, images=images.cpu())
 
 
@@ -186,7 +183,7 @@ def _made(name: str, setting: FigureSetting, data: Images) -> tuple[Condition | 
     told = {"network": digest(value.cpu().numpy().tobytes() for value in network.state_dict().values()), "step": STEP}
     if name == "random-target":
         return TowardsLabels(_fast(network)), {**told, "steps": TARGET_STEPS, "epsilon": EPSILON}
-    return FeaturesOf(_fast(network), data, steps=setting.steps), {**told, "steps": setting.steps}
+    return FeaturesOf(_fast(network), data, setting.seeds[0], setting.steps), {**told, "steps": setting.steps}
 
 
 def _fast(network: nn.Module) -> nn.Module:

@@ -7,15 +7,17 @@ standard network in the same way (their section 3.1, appendix C.5). Both are con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dipdefense.attacks import pgd_l2
 from dipdefense.attacks.l2 import unit
-from dipdefense.evaluation.protocol import Images
+from dipdefense.evaluation.protocol import Images, derive_seed
+from dipdefense.evaluation.provenance import digest
 
 STEPS, STEP = 1000, 0.1
 """Steps of the feature matching and their length in L2, as published."""
@@ -71,7 +73,7 @@ def match_features(
     found = starts.detach()
     for _ in range(steps):
         with torch.enable_grad():
-            found = found.requires_grad_()
+            found = found.detach().requires_grad_()
             # Summed, so that no image's gradient depends on another's.
             distance = (features(found) - wanted).norm(dim=1).sum()
             (gradient,) = torch.autograd.grad(distance, found)
@@ -83,33 +85,39 @@ def match_features(
 class FeaturesOf:
     """A condition: each image is replaced by another one with its features to a network.
 
+    The descent begins at a random other image, the same one whatever the network: two sets differ by the network alone.
+
     Attributes:
         network: robust, for a robust set; standard, for a non-robust one. In eval mode, on the images' device.
-        others: data set of the images that the descent begins at; by the image's seed, and never the image itself.
+        others: data set of the images to begin at.
+        seed: of the choice, which depends on it and on the image.
         steps: of the descent.
         step: length of each in L2.
     """
 
     network: nn.Module
     others: Images
+    seed: int = 0
     steps: int = STEPS
     step: float = STEP
 
-    def __call__(
-        self, _classifier: nn.Module, images: Tensor, _labels: Tensor, *, batch_size: int, seed: Sequence[int]
-    ) -> Tensor:
-        """The images as the defence gets them; see ``evaluation.protocol.Condition``."""
+    def __call__(self, _classifier: nn.Module, images: Tensor, _labels: Tensor, *, batch_size: int, **_: Any) -> Tensor:
+        """The images as the defence gets them; see ``evaluation.protocol.Condition``.
+
+        Raises:
+            ValueError: the data set has no image but these.
+        """
         features = penultimate(self.network)
         made = []
-        for part, seeds in zip(torch.split(images, batch_size), _split(seed, batch_size), strict=True):
-            starts = torch.stack([self._other(image, one) for image, one in zip(part, seeds, strict=True)])
+        for part in torch.split(images, batch_size):
+            starts = torch.stack([self._other(image) for image in part])
             made.append(match_features(features, part, starts, steps=self.steps, step=self.step))
         return torch.cat(made)
 
-    def _other(self, image: Tensor, seed: int) -> Tensor:
+    def _other(self, image: Tensor) -> Tensor:
         """A random other image of the data set."""
-        order = torch.randperm(len(self.others.ids), generator=torch.Generator().manual_seed(seed)).tolist()
-        for index in order:
+        own = derive_seed(self.seed, "begin", digest([image.cpu().contiguous().numpy().tobytes()]))
+        for index in torch.randperm(len(self.others.ids), generator=torch.Generator().manual_seed(own)).tolist():
             other = self.others.stack([index]).images[0].to(image)
             if not torch.equal(other, image):
                 return other
@@ -134,15 +142,7 @@ class TowardsLabels:
     steps: int = TARGET_STEPS
     step: float = STEP
 
-    def __call__(
-        self,
-        _classifier: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        batch_size: int,
-        seed: Sequence[int],  # noqa: ARG002
-    ) -> Tensor:
+    def __call__(self, _classifier: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int, **_: Any) -> Tensor:
         """The images as the defence gets them; see ``evaluation.protocol.Condition``."""
         parts = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
         return torch.cat([self._moved(*part) for part in parts])
@@ -151,7 +151,3 @@ class TowardsLabels:
         return pgd_l2(
             self.network, images, labels, epsilon=self.epsilon, step=self.step, steps=self.steps, targeted=True
         )
-
-
-def _split(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
