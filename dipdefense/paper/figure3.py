@@ -14,7 +14,15 @@ import torch
 
 from dipdefense.evaluation import STORE, command_line
 from dipdefense.paper.figure3_report import write_report
-from dipdefense.paper.figure3_sets import ARCHITECTURES, CLASSIFIER, SETS, FigureSetting, measure_sets, open_sets
+from dipdefense.paper.figure3_sets import (
+    ARCHITECTURES,
+    CLASSIFIER,
+    RECORDED,
+    SETS,
+    FigureSetting,
+    measure_sets,
+    open_sets,
+)
 from dipdefense.paper.robust_sets import STEPS
 
 
@@ -63,6 +71,8 @@ def parse_arguments(*, description: str | None, weights: Path, arguments: Sequen
     given = command_line.parse(parser, _defaults, arguments)
     if len(given.iterations) not in (1, len(given.architectures)):
         parser.error(f"argument --iterations: one number, or one for each of the {len(given.architectures)} networks")
+    if min(given.iterations) < (least := RECORDED[2]):
+        parser.error(f"argument --iterations: at least {least}, or there is no curve")
     if given.classifier == CLASSIFIER and given.weights is None:
         given.weights = weights / "cifar10-external.pt"
     given.classes = None

@@ -143,7 +143,7 @@ def extremum(values: Numbers, budgets: tuple[int, ...], *, sign: int) -> Extremu
     """The peak (``sign`` 1) or trough (−1) of the mean curve before its end.
 
     The highest point of a noisy curve is too high. So each image's contribution is taken at the place that the mean
-    over all other images chooses, and the intervals are those of these contributions.
+    over the other half of the images chooses, and the intervals are those of these contributions.
 
     Args:
         values: (images, budgets).
@@ -153,10 +153,10 @@ def extremum(values: Numbers, budgets: tuple[int, ...], *, sign: int) -> Extremu
     signed = sign * values
     count = len(signed)
     rises, falls = np.zeros(count), np.zeros(count)
-    for image in range(count):
-        others = (signed.sum(axis=0) - signed[image]) / max(count - 1, 1)
-        before, top = _top(others)
-        rises[image], falls[image] = signed[image, top] - signed[image, [before, -1]]
+    for half in (0, 1):
+        before, top = _top(signed[1 - half :: 2].mean(axis=0) if count > 1 else signed[0])
+        rises[half::2] = signed[half::2, top] - signed[half::2, before]
+        falls[half::2] = signed[half::2, top] - signed[half::2, -1]
     heights = []
     for chosen in _resamples(count):
         resampled = signed[chosen].mean(axis=0)

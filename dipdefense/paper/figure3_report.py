@@ -34,9 +34,9 @@ TITLE = "Figure 3: confidence against DIP iterations, robust and non-robust imag
 
 _CLAIMS = (
     "Confirmed or contradicted: the 95 % bootstrap interval over the images lies on one side of zero. A peak or trough "
-    "is taken, for each image, where the mean over all others has it, so that noise alone makes none; it is confirmed "
-    "if it lies significantly above (below) both a point before it and the end of the curve, and contradicted if it "
-    "has less than 0.02 in 97.5 % of the resampled curves. Below 20 images nothing is decided."
+    "is taken, for each image, where the mean over the other half of the images has it, so that noise alone makes "
+    "none. It is confirmed if it lies significantly above (below) both a point before it and the end of the curve, and "
+    "contradicted if it has less than 0.02 in 97.5 % of the resampled curves. Below 20 images nothing is decided."
 )
 _COLOURS = {"original": "#000000", "robust": "#0072B2", "non-robust": "#D55E00", "random-target": "#CC79A7"}
 _MARKS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
