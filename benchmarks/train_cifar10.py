@@ -172,11 +172,12 @@ def main() -> None:
     state = classifier.network.state_dict()
     halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     torch.save(halves, given.out)
-    checkpoint.unlink()
     test = pixels(cifar10(given.data, split="test"))
     found = measured(load("cifar10-cnn", weights=given.out), *test, seed=given.seed)
     record = {**begun, "training": training, "weights": digest([given.out.read_bytes()]), "test split": found}
     write_atomically(given.out.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    # Only now: a training that is killed while it is tested has but to be tested again.
+    checkpoint.unlink()
     clean, attacked = (found[name]["accuracy, %"] for name in ("clean", "attacked"))
     print(f"{given.out}: {clean:.2f} % of {len(test[0])} test images, {attacked:.1f} % under L2 PGD with ε={EPSILON}")
 

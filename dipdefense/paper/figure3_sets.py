@@ -182,7 +182,7 @@ def _made(name: str, setting: FigureSetting, data: Images) -> tuple[Condition | 
     network = classifiers.load(CLASSIFIER, weights=weights, device=setting.device)
     told = {"network": digest(value.cpu().numpy().tobytes() for value in network.state_dict().values()), "step": STEP}
     if name == "random-target":
-        return TowardsLabels(_fast(network)), {**told, "steps": TARGET_STEPS, "epsilon": EPSILON}
+        return TowardsLabels(_fast(network), steps=TARGET_STEPS), {**told, "steps": TARGET_STEPS, "epsilon": EPSILON}
     return FeaturesOf(_fast(network), data, setting.seeds[0], setting.steps), {**told, "steps": setting.steps}
 
 

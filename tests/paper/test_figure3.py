@@ -36,7 +36,9 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def reproduce(weights: Path, tmp_path: Path) -> Callable[..., Path]:
+def reproduce(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    monkeypatch.setattr(figure3_sets, "TARGET_STEPS", 2)
+
     def reproduced(*arguments: str) -> Path:
         out = tmp_path / "out"
         few = ["--architectures", "2", "--iterations", "30", "--batch", "4", "--steps", "2", "--device", "cpu"]
