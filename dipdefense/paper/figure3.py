@@ -17,6 +17,8 @@ from dipdefense.paper.figure3_report import write_report
 from dipdefense.paper.figure3_sets import (
     ARCHITECTURES,
     CLASSIFIER,
+    IMAGES,
+    ITERATIONS,
     RECORDED,
     SETS,
     FigureSetting,
@@ -57,7 +59,7 @@ def parse_arguments(*, description: str | None, weights: Path, arguments: Sequen
     parser = command_line.parser(description, command_line.add_source, command_line.add_fitting)
     parser.set_defaults(classifier=CLASSIFIER)
     add, file, folder = parser.add_argument, command_line.existing_file, command_line.existing
-    add("--images", type=command_line.count, help="images of each set (default: all packaged ones, else 100)")
+    add("--images", type=command_line.count, help=f"images of each set (default: {IMAGES}, or all packaged ones)")
     add("--seed", type=command_line.seed, nargs="+", default=[0], help="the first chooses the images")
     add("--batch", type=command_line.count, help="images at once (default: 32 on a GPU, 10 on a CPU)")
     add("--sets", nargs="+", choices=SETS, default=SETS[:3], help="default: %(default)s")
@@ -93,7 +95,8 @@ def parse_arguments(*, description: str | None, weights: Path, arguments: Sequen
 
 def _defaults(given: argparse.Namespace) -> dict[str, Any]:
     """The arguments that a command line leaves open."""
-    images = {} if given.data is None else {"images": 100}
+    images = {} if given.data is None else {"images": IMAGES}
     if torch.device(given.device).type != "cpu":
-        return {"iterations": [3000], "batch": 32, "steps": STEPS} | images
+        last = [ITERATIONS[architecture] for architecture in given.architectures]
+        return {"iterations": last, "batch": 32, "steps": STEPS} | images
     return {"iterations": [500], "batch": 10, "steps": 200} | images

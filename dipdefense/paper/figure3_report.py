@@ -16,12 +16,11 @@ from dipdefense.evaluation import Run, export
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance
 from dipdefense.files import write_atomically
 from dipdefense.paper.figure3_claims import Curve, band, crossing, curve, extremum, findings, mean_interval
-from dipdefense.paper.figure3_sets import ImageSet
+from dipdefense.paper.figure3_sets import ImageSet, reduction
 from dipdefense.paper.figures import headed, show
 from dipdefense.paper.labels import network
 from dipdefense.paper.plots import blank, wrapped
 from dipdefense.paper.published import about_parameters
-from dipdefense.paper.robust_sets import STEPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -219,14 +218,7 @@ def _subject(runs: Runs) -> str:
 
 
 def _reduced(runs: Runs) -> list[str]:
-    """A sentence on what is not the paper's; none where all sets are released ones."""
-    made = {name: run.configuration["set"] for (_, name), run in runs.items() if name != "original"}
-    own = [name for name, told in made.items() if "released" not in told]
-    if not own:
-        return []
-    found = [f"{', '.join(own)} images made here with small networks, not the released ones"]
-    steps = min(
-        (told["steps"] for name, told in made.items() if name in own and name != "random-target"), default=STEPS
-    )
-    found += [f"{steps} steps of the feature matching instead of {STEPS}"] if steps < STEPS else []
-    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(found)}."]
+    curves = {key: curve(run) for key, run in runs.items()}
+    iterations = {architecture: each.budgets[-1] for (architecture, _), each in curves.items()}
+    told = {name: run.configuration["set"] for (_, name), run in runs.items()}
+    return reduction(told, images=min(len(each.images) for each in curves.values()), iterations=iterations)

@@ -43,6 +43,9 @@ RECORDED = (
 
 CLASSIFIER = "cifar10-cnn"
 
+IMAGES, ITERATIONS = 100, {1: 1000, 2: 3000}
+"""A measurement with less is a reduced one. The paper states neither its images nor the end of its curves."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FigureSetting(Setting):
@@ -122,6 +125,30 @@ def open_sets(setting: FigureSetting) -> list[ImageSet]:
     return made
 
 
+def reduction(told: Mapping[str, Mapping[str, Any]], *, images: int, iterations: Mapping[int, int]) -> list[str]:
+    """A sentence on what is less than the paper's, or another; none where nothing is.
+
+    Args:
+        told: by set, how it was made.
+        images: of each set.
+        iterations: by architecture.
+
+    Example:
+        >>> reduction({"robust": {"released": "robust"}}, images=20, iterations={1: 1000})
+        ["REDUCED SETTING, NOT THE PAPER'S: 20 images instead of 100."]
+    """
+    found = [f"{images} images instead of {IMAGES}"] if images < IMAGES else []
+    for architecture, last in iterations.items():
+        if last < ITERATIONS[architecture]:
+            found.append(f"{last} iterations of architecture {architecture} instead of {ITERATIONS[architecture]}")
+    made = {name: how for name, how in told.items() if name != "original" and "released" not in how}
+    if made:
+        found.append(f"{', '.join(made)} images made here with small networks, not the released ones")
+    steps = min((how["steps"] for name, how in made.items() if name != "random-target"), default=STEPS)
+    found += [f"{steps} steps of the feature matching instead of {STEPS}"] if steps < STEPS else []
+    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(found)}."] if found else []
+
+
 def measure_sets(setting: FigureSetting, sets: Sequence[ImageSet]) -> dict[tuple[int, str], Run]:
     """Complete the stored outcomes in ``setting.out``, and return a run for each architecture and set.
 
@@ -129,6 +156,9 @@ def measure_sets(setting: FigureSetting, sets: Sequence[ImageSet]) -> dict[tuple
         StoreError: the store cannot be read or written.
         ValueError: an export is none, or the backend does not run on the device.
     """
+    told = {each.name: each.told for each in sets}
+    images = min(len(each.subject.ids) for each in sets)
+    print(*reduction(told, images=images, iterations=setting.iterations), file=sys.stderr)
     runs = {}
     for architecture, iterations in setting.iterations.items():
         for each in sets:
