@@ -122,7 +122,8 @@ def draw_sets(sets: Sequence[ImageSet], *, batch: int, count: int = 8) -> Figure
         for axes, image, label, confidences in zip(row, found.images, found.labels.tolist(), scores, strict=True):
             show(axes, image, f"{CIFAR10_CATEGORIES[label]} {confidences[label]:.2f}")
         row[0].set_ylabel(each.name, fontsize=9)
-    headed(figure, "The sets of Figure 3, with each label and its confidence to the external classifier", [""])
+    about = f"Below each image its label and the confidence of that. External classifier: {classifier.name}."
+    headed(figure, "The sets of Figure 3", [about])
     return figure
 
 
