@@ -48,7 +48,7 @@ def parser(description: str | None, *groups: Callable[[argparse.ArgumentParser],
 
     Args:
         description: the script's docstring.
-        groups: ``add_source`` or ``add_subject``, ``add_reconstruction``.
+        groups: ``add_source`` or ``add_subject``, ``add_reconstruction`` or ``add_fitting``.
     """
     made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for add in groups:
@@ -83,6 +83,12 @@ def add_reconstruction(to: argparse.ArgumentParser) -> None:
     add = to.add_argument
     add("--config", choices=CONFIGS, help="network of the reconstruction (default: paper on a GPU, else compact)")
     add("--budgets", type=count, nargs="+", metavar="ITERATIONS", help="ascending (the paper: 500 750 1000)")
+    add_fitting(to)
+
+
+def add_fitting(to: argparse.ArgumentParser) -> None:
+    """Add the arguments of how the networks are fitted: precision and backend."""
+    add = to.add_argument
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the reconstruction's convolutions")
     add("--backend", choices=get_args(Backend), default="auto", help="of the reconstruction (default: %(default)s)")
 
@@ -108,6 +114,7 @@ def parse(
         folder(given.out)
         if "budgets" in given:
             check_budgets(given.budgets)
+        if "backend" in given:
             check_backend(given.backend, torch.device(given.device))
             operand_dtype(given.precision, torch.device(given.device))
     except (ValueError, argparse.ArgumentTypeError) as error:
