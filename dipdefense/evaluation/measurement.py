@@ -17,7 +17,7 @@ from dipdefense.evaluation.exports import ExportError, read_export
 from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.provenance import circumstances, digest
 from dipdefense.evaluation.records import Key, Run
-from dipdefense.evaluation.runner import run
+from dipdefense.evaluation.runner import Asked, everything, run
 from dipdefense.evaluation.store import Store
 from dipdefense.evaluation.subject import Setting, Subject
 
@@ -32,6 +32,7 @@ def measure(
     conditions: Mapping[str, Condition | None],
     defences: Sequence[Defence],
     configuration: Mapping[str, Any] | None = None,
+    asked: Asked = everything,
     exports: str = "*.jsonl",
 ) -> Run:
     """Complete the store in ``setting.out`` with every outcome that is asked for, and return just those.
@@ -46,6 +47,7 @@ def measure(
             seeds, and outcomes of one name never mix with those of another.
         defences: with the budgets of each.
         configuration: whatever else decides the outcomes, in types that JSON has; two runs that differ never mix.
+        asked: which combinations of condition, defence, budget and seed; the others are left out.
         exports: a pattern of the names of the folder's exported records.
 
     Returns:
@@ -78,6 +80,7 @@ def measure(
             conditions=conditions,
             defences=defences,
             seeds=setting.seeds,
+            asked=asked,
             device=device,
             batch=setting.batch,
             progress=setting.progress,
@@ -87,12 +90,13 @@ def measure(
     images = [image for image in zip(subject.ids, subject.chosen.contents, strict=True) if image[0] not in done.lost]
     if not images:
         raise ValueError("none of the chosen images can be read any more; see the warnings, and call again")
-    asked = {
+    wanted = {
         Key(condition, defence.name, budget, seed, *image)
         for condition in conditions
         for defence in defences
         for budget in defence.budgets
         for seed in setting.seeds
+        if asked(condition, defence.name, budget, seed)
         for image in images
     }
     places = {image: place for place, image in enumerate(images)}
@@ -100,7 +104,7 @@ def measure(
         (
             replace(record, position=places[record.image, record.content])
             for record in stored.records
-            if record.key in asked
+            if record.key in wanted
         ),
         key=lambda record: (record.position, record.key),
     )

@@ -1,0 +1,85 @@
+"""Names of attacks that know the defence, as records have them: ``bpda-8@dip-100#1``.
+
+An attack, its ε, the defence that it was crafted on ("@dip-100": DIP at 100 iterations), and, of several seeds of one
+attack, which ("#1"). Without "@" an attack was crafted on the classifier alone.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+Norm = Literal["Linf", "L2"]
+Column = tuple[str, int]
+"""A defence and its budget."""
+
+UNBOUNDED: dict[Norm, float] = {"Linf": 255.0, "L2": 1000.0}
+"""An ε that bounds nothing: in 1/255 for Linf; for L2 a norm that no image of below 300,000 pixels exceeds."""
+
+CONTROLS = ("noise", "one-step", "unbounded", "more-steps", "more-draws")
+"""Conditions that say something about the attacks, and nothing about the defence."""
+
+_NAME = re.compile(
+    r"(?P<attack>[a-z][a-z-]*?)(?P<l2>-l2)?-(?P<epsilon>\d+(?:\.\d+)?)(?:@(?P<target>[^#]+))?(?:#(?P<repeat>\d+))?"
+)
+
+
+class Named(NamedTuple):
+    """The parts of a condition's name.
+
+    Attributes:
+        attack: such as "bpda".
+        epsilon: in 1/255 for Linf, the norm itself for L2.
+        norm: "Linf" or "L2".
+        target: the defence that it was crafted on, such as "dip-100"; None for the classifier alone.
+        repeat: 0 for the first seed of the attack.
+    """
+
+    attack: str
+    epsilon: float
+    norm: Norm = "Linf"
+    target: str | None = None
+    repeat: int = 0
+
+    def __str__(self) -> str:
+        """As records have it.
+
+        Example:
+            >>> str(Named("bpda", 8, target="dip-100"))
+            'bpda-8@dip-100'
+        """
+        norm = "-l2" if self.norm == "L2" else ""
+        target = "" if self.target is None else f"@{self.target}"
+        repeat = f"#{self.repeat}" if self.repeat else ""
+        return f"{self.attack}{norm}-{self.epsilon:g}{target}{repeat}"
+
+    @property
+    def control(self) -> bool:
+        """Whether it says something about the attacks alone."""
+        return self.attack in CONTROLS or self.repeat > 0
+
+
+def named(condition: str) -> Named | None:
+    """The parts of a name; None for a condition that is no attack, such as "clean".
+
+    Example:
+        >>> named("bpda-eot-l2-0.5@dip-100#2")
+        Named(attack='bpda-eot', epsilon=0.5, norm='L2', target='dip-100', repeat=2)
+        >>> named("clean") is None
+        True
+    """
+    match = _NAME.fullmatch(condition)
+    if match is None:
+        return None
+    norm: Norm = "L2" if match["l2"] else "Linf"
+    return Named(match["attack"], float(match["epsilon"]), norm, match["target"], int(match["repeat"] or 0))
+
+
+def target_name(defence: str, budget: int) -> str:
+    """The name of a defence at a budget behind "@".
+
+    Example:
+        >>> target_name("dip", 100), target_name("none", 0)
+        ('dip-100', 'none')
+    """
+    return f"{defence}-{budget}" if budget else defence
