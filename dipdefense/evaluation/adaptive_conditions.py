@@ -128,7 +128,7 @@ def conditions(
 def attacks_on(target: Target, level: Level) -> Iterator[tuple[str, Adaptive]]:
     """The level's attackers that can be run on this defence, but the transfer attack."""
     for name, settings in level.attacks.items():
-        if name != "transfer" and applies(name, target.purifier):
+        if name != "transfer" and name in ATTACKS and applies(name, target.purifier):
             yield name, ATTACKS[name](**settings)
 
 

@@ -42,7 +42,12 @@ class Level:
 
 QUICK = Level(
     name="quick",
-    attacks={"transfer": {"steps": 20}, "bpda": {"steps": 10}, "trajectory": {"steps": 10}},
+    attacks={
+        "transfer": {"steps": 20},
+        "bpda": {"steps": 10},
+        "trajectory": {"steps": 10},
+        "low-frequency": {"steps": 10},
+    },
     controls={"one-step": {"steps": 1}, "unbounded": {"steps": 10}},
 )
 STANDARD = Level(
