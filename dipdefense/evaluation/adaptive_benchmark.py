@@ -14,20 +14,17 @@ from torch import nn
 from dipdefense.checks import Precision, check_budgets
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.evaluation import command_line
-from dipdefense.evaluation.adaptive_conditions import Target, asked, conditions, named
+from dipdefense.evaluation.adaptive_conditions import STATES, Target, asked, conditions, rounds
 from dipdefense.evaluation.adaptive_levels import LEVELS, Level
-from dipdefense.evaluation.adaptive_names import Norm
+from dipdefense.evaluation.adaptive_names import Norm, named
 from dipdefense.evaluation.command_line import CONFIGS
 from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
-from dipdefense.evaluation.measurement import measure
+from dipdefense.evaluation.measurement import joined, measure
 from dipdefense.evaluation.protocol import DEFENCES, Condition
 from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.subject import Setting, Subject
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomResizePad
-
-STATES = "attacks"
-"""The folder, in a report's, of the states that killed attacks resume from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,22 +163,17 @@ def measure_adaptive(setting: AdaptiveSetting, subject: Subject, against: Oppone
     """
     against = against or opponents(setting, subject)
     level, draws = setting.level, setting.draws
-    chosen = subject.chosen
-    parts = [(0, subject)]
-    if level.repeated:
-        first = replace(chosen, indices=chosen.indices[: level.repeated], contents=chosen.contents[: level.repeated])
-        parts += [(repeat, replace(subject, chosen=first)) for repeat in range(1, level.repeats + 1)]
     runs = [
         measure(
             replace(setting, seeds=draws),
-            part,
+            replace(subject, chosen=part),
             conditions=measured(setting, against, repeat=repeat, folder=setting.out / STATES),
             defences=against.defences,
             configuration={**against.settings, "adaptive": level.settings()},
             asked=asked(level, draws),
             exports="adaptive*.jsonl",
         )
-        for repeat, part in parts
+        for repeat, part in rounds(level, subject.chosen)
     ]
     return joined(runs)
 
@@ -195,14 +187,3 @@ def measured(
     )
     kept = {*setting.attackers, "noise"}
     return {name: each for name, each in every.items() if (parts := named(name)) is None or parts.attack in kept}
-
-
-def joined(runs: Sequence[Run]) -> Run:
-    """Several measurements of one configuration as one run."""
-    first = runs[0]
-    records = sorted(
-        (record for run in runs for record in run.records), key=lambda record: (record.position, record.key)
-    )
-    sessions = {number: told for run in runs for number, told in run.sessions.items()}
-    skipped = tuple(dict.fromkeys(name for run in runs for name in run.skipped))
-    return Run(first.configuration, tuple(records), dict(sorted(sessions.items())), skipped)

@@ -16,9 +16,12 @@ from dipdefense.attacks import Attack
 from dipdefense.attacks.adaptive import ATTACKS, Adaptive, Checkpoint, Threat
 from dipdefense.evaluation.adaptive_levels import Level
 from dipdefense.evaluation.adaptive_names import CONTROLS, UNBOUNDED, Column, Named, Norm, named, target_name
-from dipdefense.evaluation.protocol import Condition, condition_name, content_digest, derive_seed
+from dipdefense.evaluation.protocol import Chosen, Condition, condition_name, content_digest, derive_seed
 from dipdefense.evaluation.provenance import digest
 from dipdefense.evaluation.runner import Asked
+
+STATES = "attacks"
+"""The folder, in a report's, of the states that killed attacks resume from."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,12 @@ def controls(level: Level) -> Iterator[tuple[str, Adaptive]]:
     """BPDA with the settings of each control."""
     for name, settings in level.controls.items():
         yield name, ATTACKS["bpda-eot" if "samples" in settings else "bpda"](**settings)
+
+
+def rounds(level: Level, chosen: Chosen) -> list[tuple[int, Chosen]]:
+    """The images of each seed of the attacks: all of them, and for further seeds the first ones."""
+    few = chosen._replace(indices=chosen.indices[: level.repeated], contents=chosen.contents[: level.repeated])
+    return [(0, chosen), *((repeat, few) for repeat in range(1, level.repeats + 1))]
 
 
 def asked(level: Level, seeds: Sequence[int]) -> Asked:

@@ -17,15 +17,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from dipdefense.evaluation.adaptive_names import Column, named, target_name
+from dipdefense.evaluation.adaptive_names import WORST_CASE, Column, named, target_name
 from dipdefense.evaluation.records import Record
 from dipdefense.evaluation.statistics import Interval, Paired, mcnemar, wilson
 
 # Confidences that rounded to 0 would have an infinite loss.
 _LEAST = 1e-12
-
-WORST_CASE = "worst case"
-"""The attack's name in a verdict over several attackers."""
 
 
 class Draw(NamedTuple):

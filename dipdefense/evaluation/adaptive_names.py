@@ -19,9 +19,23 @@ UNBOUNDED: dict[Norm, float] = {"Linf": 255.0, "L2": 1000.0}
 CONTROLS = ("noise", "one-step", "unbounded", "more-steps", "more-draws")
 """Conditions that say something about the attacks, and nothing about the defence."""
 
+WORST_CASE = "worst case"
+"""The name of what is left under the strongest attack, image by image."""
+
 _NAME = re.compile(
     r"(?P<attack>[a-z][a-z-]*?)(?P<l2>-l2)?-(?P<epsilon>\d+(?:\.\d+)?)(?:@(?P<target>[^#]+))?(?:#(?P<repeat>\d+))?"
 )
+
+
+_TITLES = {
+    "clean": "clean", "noise": "random noise (control)", "transfer": "transfer", "bpda": "BPDA",
+    "trajectory": "trajectory",
+    "bpda-eot": "BPDA + EOT", "bpda-eot-targeted": "BPDA + EOT, targeted", "known-seed": "known seed",
+    "unrolled": "unrolled", "stand-in": "stand-in", "low-frequency": "low frequency", "square": "Square",
+    "one-step": "one step (control)", "unbounded": "unbounded (control)", "more-steps": "more steps (control)",
+    "more-draws": "more samples (control)", WORST_CASE: "worst case",
+}  # fmt: skip
+_DEFENCE = {"none": "no defence", "randomisation": "randomisation ×{}", "dip": "DIP {}"}
 
 
 class Named(NamedTuple):
@@ -83,3 +97,18 @@ def target_name(defence: str, budget: int) -> str:
         ('dip-100', 'none')
     """
     return f"{defence}-{budget}" if budget else defence
+
+
+def title(attack: str) -> str:
+    """The name of an attack in reports."""
+    return _TITLES.get(attack, attack)
+
+
+def column_title(column: Column) -> str:
+    """The name of a defence in reports.
+
+    Example:
+        >>> column_title(("dip", 100))
+        'DIP 100'
+    """
+    return _DEFENCE.get(column[0], column[0]).format(column[1])

@@ -114,12 +114,12 @@ def _open(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, I
     small = classifier.categories == classifiers.CIFAR10_CATEGORIES
     if path is None:
         packaged = packaged_images("cifar10" if small else "imagenet", preprocess=classifier.preprocess)
-        return f"packaged {'CIFAR-10' if small else 'ImageNet'} images", _InMemory(packaged)
+        return f"packaged {'CIFAR-10' if small else 'ImageNet'} images", InMemory(packaged)
     reader = cifar10 if small else image_folder
     return path.resolve().name, reader(path, preprocess=classifier.preprocess)
 
 
-class _InMemory:
+class InMemory:
     """Images that are in memory already, as a data set."""
 
     def __init__(self, images: LabelledImages) -> None:
@@ -128,6 +128,7 @@ class _InMemory:
         self._images = images
 
     def stack(self, indices: Sequence[int]) -> LabelledImages:
+        """The images at these places."""
         chosen = list(indices)
         ids = tuple(self.ids[index] for index in chosen)
         return replace(self._images, ids=ids, images=self._images.images[chosen], labels=self._images.labels[chosen])
