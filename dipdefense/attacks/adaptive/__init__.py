@@ -8,6 +8,9 @@ bpda                      APGD or PGD through the defence, with the identity in 
 trajectory                APGD by the mean of the gradients at the purifier's intermediate outputs
 bpda-eot                  PGD by gradients that are averaged over random samples of the defence
 bpda-eot-targeted         the same towards the most likely wrong class
+known-seed                bpda with the very random sample of the defence that will be used
+low-frequency             bpda whose perturbation has low frequencies alone, which reconstructions keep
+square                    AutoAttack's random squares through the defence, without any gradient
 ========================  ==========================================================================================
 
 Every attack returns images within its threat's ball and in [0, 1], and keeps on attacking what is misclassified
@@ -22,12 +25,27 @@ from functools import partial
 
 from dipdefense.attacks.adaptive.bpda import BPDA, BPDAEOT
 from dipdefense.attacks.adaptive.checkpoint import Checkpoint
+from dipdefense.attacks.adaptive.known_seed import KnownSeed
+from dipdefense.attacks.adaptive.low_frequency import LowFrequency
+from dipdefense.attacks.adaptive.square import Square
 from dipdefense.attacks.adaptive.task import Adaptive
 from dipdefense.attacks.adaptive.threat import Threat
 from dipdefense.attacks.adaptive.trajectory import Trajectory
 from dipdefense.attacks.adaptive.transfer import Transfer
 
-__all__ = ["ATTACKS", "BPDA", "BPDAEOT", "Adaptive", "Checkpoint", "Threat", "Trajectory", "Transfer"]
+__all__ = [
+    "ATTACKS",
+    "BPDA",
+    "BPDAEOT",
+    "Adaptive",
+    "Checkpoint",
+    "KnownSeed",
+    "LowFrequency",
+    "Square",
+    "Threat",
+    "Trajectory",
+    "Transfer",
+]
 
 ATTACKS: dict[str, Callable[..., Adaptive]] = {
     "transfer": Transfer,
@@ -35,5 +53,8 @@ ATTACKS: dict[str, Callable[..., Adaptive]] = {
     "trajectory": Trajectory,
     "bpda-eot": BPDAEOT,
     "bpda-eot-targeted": partial(BPDAEOT, targeted=True),
+    "known-seed": KnownSeed,
+    "low-frequency": LowFrequency,
+    "square": Square,
 }
 """The attacks by their names; each takes its hyperparameters as keywords, and without any has the literature's."""

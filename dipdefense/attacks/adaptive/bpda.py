@@ -9,7 +9,6 @@ from dipdefense.arguments import choice
 from dipdefense.attacks.adaptive.ascent import Rule
 from dipdefense.attacks.adaptive.gradient_attack import GradientAttack
 from dipdefense.attacks.adaptive.gradients import Backward, Estimator, through
-from dipdefense.attacks.adaptive.losses import Objective
 from dipdefense.attacks.adaptive.task import Task
 
 
@@ -44,8 +43,8 @@ class BPDA(GradientAttack):
         super().__post_init__()
         choice("backward", self.backward, get_args(Backward))
 
-    def _estimator(self, task: Task, objective: Objective) -> Estimator:
-        return through(task, objective, self.backward)
+    def _estimator(self, task: Task) -> Estimator:
+        return through(task, self.backward)
 
 
 @dataclass(frozen=True, kw_only=True)

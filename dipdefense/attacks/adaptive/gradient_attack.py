@@ -12,20 +12,22 @@ from torch import Tensor
 
 from dipdefense.arguments import choice, flag, real
 from dipdefense.attacks.adaptive.ascent import Ascent, Rule, ascend
-from dipdefense.attacks.adaptive.gradients import Estimate, Estimator, averaged
+from dipdefense.attacks.adaptive.gradients import Estimate, Estimator, mean
 from dipdefense.attacks.adaptive.losses import LossName, Objective
 from dipdefense.attacks.adaptive.samples import derived
 from dipdefense.attacks.adaptive.task import AdaptiveAttack, Task, check_counts
 from dipdefense.attacks.adaptive.threat import Ball
+from dipdefense.checks import check_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(AdaptiveAttack):
     """Ascent of a loss by an estimate of its gradient, from random images in the ball.
 
-    Every estimate takes fresh random samples of the defence. Of all iterates of all restarts the one whose loss is
-    greatest is returned, where a loss is the mean over the samples that the estimate took of this iterate. With few
-    samples of a random defence that favours lucky ones: judge the result on fresh samples.
+    Every estimate takes fresh random samples of the defence, unless its sample is known. Of all iterates of all
+    restarts the one whose loss is greatest is returned, where a loss is the mean over the samples that the estimate
+    took of this iterate. With few samples of a random defence that favours lucky ones: judge the result on fresh
+    samples.
 
     Attributes:
         steps: gradient steps of a restart.
@@ -36,6 +38,8 @@ class GradientAttack(AdaptiveAttack):
             classifier alone, as AutoAttack does.
         restarts: random starts.
         samples: random samples of the defence that an estimate averages over, K of EOT.
+        known: the seed of the one sample that an attacker knows and every estimate takes
+            (:func:`dipdefense.attacks.adaptive.samples.purified` replays it on the same batch), or None.
 
     Raises:
         TypeError, ValueError: one of them is outside its range.
@@ -48,6 +52,7 @@ class GradientAttack(AdaptiveAttack):
     targeted: bool = False
     restarts: int = 1
     samples: int = 1
+    known: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters outside their range, before any work."""
@@ -55,27 +60,34 @@ class GradientAttack(AdaptiveAttack):
         choice("rule", self.rule, get_args(Rule))
         choice("loss", self.loss, get_args(LossName))
         flag("targeted", self.targeted)
+        if self.known is not None:
+            check_seed(self.known)
+            if self.samples != 1:
+                raise ValueError(f"samples must be 1 where the sample is known, got samples={self.samples}")
         if self.step_size is not None:
             expected = "a positive number of at most 2, a part of ε, or None"
             real("step_size", self.step_size, expected=expected, holds=lambda x: 0 < x <= 2)
 
     @property
     def name(self) -> str:
-        """As records have it; "-targeted" behind it says which loss."""
-        return self.kind + ("-targeted" if self.targeted else "")
+        """As records have it, with "-targeted" or "-known-seed" behind it where it is."""
+        known = "-known-seed" if self.known is not None and self.kind != "known-seed" else ""
+        return self.kind + ("-targeted" if self.targeted else "") + known
 
     def purifications(self) -> int:
         """How often the defence is run on each image."""
         return self.restarts * (self.steps + 1) * self.samples
 
     @abc.abstractmethod
-    def _estimator(self, task: Task, objective: Objective) -> Estimator:
+    def _estimator(self, task: Task) -> Estimator:
         """The gradient that this attacker follows."""
 
     def _ball(self, task: Task) -> Ball:
         return task.ball
 
     def _sample_seeds(self, task: Task, restart: int, step: int) -> list[int]:
+        if self.known is not None:
+            return [self.known]
         return [derived(task.seed, restart, step, sample) for sample in range(self.samples)]
 
     def _check(self, task: Task, classes: int) -> None:  # noqa: ARG002
@@ -90,14 +102,12 @@ class GradientAttack(AdaptiveAttack):
 
     def _attack(self, task: Task) -> Tensor:
         worst = task.clean.new_full((len(task.clean),), -torch.inf)
-        saved: dict[str, Any] = {
-            "restart": 0,
-            "kept": task.clean,
-            "kept_loss": worst,
-            "state": None,
-        } | task.progress.load()
+        saved: dict[str, Any] = {"restart": 0, "kept": task.clean, "kept_loss": worst, "state": None}
+        saved.update(task.progress.load())
+        estimator = self._estimator(task) if saved["restart"] < self.restarts else None
         for restart in range(saved["restart"], self.restarts):
-            for ascent in self._ascent(task, restart, saved["state"]):
+            assert estimator is not None
+            for ascent in self._ascent(task, estimator, restart, saved["state"]):
                 saved["state"] = ascent.state()
                 task.progress.save(saved)
             better = ascent.kept_loss > saved["kept_loss"]
@@ -111,12 +121,13 @@ class GradientAttack(AdaptiveAttack):
         kept: Tensor = saved["kept"]
         return kept
 
-    def _ascent(self, task: Task, restart: int, state: dict[str, Any] | None) -> Iterator[Ascent]:
+    def _ascent(self, task: Task, estimator: Estimator, restart: int, state: dict[str, Any] | None) -> Iterator[Ascent]:
         ball = self._ball(task)
-        estimator = self._estimator(task, Objective(task.labels, self.loss, self._targets(task, restart)))
+        objective = Objective(task.labels, self.loss, self._targets(task, restart))
 
         def estimate(images: Tensor, step: int) -> Estimate:
-            return averaged(estimator, images, self._sample_seeds(task, restart, step))
+            # A call a sample: repeated rows would meet other samples, and defences that look at the whole batch.
+            return mean([estimator(objective, images, seed) for seed in self._sample_seeds(task, restart, step)])
 
         def start() -> Tensor:
             return ball.start(torch.Generator().manual_seed(derived(task.seed, restart, "start")))

@@ -1,6 +1,6 @@
 """Gradients of the defended model's loss, as an attacker can estimate them.
 
-An estimator maps images and a seed, which fixes one random sample of the defence, to an `Estimate`.
+An estimator takes the loss to be increased, images, and a seed that fixes one random sample of the defence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Backward = Literal["auto", "identity", "own"]
 
 
 class Estimate(NamedTuple):
-    """What is known of some images.
+    """The gradient and the losses at some images.
 
     Attributes:
         gradient: (N, C, H, W), of the loss that is increased.
@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
     judged: Tensor
 
 
-Estimator = Callable[[Tensor, int], Estimate]
+Estimator = Callable[[Objective, Tensor, int], Estimate]
 
 
 @runtime_checkable
@@ -47,12 +47,11 @@ class HasTrajectory(Protocol):
         """The outputs at each of several budgets."""
 
 
-def through(task: Task, objective: Objective, backward: Backward) -> Estimator:
+def through(task: Task, backward: Backward) -> Estimator:
     """The gradient through the defence, or with the identity in its place (BPDA, Athalye et al. 2018).
 
     Args:
         task: the defended model.
-        objective: the loss that is increased.
         backward: "identity"; "own" for the defence's own gradient; "auto" takes the identity where the defence's
             output has the image's shape, and otherwise its own gradient.
 
@@ -61,7 +60,7 @@ def through(task: Task, objective: Objective, backward: Backward) -> Estimator:
     """
     choice("backward", backward, get_args(Backward))
 
-    def estimate(images: Tensor, seed: int) -> Estimate:
+    def estimate(objective: Objective, images: Tensor, seed: int) -> Estimate:
         variable = images.detach().requires_grad_()
         with sampled(seed, images.device):
             # A copy, since a defence may change its input in place.
@@ -85,19 +84,18 @@ def through(task: Task, objective: Objective, backward: Backward) -> Estimator:
     return estimate
 
 
-def along_the_trajectory(task: Task, objective: Objective, points: int) -> Estimator:
+def along_the_trajectory(task: Task, points: int) -> Estimator:
     """The mean of the classifier's gradients at the intermediate outputs of one run (Croce et al. 2022).
 
     Args:
         task: the defended model, whose defence has a trajectory.
-        objective: the loss that is increased, on average over the outputs.
         points: evenly spaced outputs; the last is the defence's own.
     """
     assert isinstance(task.defence, HasTrajectory)  # checked with the task
     defence = task.defence
     budgets = sorted({max(1, round(defence.iters * point / points)) for point in range(1, points + 1)})
 
-    def estimate(images: Tensor, seed: int) -> Estimate:
+    def estimate(objective: Objective, images: Tensor, seed: int) -> Estimate:
         with sampled(seed, images.device):
             outputs = defence.reconstruct(images.detach(), budgets=budgets).images
             parts = []
@@ -109,13 +107,8 @@ def along_the_trajectory(task: Task, objective: Objective, points: int) -> Estim
     return estimate
 
 
-def averaged(estimate: Estimator, images: Tensor, seeds: Sequence[int]) -> Estimate:
-    """The mean over several random samples (EOT, Athalye et al. 2018), each in a call of its own."""
-    return mean([estimate(images, seed) for seed in seeds])
-
-
 def mean(parts: Sequence[Estimate]) -> Estimate:
-    """The mean of several estimates."""
+    """The mean over several random samples (EOT, Athalye et al. 2018) or outputs."""
     return Estimate(*(torch.stack(values).mean(dim=0) for values in zip(*parts, strict=True)))
 
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from dipdefense.attacks.adaptive.gradient_attack import GradientAttack
 from dipdefense.attacks.adaptive.gradients import Estimator, along_the_trajectory, check_trajectory
-from dipdefense.attacks.adaptive.losses import Objective
 from dipdefense.attacks.adaptive.task import Task, check_counts
 
 
@@ -40,5 +39,5 @@ class Trajectory(GradientAttack):
         super()._check(task, classes)
         check_trajectory(task.defence)
 
-    def _estimator(self, task: Task, objective: Objective) -> Estimator:
-        return along_the_trajectory(task, objective, self.points)
+    def _estimator(self, task: Task) -> Estimator:
+        return along_the_trajectory(task, self.points)

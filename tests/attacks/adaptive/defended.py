@@ -24,7 +24,7 @@ def network() -> nn.Module:
     return model
 
 
-def batch(count: int = 4, side: int = 12) -> tuple[Tensor, Tensor]:
+def batch(count: int = 4, side: int = 15) -> tuple[Tensor, Tensor]:
     """Images with black and white parts, where clipping matters, and the classes that `network` has for them."""
     images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(2))
     images[0, :, :4], images[1, :, :4] = 0.0, 1.0

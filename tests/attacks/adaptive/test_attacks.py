@@ -20,6 +20,9 @@ SMALL: dict[str, Callable[[], Adaptive]] = {
     "trajectory": lambda: ATTACKS["trajectory"](steps=4, points=3),
     "bpda-eot": lambda: ATTACKS["bpda-eot"](steps=3, samples=2),
     "bpda-eot-targeted": lambda: ATTACKS["bpda-eot-targeted"](steps=3, samples=2, restarts=2),
+    "known-seed": lambda: ATTACKS["known-seed"](steps=6),
+    "low-frequency": lambda: ATTACKS["low-frequency"](steps=6),
+    "square": lambda: ATTACKS["square"](queries=10, samples=2),
 }
 THREATS = {"Linf": Threat(epsilon=8), "L2": Threat(epsilon=0.5, norm="L2"), "everything": Threat(epsilon=255)}
 ALL = pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
@@ -96,7 +99,7 @@ def test_purifications_are_what_is_run(make) -> None:
 
 @ALL
 def test_an_attack_on_no_images_returns_none(make) -> None:
-    images, labels = torch.rand(0, 3, 12, 12), torch.zeros(0, dtype=torch.int64)
+    images, labels = torch.rand(0, 3, 15, 15), torch.zeros(0, dtype=torch.int64)
     assert make()(Steps(), network(), images, labels, threat=THREATS["Linf"], seed=0).shape == images.shape
 
 
