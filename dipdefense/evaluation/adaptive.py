@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,25 @@ from torch import Tensor, nn
 import dipdefense
 from dipdefense.arguments import choice, integer, several
 from dipdefense.attacks.adaptive import Threat
-from dipdefense.attacks.adaptive.samples import purified
 from dipdefense.attacks.checking import check_attacked
 from dipdefense.datasets import LabelledImages
-from dipdefense.evaluation.adaptive_conditions import STATES, Target, asked, conditions, rounds
+from dipdefense.evaluation.adaptive_conditions import (
+    STATES,
+    Target,
+    asked,
+    conditions,
+    purifying,
+    rounds,
+    with_known_draws,
+)
 from dipdefense.evaluation.adaptive_levels import LEVELS, Level
 from dipdefense.evaluation.adaptive_names import Column, Norm
 from dipdefense.evaluation.adaptive_plan import plan, prices, seconds_of
 from dipdefense.evaluation.adaptive_probes import probe
 from dipdefense.evaluation.adaptive_report import AdaptiveReport
-from dipdefense.evaluation.defences import Defence, Outcome, undefended
+from dipdefense.evaluation.defences import undefended
 from dipdefense.evaluation.measurement import STORE, complete, joined
-from dipdefense.evaluation.protocol import Chosen, content_digest, derive_seed
+from dipdefense.evaluation.protocol import Chosen, content_digest
 from dipdefense.evaluation.provenance import circumstances, digest
 from dipdefense.evaluation.report import text
 from dipdefense.evaluation.store import Store
@@ -99,12 +105,12 @@ def evaluate(
     data, chosen = _given(images, labels)
     configuration = _identity(defence, classifier, images) | {"adaptive": level.settings()}
     with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):
+        probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
         if tell is not None:
             few = images[:batch_size]
             found = conditions(level, targets, epsilons=epsilons, norm=norm)
             seconds = {target.name: seconds_of(target, classifier, few) for target in targets}
             tell(text([plan(level, prices(level, targets, found), seconds, images=len(images))]))
-        probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
         runs = [
             complete(
                 store,
@@ -114,7 +120,7 @@ def evaluate(
                 chosen=part,
                 classifier=classifier,
                 conditions=conditions(level, targets, epsilons=epsilons, norm=norm, repeat=repeat, folder=states),
-                defences=[undefended(), _purifying(targets[1])],
+                defences=[undefended(), purifying(targets[1]), *with_known_draws(level, targets)],
                 seeds=draws,
                 asked=asked(level, draws),
                 device=images.device,
@@ -127,23 +133,6 @@ def evaluate(
 
 def _column(defence: nn.Module) -> Column:
     return ("dip", defence.iters) if isinstance(defence, DIPPurifier) else ("defence", 1)
-
-
-def _purifying(target: Target) -> Defence:
-    """A user's purifier as a judge: a batch's seeds fix one draw of torch's default generators."""
-    name, budget = target.column
-
-    def classify(
-        classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
-    ) -> Iterator[Outcome]:
-        started = time.perf_counter()
-        output = purified(target.purifier, images, seed=derive_seed(*seeds))
-        scores = classifier(output)
-        finite = output.flatten(1).isfinite().all(dim=1).tolist()
-        status = ["ok" if fine else "diverged" for fine in finite]
-        yield Outcome(budgets[0], scores, None, status, time.perf_counter() - started)
-
-    return Defence(name, (budget,), classify)
 
 
 def _epsilons(given: float | Sequence[float], norm: Norm) -> tuple[float, ...]:

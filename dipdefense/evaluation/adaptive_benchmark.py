@@ -14,7 +14,7 @@ from torch import nn
 from dipdefense.checks import Precision, check_budgets
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.evaluation import command_line
-from dipdefense.evaluation.adaptive_conditions import STATES, Target, asked, conditions, rounds
+from dipdefense.evaluation.adaptive_conditions import STATES, Target, asked, conditions, rounds, with_known_draws
 from dipdefense.evaluation.adaptive_levels import LEVELS, Level
 from dipdefense.evaluation.adaptive_names import Norm, named
 from dipdefense.evaluation.command_line import CONFIGS
@@ -168,7 +168,7 @@ def measure_adaptive(setting: AdaptiveSetting, subject: Subject, against: Oppone
             replace(setting, seeds=draws),
             replace(subject, chosen=part),
             conditions=measured(setting, against, repeat=repeat, folder=setting.out / STATES),
-            defences=against.defences,
+            defences=[*against.defences, *with_known_draws(level, against.targets)],
             configuration={**against.settings, "adaptive": level.settings()},
             asked=asked(level, draws),
             exports="adaptive*.jsonl",

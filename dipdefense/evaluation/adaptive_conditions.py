@@ -6,16 +6,30 @@ knows no defence, is crafted once and judged on all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from dipdefense.attacks import Attack
 from dipdefense.attacks.adaptive import ATTACKS, Adaptive, Checkpoint, Threat
+from dipdefense.attacks.adaptive.samples import purified
 from dipdefense.evaluation.adaptive_levels import Level
-from dipdefense.evaluation.adaptive_names import CONTROLS, UNBOUNDED, Column, Named, Norm, named, target_name
+from dipdefense.evaluation.adaptive_names import (
+    CONTROLS,
+    KNOWN_SEED,
+    UNBOUNDED,
+    Column,
+    Named,
+    Norm,
+    is_known,
+    known,
+    named,
+    target_name,
+)
+from dipdefense.evaluation.defences import Defence, Outcome, clock
 from dipdefense.evaluation.protocol import Chosen, Condition, condition_name, content_digest, derive_seed
 from dipdefense.evaluation.provenance import digest
 from dipdefense.evaluation.runner import Asked
@@ -146,6 +160,54 @@ def controls(level: Level) -> Iterator[tuple[str, Adaptive]]:
         yield name, ATTACKS["bpda-eot" if "samples" in settings else "bpda"](**settings)
 
 
+def with_known_draws(level: Level, targets: Sequence[Target]) -> list[Defence]:
+    """The random defences once more, judged by the one draw that the attack "known-seed" knew; none without it.
+
+    A draw is a batch's, so the very batch that was attacked must be judged.
+    """
+    if KNOWN_SEED not in level.attacks:
+        return []
+    sample = level.attacks[KNOWN_SEED].get("known", 0)
+    own: dict[str, dict[int, nn.Module]] = {}
+    for target in targets:
+        if target.column != ("none", 0):
+            own.setdefault(known(target.column[0]), {})[target.column[1]] = target.purifier
+    return [
+        Defence(name, tuple(purifiers), partial(_replayed, purifiers, sample), random=False)
+        for name, purifiers in own.items()
+    ]
+
+
+def purifying(target: Target) -> Defence:
+    """Any purifier as a judge: a batch's seeds fix one draw of torch's default generators."""
+    name, budget = target.column
+
+    def classify(
+        classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
+    ) -> Iterator[Outcome]:
+        return _replayed({budget: target.purifier}, derive_seed(*seeds), classifier, images, budgets, seeds)
+
+    return Defence(name, (budget,), classify)
+
+
+def _replayed(
+    purifiers: Mapping[int, nn.Module],
+    sample: int,
+    classifier: nn.Module,
+    images: Tensor,
+    budgets: Sequence[int],
+    _: Sequence[int],
+) -> Iterator[Outcome]:
+    """The outcome of one draw at each budget."""
+    for budget in budgets:
+        started = clock(images)
+        output = purified(purifiers[budget], images, seed=sample)
+        scores = classifier(output)
+        finite = output.flatten(1).isfinite().all(dim=1).tolist()
+        status = ["ok" if fine else "diverged" for fine in finite]
+        yield Outcome(budget, scores, None, status, clock(images) - started)
+
+
 def rounds(level: Level, chosen: Chosen) -> list[tuple[int, Chosen]]:
     """The images of each seed of the attacks: all of them, and for further seeds the first ones."""
     few = chosen._replace(indices=chosen.indices[: level.repeated], contents=chosen.contents[: level.repeated])
@@ -158,6 +220,8 @@ def asked(level: Level, seeds: Sequence[int]) -> Asked:
 
     def ask(condition: str, defence: str, budget: int, seed: int) -> bool:
         parts = named(condition)
+        if is_known(defence) and not (parts is None or parts.attack == KNOWN_SEED):
+            return False
         if parts is None:
             return True
         if parts.target not in (None, target_name(defence, budget)):

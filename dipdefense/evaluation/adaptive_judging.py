@@ -130,7 +130,8 @@ def worst_case(over: Sequence[Verdict]) -> Verdict:
     """Each image under the attack that is strongest on it.
 
     The strongest of several means of few draws is biased towards the attacker: with equal attacks, it is the least
-    lucky sample. So an image's attack is chosen by one half of its draws and judged by the other, both ways round.
+    lucky sample. So an image's attack is chosen by one half of its draws and judged by the other, both ways round; or
+    one attack is taken for all images, where that is stronger.
     ``every`` and ``most`` need no such care: an image counts where it withstands every attack.
 
     Args:
@@ -149,6 +150,10 @@ def worst_case(over: Sequence[Verdict]) -> Verdict:
         single.append(_crossed(rows))
         # All draws of the attack under which the vote fails, else of that with the fewest correct ones.
         draws.append(min(rows, key=lambda row: (_majority(row), sum(draw.correct for draw in row))))
+    # An attacker may also take one attack for all images, which is the better plan where they hardly differ.
+    alone = min(over, key=lambda verdict: verdict.mean)
+    if alone.mean < fmean(single):
+        single = list(alone.single)
     every = tuple(all(verdict.every[image] for verdict in over) for image in range(first.n))
     most = tuple(all(verdict.most[image] for verdict in over) for image in range(first.n))
     return Verdict(WORST_CASE, first.column, first.images, tuple(draws), tuple(single), every, most)

@@ -19,6 +19,9 @@ UNBOUNDED: dict[Norm, float] = {"Linf": 255.0, "L2": 1000.0}
 CONTROLS = ("noise", "one-step", "unbounded", "more-steps", "more-draws")
 """Conditions that say something about the attacks, and nothing about the defence."""
 
+KNOWN_SEED = "known-seed"
+"""The attack whose images are judged on the draw that it knew too, as if the defence's seed were fixed or leaked."""
+
 WORST_CASE = "worst case"
 """The name of what is left under the strongest attack, image by image."""
 
@@ -89,13 +92,29 @@ def named(condition: str) -> Named | None:
     return Named(match["attack"], float(match["epsilon"]), norm, match["target"], int(match["repeat"] or 0))
 
 
-def target_name(defence: str, budget: int) -> str:
-    """The name of a defence at a budget behind "@".
+def known(defence: str) -> str:
+    """The name of a defence whose one draw the attacker knows.
 
     Example:
-        >>> target_name("dip", 100), target_name("none", 0)
-        ('dip-100', 'none')
+        >>> known("dip")
+        'dip-known-seed'
     """
+    return f"{defence}-{KNOWN_SEED}"
+
+
+def is_known(defence: str) -> bool:
+    """Whether ``known`` made this name."""
+    return defence.endswith(f"-{KNOWN_SEED}")
+
+
+def target_name(defence: str, budget: int) -> str:
+    """The name of a defence at a budget behind "@"; with a known draw it is the same defence.
+
+    Example:
+        >>> target_name("dip", 100), target_name("none", 0), target_name("dip-known-seed", 100)
+        ('dip-100', 'none', 'dip-100')
+    """
+    defence = defence.removesuffix(f"-{KNOWN_SEED}")
     return f"{defence}-{budget}" if budget else defence
 
 
@@ -111,4 +130,11 @@ def column_title(column: Column) -> str:
         >>> column_title(("dip", 100))
         'DIP 100'
     """
-    return _DEFENCE.get(column[0], column[0]).format(column[1])
+    defence, known_seed = column[0].removesuffix(f"-{KNOWN_SEED}"), is_known(column[0])
+    return _DEFENCE.get(defence, defence).format(column[1]) + (", known seed" if known_seed else "")
+
+
+def attack_order(attack: str) -> int:
+    """The place of an attack in tables; unknown ones come last."""
+    names = list(_TITLES)
+    return names.index(attack) if attack in names else len(names)

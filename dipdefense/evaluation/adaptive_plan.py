@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dipdefense.evaluation.adaptive_conditions import Attacked, Target, asked
 from dipdefense.evaluation.adaptive_levels import Level
-from dipdefense.evaluation.adaptive_names import named
+from dipdefense.evaluation.adaptive_names import KNOWN_SEED, named
 from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.report import Section
 from dipdefense.purifier import DIPPurifier
@@ -45,6 +45,8 @@ def prices(level: Level, targets: Sequence[Target], found: Mapping[str, Conditio
         parts = named(name)
         for target in targets:
             judging = sum(ask(name, *target.column, seed) for seed in seeds)
+            if KNOWN_SEED in level.attacks and (parts is None or parts.attack == KNOWN_SEED):
+                judging += 1  # by the draw that the attacker knew
             if judging and target.column != ("none", 0):
                 crafted = parts is not None and parts.target == target.name and isinstance(condition, Attacked)
                 attack = condition.attack.purifications() if crafted else 0  # type: ignore[union-attr]

@@ -82,7 +82,9 @@ def probe(defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Ten
     first, second = _SEEDS
     other = noise(images, epsilon=_EPSILON, seed=0)
     with evaluated(classifier), evaluated(defence):
-        output = purified(defence, images, seed=first)
+        # The first call too: a defence may draw once, and keep what it drew.
+        with _Sampling() as at_first:  # type: ignore[no-untyped-call]
+            output = purified(defence, images, seed=first)
         resampled = purified(defence, images, seed=second)
         elsewhere = purified(defence, other, seed=first)
         with _watched() as seen, _Sampling() as sampling:  # type: ignore[no-untyped-call]
@@ -92,7 +94,7 @@ def probe(defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Ten
         gradient = _gradient(defence, classifier, images, labels, seed=first)
     return Probes(
         randomised=_differ(output, resampled),
-        samples=sampling.seen,
+        samples=at_first.seen or sampling.seen,
         repeatable=not _differ(output, again),
         looks=_differ(output, elsewhere),
         optimises=bool(seen),

@@ -9,7 +9,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from dipdefense.evaluation.adaptive_judging import Verdict, attackers, paired, verdicts, worst_case
-from dipdefense.evaluation.adaptive_names import WORST_CASE, Column, column_title, named, target_name, title
+from dipdefense.evaluation.adaptive_names import (
+    WORST_CASE,
+    Column,
+    attack_order,
+    column_title,
+    is_known,
+    named,
+    target_name,
+    title,
+)
 from dipdefense.evaluation.adaptive_plot import accuracy_by_epsilon
 from dipdefense.evaluation.adaptive_probes import Probes
 from dipdefense.evaluation.adaptive_sanity import Check, Sanity, leaderboards
@@ -117,7 +126,7 @@ class AdaptiveReport:
             about = "Accuracy of a single draw on the same first images, by the seed of the attack."
             yield Section("Several seeds of the attacks", [about], repeated)
         for column in self.columns:
-            if column != ("none", 0):
+            if column != ("none", 0) and not is_known(column[0]):
                 yield self._sanity(column)
         yield Section("Provenance", items=list(provenance(self.run)))
 
@@ -130,7 +139,7 @@ class AdaptiveReport:
         curves = {}
         for column in self.columns:
             clean = self.judged("clean", column)
-            names = ["noise", *self.run.configuration["adaptive"]["attacks"], WORST_CASE]
+            names = ["noise", *self._names(), WORST_CASE]
             lines = {name: [(e, v) for e in self.epsilons if (v := self.judged(name, column, e))] for name in names}
             # Of no perturbation, every attack's accuracy is the clean images'.
             curves[column] = {name: [*([(0.0, clean)] if clean else []), *line] for name, line in lines.items() if line}
@@ -172,7 +181,7 @@ class AdaptiveReport:
 
     def _banner(self) -> str:
         level = self.run.configuration["adaptive"]
-        described = "; ".join(f"{title(name)} {_settings(each)}" for name, each in level["attacks"].items())
+        described = "; ".join(f"{title(name)} {_settings(level['attacks'][name])}" for name in self._names())
         reduced = "" if level["level"] == "full" else f'REDUCED ATTACK, level "{level["level"]}": {_LITERATURE}. '
         return f"{reduced}Attacks: {described}."
 
@@ -190,9 +199,13 @@ class AdaptiveReport:
             f"{unit}. {judged}"
         )
 
+    def _names(self) -> list[str]:
+        """The level's attacks, from weak to strong; JSON has them in the alphabet's order."""
+        return sorted(self.run.configuration["adaptive"]["attacks"], key=attack_order)
+
     def _attacks(self, epsilon: float) -> list[str]:
         """The rows of a table, in the order of the level."""
-        names = ["clean", "noise", *self.run.configuration["adaptive"]["attacks"], WORST_CASE]
+        names = ["clean", "noise", *self._names(), WORST_CASE]
         return [n for n in names if any(self.judged(n, column, epsilon) for column in self.columns)]
 
     def _table(self, epsilon: float) -> Iterator[Section]:
