@@ -86,6 +86,12 @@ class Verdict:
         return wilson(share, self.n)
 
     @property
+    def error(self) -> float:
+        """The standard error of the mean that comes from the draws alone: 0 where no image's draws differ."""
+        variances = (p * (1 - p) / len(draws) for p, draws in zip(self.single, self.draws, strict=True))
+        return math.sqrt(sum(variances)) / self.n
+
+    @property
     def loss(self) -> float:
         """Mean cross-entropy over images and draws; an output that is not finite counts as one of confidence 0."""
         return fmean(-math.log(max(draw.confidence or 0.0, _LEAST)) for draws in self.draws for draw in draws)

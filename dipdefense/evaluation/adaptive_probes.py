@@ -96,7 +96,7 @@ def probe(defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Ten
         randomised=_differ(output, resampled),
         samples=at_first.seen or sampling.seen,
         repeatable=not _differ(output, again),
-        looks=_differ(output, elsewhere),
+        looks=output.shape != elsewhere.shape or bool((output - elsewhere).abs().max() > _ROUNDING),
         optimises=bool(seen),
         probabilities=bool((logits >= -_ROUNDING).all() and ((logits.sum(dim=1) - 1).abs() < _ROUNDING).all()),
         zero_gradients=int((gradient.flatten(1).abs().sum(dim=1) == 0).sum()),

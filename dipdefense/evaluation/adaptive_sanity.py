@@ -2,11 +2,13 @@
 
 Athalye et al. 2018 (section 3.1) and Carlini et al. 2019 name what a sound evaluation shows. A failed check says that
 the attacks are too weak for this defence, so that the accuracy under them is an overestimate; or that the defence
-answers by something else than the image.
+answers by something else than the image. Where two accuracies of a random defence are compared, they may differ by two
+standard errors of its draws.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -19,6 +21,9 @@ Status = Literal["pass", "fail", "flag", "not measured"]
 
 # More steps or draws may lower the accuracy by this much before the attack counts as not converged.
 _CONVERGED = 0.05
+
+# The loss must rise by more than rounding.
+_RISES = 1.01
 
 # AutoAttack's targeted losses need this many classes.
 _CLASSES = 4
@@ -97,27 +102,31 @@ class Sanity:
             for name in than
             if (strong := self._white_box(epsilon)) and (weak := self._found.get((name, epsilon)))
         ]
-        return _compared(title, [(e, s.mean, w.mean, s.mean <= w.mean, _attack(s)) for e, s, w in pairs])
+        cases = [(e, s.mean, w.mean, s.mean <= w.mean + _chance(s, w), _attack(s)) for e, s, w in pairs]
+        return _compared(title, cases)
 
     def _converged(self, title: str, name: str, more: str) -> Check:
         pairs = [
-            (epsilon, self._found[name, epsilon].mean, self._found[more, epsilon].mean)
+            (epsilon, self._found[name, epsilon], self._found[more, epsilon])
             for epsilon in self._epsilons
             if (name, epsilon) in self._found and (more, epsilon) in self._found
         ]
-        return _compared(title, [(e, m, own, own - m <= _CONVERGED, more) for e, own, m in pairs])
+        held = [own.mean - m.mean <= _CONVERGED + _chance(own, m) for _, own, m in pairs]
+        return _compared(
+            title, [(e, m.mean, own.mean, holds, more) for (e, own, m), holds in zip(pairs, held, strict=True)]
+        )
 
     def _falls(self) -> Check:
         title = "accuracy falls with ε"
         cases = [
-            (epsilon, worst_case(over).mean)
+            (epsilon, worst_case(over))
             for epsilon in self._epsilons
             if (over := attackers(self._all, self.column, epsilon))
         ]
         if len(cases) < 2:
             return Check(title, "not measured", "one ε")
-        falling = all(after <= before for (_, before), (_, after) in pairwise(cases))
-        detail = ", ".join(f"{_percent(value)} at {epsilon:g}" for epsilon, value in cases)
+        falling = all(after.mean <= before.mean + _chance(before, after) for (_, before), (_, after) in pairwise(cases))
+        detail = ", ".join(f"{_percent(case.mean)} at {epsilon:g}" for epsilon, case in cases)
         return Check(title, "pass" if falling else "fail", detail)
 
     def _noise(self) -> Check:
@@ -136,7 +145,7 @@ class Sanity:
             return Check(title, "not measured")
         clean = self._clean.loss
         detail = ", ".join(f"{verdict.loss:.3g} at {epsilon:g}" for epsilon, verdict in strong)
-        rises = all(verdict.loss > clean for _, verdict in strong)
+        rises = all(verdict.loss > _RISES * clean for _, verdict in strong)
         return Check(title, "pass" if rises else "fail", f"{clean:.3g} on clean images, {detail}")
 
     def _probed(self) -> Iterator[Check]:
@@ -187,6 +196,11 @@ def _compared(title: str, cases: Sequence[tuple[float, float, float, bool, str]]
         return Check(title, "not measured")
     detail = ", ".join(f"{_percent(one)} ({name}) : {_percent(two)} at {e:g}" for e, one, two, _, name in cases)
     return Check(title, "pass" if all(case[3] for case in cases) else "fail", detail)
+
+
+def _chance(one: Verdict, other: Verdict) -> float:
+    """Two standard errors of a difference, of the draws: by so much one may be above the other by chance."""
+    return 2 * math.hypot(one.error, other.error)
 
 
 def _attack(verdict: Verdict) -> str:
