@@ -125,3 +125,25 @@ def fit(request: Request, on_iteration: Callable[[], object]) -> Reconstruction:
             on_iteration()
         finite = losses.isfinite().all(dim=0).tolist()
     return Reconstruction(budgets, outputs, losses, tuple("ok" if fine else "diverged" for fine in finite), backend)
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Everything random with which a fit begins, for who iterates in another way.
+
+    Attributes:
+        weights: of all networks by name, each (N, …), in the layouts of :mod:`dipdefense.engine.network`.
+        noise: (N, input_channels, H, W), the fixed part of the networks' input.
+        generators: one an image; each iteration takes its fresh noise from them, N(0, noise_std) of the noise's shape.
+    """
+
+    weights: dict[str, Tensor]
+    noise: Tensor
+    generators: list[torch.Generator]
+
+
+def initial(request: Request) -> Initial:
+    """Where :func:`fit` begins, by torch's operators: the same seeds give the same weights and noise."""
+    fitting = Fitting(request, "torch")
+    weights = {name: parameter.detach().clone() for name, parameter in fitting.networks.named_parameters()}
+    return Initial(weights, fitting.fixed_noise, fitting.generators)

@@ -9,6 +9,8 @@ trajectory                APGD by the mean of the gradients at the purifier's in
 bpda-eot                  PGD by gradients that are averaged over random samples of the defence
 bpda-eot-targeted         the same towards the most likely wrong class
 known-seed                bpda with the very random sample of the defence that will be used
+unrolled                  through the first iterations of the purifier, by their true gradient
+stand-in                  through a small filter that was fitted to the defence's outputs
 low-frequency             bpda whose perturbation has low frequencies alone, which reconstructions keep
 square                    AutoAttack's random squares through the defence, without any gradient
 ========================  ==========================================================================================
@@ -28,10 +30,12 @@ from dipdefense.attacks.adaptive.checkpoint import Checkpoint
 from dipdefense.attacks.adaptive.known_seed import KnownSeed
 from dipdefense.attacks.adaptive.low_frequency import LowFrequency
 from dipdefense.attacks.adaptive.square import Square
+from dipdefense.attacks.adaptive.stand_in import StandIn
 from dipdefense.attacks.adaptive.task import Adaptive
 from dipdefense.attacks.adaptive.threat import Threat
 from dipdefense.attacks.adaptive.trajectory import Trajectory
 from dipdefense.attacks.adaptive.transfer import Transfer
+from dipdefense.attacks.adaptive.unrolled import Unrolled
 
 __all__ = [
     "ATTACKS",
@@ -42,9 +46,11 @@ __all__ = [
     "KnownSeed",
     "LowFrequency",
     "Square",
+    "StandIn",
     "Threat",
     "Trajectory",
     "Transfer",
+    "Unrolled",
 ]
 
 ATTACKS: dict[str, Callable[..., Adaptive]] = {
@@ -54,6 +60,8 @@ ATTACKS: dict[str, Callable[..., Adaptive]] = {
     "bpda-eot": BPDAEOT,
     "bpda-eot-targeted": partial(BPDAEOT, targeted=True),
     "known-seed": KnownSeed,
+    "unrolled": Unrolled,
+    "stand-in": StandIn,
     "low-frequency": LowFrequency,
     "square": Square,
 }

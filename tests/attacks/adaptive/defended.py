@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASSES = 5
@@ -67,3 +68,8 @@ class Steps(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.reconstruct(images, budgets=(self.iters,)).images[0]
+
+
+class Blur(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, stride=1).detach()

@@ -84,7 +84,7 @@ def test_bpda_breaks_a_shattered_gradient_where_its_own_does_not() -> None:
     results = {}
     for backward in ("identity", "own"):
         attack = BPDA(steps=20, backward=backward)
-        adversarial = attack(Rounded(), network(), images, labels, threat=Threat(epsilon=32), seed=0)
+        adversarial = attack(Rounded(), network(), images, labels, threat=Threat(epsilon=64), seed=0)
         results[backward] = accuracy(Rounded(), adversarial, labels, samples=1)
     assert results["identity"] == 0
     assert results["own"] > 0.5
@@ -95,7 +95,7 @@ def test_a_random_defence_falls_to_averaged_gradients() -> None:
     defence = RandomResizePad()
     assert accuracy(defence, images, labels) > 0.7
     attack = BPDAEOT(steps=20, step_size=0.2, samples=5)
-    adversarial = attack(defence, network(), images, labels, threat=Threat(epsilon=32), seed=0)
+    adversarial = attack(defence, network(), images, labels, threat=Threat(epsilon=64), seed=0)
     assert accuracy(defence, adversarial, labels) < 0.1
 
 
@@ -166,7 +166,7 @@ def test_square_takes_no_gradient_asks_every_query_and_succeeds(threat: Threat) 
 def test_transfer_takes_the_worse_of_both_losses() -> None:
     images, labels = batch(8)
     model = network().eval()
-    adversarial = Transfer(steps=20)(Opaque(), model, images, labels, threat=Threat(epsilon=32), seed=0)
+    adversarial = Transfer(steps=20)(Opaque(), model, images, labels, threat=Threat(epsilon=64), seed=0)
     assert (model(adversarial).argmax(dim=1) == labels).float().mean() == 0
 
 

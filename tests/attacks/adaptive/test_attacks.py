@@ -11,6 +11,7 @@ import torch
 from attacks.adaptive.defended import CLASSES, Noise, Steps, batch, network
 from torch import Tensor, nn
 
+from dipdefense import DIPConfig, DIPPurifier
 from dipdefense.attacks.adaptive import ATTACKS, Adaptive, Checkpoint, Threat
 
 SMALL: dict[str, Callable[[], Adaptive]] = {
@@ -21,17 +22,24 @@ SMALL: dict[str, Callable[[], Adaptive]] = {
     "bpda-eot": lambda: ATTACKS["bpda-eot"](steps=3, samples=2),
     "bpda-eot-targeted": lambda: ATTACKS["bpda-eot-targeted"](steps=3, samples=2, restarts=2),
     "known-seed": lambda: ATTACKS["known-seed"](steps=6),
+    "unrolled": lambda: ATTACKS["unrolled"](steps=2, iterations=3),
+    "stand-in": lambda: ATTACKS["stand-in"](steps=4, pairs=2, fits=5),
     "low-frequency": lambda: ATTACKS["low-frequency"](steps=6),
     "square": lambda: ATTACKS["square"](queries=10, samples=2),
 }
+DIP = DIPConfig(scales=2, channels=4, skip_channels=2, input_channels=3)
 THREATS = {"Linf": Threat(epsilon=8), "L2": Threat(epsilon=0.5, norm="L2"), "everything": Threat(epsilon=255)}
 ALL = pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+
+
+def defence_for(attack: Adaptive) -> nn.Module:
+    return DIPPurifier(iters=3, config=DIP) if attack.name == "unrolled" else Steps()
 
 
 def attacked(attack: Adaptive, threat: Threat = THREATS["Linf"], **settings) -> Tensor:
     images, labels = batch()
     settings = {"seed": 0, **settings}
-    return attack(Steps(), network(), images, labels, threat=threat, **settings)
+    return attack(defence_for(attack), network(), images, labels, threat=threat, **settings)
 
 
 @ALL
@@ -72,7 +80,7 @@ def test_no_seed_is_a_fresh_one(make) -> None:
 def test_one_seed_an_image_attacks_each_by_itself(make) -> None:
     images, labels = batch()
     together = attacked(make(), seed=[3, 4, 5, 6])
-    alone = make()(Steps(), network(), images[1:2], labels[1:2], threat=THREATS["Linf"], seed=4)
+    alone = make()(defence_for(make()), network(), images[1:2], labels[1:2], threat=THREATS["Linf"], seed=4)
     assert torch.equal(together[1:2], alone)
 
 
@@ -83,7 +91,7 @@ def test_classifier_and_images_are_left_as_they_were(make) -> None:
         parameter.grad = torch.ones_like(parameter)
     state, (images, labels) = copy.deepcopy(model.state_dict()), batch()
     with torch.inference_mode():
-        make()(Steps(), model, images, labels, threat=THREATS["Linf"], seed=0)
+        make()(defence_for(make()), model, images, labels, threat=THREATS["Linf"], seed=0)
     assert all(module.training for module in model.modules())
     assert all((parameter.grad == 1).all() and parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -93,6 +101,9 @@ def test_classifier_and_images_are_left_as_they_were(make) -> None:
 @ALL
 def test_purifications_are_what_is_run(make) -> None:
     attack, defence, (images, labels) = make(), Steps(), batch()
+    if attack.name == "unrolled":
+        assert attack.purifications() == 0
+        return
     attack(defence, network(), images, labels, threat=THREATS["Linf"], seed=0)
     assert len(defence.budgets) == attack.purifications()
 
@@ -100,7 +111,7 @@ def test_purifications_are_what_is_run(make) -> None:
 @ALL
 def test_an_attack_on_no_images_returns_none(make) -> None:
     images, labels = torch.rand(0, 3, 15, 15), torch.zeros(0, dtype=torch.int64)
-    assert make()(Steps(), network(), images, labels, threat=THREATS["Linf"], seed=0).shape == images.shape
+    assert make()(defence_for(make()), network(), images, labels, threat=THREATS["Linf"], seed=0).shape == images.shape
 
 
 class Killed(nn.Module):
@@ -126,7 +137,7 @@ def test_a_killed_run_resumes_to_the_same_result(make, seed, tmp_path: Path) -> 
     def run(at: int = -1, **settings) -> tuple[Tensor, int]:
         """The result and the calls of the classifier."""
         classifier = Killed(network(), at)
-        result = make()(Steps(), classifier, images, labels, threat=THREATS["Linf"], seed=seed, **settings)
+        result = make()(defence_for(make()), classifier, images, labels, threat=THREATS["Linf"], seed=seed, **settings)
         return result, at - classifier.left
 
     expected, whole = run()
