@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import dipdefense
 from dipdefense.arguments import choice, integer, several
 from dipdefense.attacks.adaptive import Threat
+from dipdefense.attacks.adaptive.samples import purified
 from dipdefense.attacks.checking import check_attacked
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.adaptive_conditions import (
@@ -101,10 +102,11 @@ def evaluate(
     integer("batch_size", batch_size, low=1)
     draws = tuple(range(seed, seed + level.draws))
 
-    targets = [Target(("none", 0), nn.Identity()), Target(_column(defence), defence)]
     data, chosen = _given(images, labels)
     configuration = _identity(defence, classifier, images) | {"adaptive": level.settings()}
     with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):
+        keeps_shape = purified(defence, images[:1], seed=seed).shape == images[:1].shape
+        targets = [Target(("none", 0), nn.Identity()), Target(_column(defence), defence, keeps_shape)]
         probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
         if tell is not None:
             few = images[:batch_size]

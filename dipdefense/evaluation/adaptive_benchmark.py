@@ -150,7 +150,9 @@ def opponents(setting: AdaptiveSetting, subject: Subject) -> Opponents:
 
     judges = [each for each in (undefended(), randomisation((1,)), reconstruction) if each.name in setting.defences]
     targets = [
-        Target((judge.name, budget), purifier(judge.name, budget)) for judge in judges for budget in judge.budgets
+        Target((judge.name, budget), purifier(judge.name, budget), keeps_shape=judge.name != "randomisation")
+        for judge in judges
+        for budget in judge.budgets
     ]
     return Opponents(tuple(judges), tuple(targets), reconstruction.settings)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dipdefense.attacks import Attack
 from dipdefense.attacks.adaptive import ATTACKS, Adaptive, Checkpoint, Threat
+from dipdefense.attacks.adaptive.gradients import HasTrajectory
 from dipdefense.attacks.adaptive.samples import purified
 from dipdefense.evaluation.adaptive_levels import Level
 from dipdefense.evaluation.adaptive_names import (
@@ -33,6 +34,7 @@ from dipdefense.evaluation.defences import Defence, Outcome, clock
 from dipdefense.evaluation.protocol import Chosen, Condition, condition_name, content_digest, derive_seed
 from dipdefense.evaluation.provenance import digest
 from dipdefense.evaluation.runner import Asked
+from dipdefense.purifier import DIPPurifier
 
 STATES = "attacks"
 """The folder, in a report's, of the states that killed attacks resume from."""
@@ -45,10 +47,12 @@ class Target:
     Attributes:
         column: defence and budget, as records have them.
         purifier: images to images; every call is a fresh draw from torch's default generators.
+        keeps_shape: whether its outputs have the images' shape.
     """
 
     column: Column
     purifier: nn.Module
+    keeps_shape: bool = True
 
     @property
     def name(self) -> str:
@@ -145,13 +149,17 @@ def conditions(
 def attacks_on(target: Target, level: Level) -> Iterator[tuple[str, Adaptive]]:
     """The level's attackers that can be run on this defence, but the transfer attack."""
     for name, settings in level.attacks.items():
-        if name != "transfer" and name in ATTACKS and applies(name, target.purifier):
+        if name != "transfer" and applies(name, target):
             yield name, ATTACKS[name](**settings)
 
 
-def applies(attack: str, purifier: nn.Module) -> bool:
-    """Whether an attacker can be run on a purifier: some need what only ``DIPPurifier`` has."""
-    return attack not in ("trajectory", "unrolled") or hasattr(purifier, "reconstruct")
+def applies(attack: str, target: Target) -> bool:
+    """Whether an attacker can be run on a defence: some need what ``DIPPurifier`` has, or an output of one shape."""
+    if attack == "trajectory":
+        return isinstance(target.purifier, HasTrajectory)
+    if attack == "unrolled":
+        return isinstance(target.purifier, DIPPurifier)
+    return attack != "stand-in" or target.keeps_shape
 
 
 def controls(level: Level) -> Iterator[tuple[str, Adaptive]]:

@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dipdefense.arguments import integer
+from dipdefense.attacks.adaptive import ATTACKS
+from dipdefense.evaluation.adaptive_names import CONTROLS
+
 Settings = Mapping[str, Any]
 
 
@@ -25,6 +29,9 @@ class Level:
         control_draws: fresh draws that judge a control.
         repeats: further seeds of every attack on the defence, on the first images.
         repeated: how many images these are.
+
+    Raises:
+        TypeError, ValueError: an attacker or a control is not known, or a count is outside its range.
     """
 
     name: str
@@ -34,6 +41,17 @@ class Level:
     control_draws: int = 3
     repeats: int = 0
     repeated: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse attackers that are not known, and counts below one draw."""
+        if unknown := sorted(set(self.attacks) - set(ATTACKS)):
+            raise ValueError(f"attacks must be of {', '.join(ATTACKS)}; got {', '.join(unknown)}")
+        if unknown := sorted(set(self.controls) - set(CONTROLS)):
+            raise ValueError(f"controls must be of {', '.join(CONTROLS)}; got {', '.join(unknown)}")
+        for name in ("draws", "control_draws"):
+            integer(name, getattr(self, name), low=1)
+        for name in ("repeats", "repeated"):
+            integer(name, getattr(self, name), low=0)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides its outcomes, in types that JSON has."""
@@ -59,6 +77,8 @@ STANDARD = Level(
         "trajectory": {"steps": 40},
         "known-seed": {"steps": 40},
         "low-frequency": {"steps": 40},
+        "unrolled": {"steps": 10, "iterations": 25},
+        "stand-in": {"steps": 40},
         "square": {"queries": 100},
     },
     controls={
@@ -78,8 +98,9 @@ FULL = Level(
         "bpda-eot": {"steps": 200, "samples": 20},
         "trajectory": {"steps": 200},
         "known-seed": {"steps": 200},
-        "unrolled": {"steps": 100},
-        "stand-in": {"steps": 100},
+        "bpda-eot-targeted": {"steps": 100, "samples": 20},
+        "unrolled": {"steps": 100, "iterations": 50},
+        "stand-in": {"steps": 100, "pairs": 16},
         "low-frequency": {"steps": 200},
         "square": {"queries": 5000},
     },

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dipdefense.attacks.adaptive import Adaptive, Unrolled
 from dipdefense.evaluation.adaptive_conditions import Attacked, Target, asked
 from dipdefense.evaluation.adaptive_levels import Level
 from dipdefense.evaluation.adaptive_names import KNOWN_SEED, named
@@ -18,6 +19,9 @@ from dipdefense.purifier import DIPPurifier
 
 # Of a reconstruction, whose every iteration costs the same.
 _TIMED_ITERATIONS = 10
+
+# Iterations that one unrolled iteration and its gradient cost, about.
+_COST_OF_UNROLLED = 8
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,14 @@ class Price:
         target: the defence's.
         attack: to make the image.
         judging: fresh draws that judge it.
+        other: the time of all else that the attack does, in purifications.
     """
 
     condition: str
     target: str
     attack: int
     judging: int
+    other: float = 0.0
 
 
 def prices(level: Level, targets: Sequence[Target], found: Mapping[str, Condition | None]) -> list[Price]:
@@ -45,13 +51,23 @@ def prices(level: Level, targets: Sequence[Target], found: Mapping[str, Conditio
         parts = named(name)
         for target in targets:
             judging = sum(ask(name, *target.column, seed) for seed in seeds)
-            if KNOWN_SEED in level.attacks and (parts is None or parts.attack == KNOWN_SEED):
+            replayed = parts is None or (parts.attack, parts.target) == (KNOWN_SEED, target.name)
+            if KNOWN_SEED in level.attacks and replayed:
                 judging += 1  # by the draw that the attacker knew
             if judging and target.column != ("none", 0):
                 crafted = parts is not None and parts.target == target.name and isinstance(condition, Attacked)
                 attack = condition.attack.purifications() if crafted else 0  # type: ignore[union-attr]
-                priced.append(Price(name, target.name, attack, judging))
+                other = _unrolled(condition.attack, target) if crafted else 0.0  # type: ignore[union-attr]
+                priced.append(Price(name, target.name, attack, judging, other))
     return priced
+
+
+def _unrolled(attack: Adaptive, target: Target) -> float:
+    """Gradients through unrolled iterations, in purifications."""
+    if not isinstance(attack, Unrolled) or not isinstance(target.purifier, DIPPurifier):
+        return 0.0
+    gradients = attack.restarts * (attack.steps + 1) * attack.samples
+    return gradients * _COST_OF_UNROLLED * min(attack.iterations, target.purifier.iters) / target.purifier.iters
 
 
 def seconds_of(target: Target, classifier: nn.Module, images: Tensor) -> float:
@@ -103,7 +119,7 @@ def plan(level: Level, priced: Sequence[Price], seconds: Mapping[str, float], *,
     rows = [["condition", "on", "purifications an image", "of these to judge it", "expected time"]]
     total = 0.0
     for price in priced:
-        own = (price.attack + price.judging) * seconds[price.target] * images
+        own = (price.attack + price.judging + price.other) * seconds[price.target] * images
         total += own
         rows.append(
             [price.condition, price.target, str(price.attack + price.judging), str(price.judging), duration(own)]

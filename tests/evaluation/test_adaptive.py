@@ -164,20 +164,21 @@ def test_a_resumed_attack_does_not_begin_anew(tmp_path: Path, monkeypatch: pytes
     images, labels = questions(classifier)
     bare = Level(name="bare", attacks={"bpda": {"steps": 30}}, draws=2)
     given: dict[str, Any] = {"level": bare, "epsilon": 8, "tell": None, "folder": tmp_path}
-    killed = Killed(5 + 2 + 25)
+    killed = Killed(6 + 25)
     with pytest.raises(KeyboardInterrupt):
         evaluate(killed, classifier, images, labels, **given)
     second = Killed(10_000)
     evaluate(second, classifier, images, labels, **given)
-    # Five probes, some ten steps that were left, and the draws that judge them.
-    assert 10_000 - second.at < 5 + 15 + 4
+    # Six probes, some ten steps that were left, and the draws that judge them.
+    assert 10_000 - second.at < 6 + 15 + 4
 
 
 def test_a_finished_evaluation_is_not_run_again(tmp_path: Path) -> None:
     first = call(Honest(), folder=tmp_path)
     counting = Killed(10_000)
     assert evaluate(counting, *asked(), level=BRIEF, epsilon=16, tell=None, batch_size=2, folder=tmp_path) == first
-    assert 10_000 - counting.at == 5
+    # Probes, and the shape of its output.
+    assert 10_000 - counting.at == 6
 
 
 def test_the_plan_is_told_before_the_start() -> None:
@@ -225,6 +226,20 @@ def test_the_plot_has_a_panel_a_defence(report: AdaptiveReport) -> None:
     figure = report.plot()
     assert [axes.get_title() for axes in figure.axes] == ["no defence", "DIP 2", "DIP 2, known seed"]
     assert all(line.get_xdata()[0] == 0 for axes in figure.axes for line in axes.lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attacks": {"brute-force": {}}}, "attacks must be of transfer, .* got brute-force"),
+        ({"controls": {"two-steps": {}}}, "controls must be of noise, .* got two-steps"),
+        ({"draws": 0}, "draws must be"),
+        ({"repeats": -1}, "repeats must be"),
+    ],
+)
+def test_a_level_that_could_not_be_run_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(BRIEF, **changes)
 
 
 def wrong() -> Iterator[Any]:
