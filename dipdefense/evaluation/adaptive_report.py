@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from dipdefense.config import PAPER_BUDGETS, DIPConfig
 from dipdefense.evaluation.adaptive_judging import Verdict, attackers, paired, verdicts, worst_case
 from dipdefense.evaluation.adaptive_names import (
     WORST_CASE,
@@ -183,7 +184,19 @@ class AdaptiveReport:
         level = self.run.configuration["adaptive"]
         described = "; ".join(f"{title(name)} {_settings(level['attacks'][name])}" for name in self._names())
         reduced = "" if level["level"] == "full" else f'REDUCED ATTACK, level "{level["level"]}": {_LITERATURE}. '
-        return f"{reduced}Attacks: {described}."
+        return " ".join([*self._reduced(), f"{reduced}Attacks: {described}."])
+
+    def _reduced(self) -> list[str]:
+        """A sentence where the reconstruction is less than the paper's smallest budget, or its network another."""
+        budgets = [budget for defence, budget in self.columns if defence == "dip"]
+        if not budgets or "dip" not in self.run.configuration:
+            return []
+        less = []
+        if max(budgets) < min(PAPER_BUDGETS):
+            less.append(f"{max(budgets)} iterations at most instead of {min(PAPER_BUDGETS)} or more")
+        if (channels := self.run.configuration["dip"]["channels"]) != DIPConfig().channels:
+            less.append(f"{channels} channels instead of {DIPConfig().channels}")
+        return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(less)}."] if less else []
 
     def _subject(self) -> str:
         configuration = self.run.configuration
