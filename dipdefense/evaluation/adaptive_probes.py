@@ -62,7 +62,7 @@ class Probes:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """What ``to_json`` gave.
+        """The probes that ``to_json`` wrote.
 
         Raises:
             TypeError: a property is missing or unknown.

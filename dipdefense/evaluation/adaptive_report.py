@@ -49,7 +49,7 @@ _PAIRED = (
 
 @dataclass(frozen=True)
 class AdaptiveReport:
-    """What is left of a defence under attackers who know it. It prints as a table.
+    """The accuracy that attackers who know a defence leave of it. It prints as a table.
 
     Attributes:
         run: the outcomes, from which everything else follows.
