@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import tempfile
@@ -145,6 +146,17 @@ def count(text: str) -> int:
 def seed(text: str) -> int:
     """An integer in [0, 2**63)."""
     return _integer(text, 0, _LARGEST_SEED)
+
+
+def strength(text: str) -> float:
+    """A positive finite number: an attack's ε."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
 
 
 def device(text: str) -> str:

@@ -57,9 +57,9 @@ def undefended() -> Defence:
     """The classifier alone."""
 
     def classify(classifier: nn.Module, images: Tensor, *_: Sequence[int]) -> Iterator[Outcome]:
-        started = _clock(images)
+        started = clock(images)
         scores = classifier(images)
-        yield Outcome(0, scores, None, ["ok"] * len(images), _clock(images) - started)
+        yield Outcome(0, scores, None, ["ok"] * len(images), clock(images) - started)
 
     return Defence("none", (0,), classify, random=False)
 
@@ -71,9 +71,9 @@ def randomisation(passes: tuple[int, ...]) -> Defence:
         classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
     ) -> Iterator[Outcome]:
         for budget in budgets:
-            started = _clock(images)
+            started = clock(images)
             scores = RandomizationDefence(classifier, passes=budget, seed=seeds)(images)
-            yield Outcome(budget, scores, None, ["ok"] * len(images), _clock(images) - started)
+            yield Outcome(budget, scores, None, ["ok"] * len(images), clock(images) - started)
 
     return Defence("randomisation", passes, classify)
 
@@ -116,13 +116,13 @@ def deep_image_prior(
     ) -> Iterator[Outcome]:
         # The batch as it is, whatever memory is free today: cut otherwise, sums would be rounded otherwise.
         purifier = DIPPurifier(budgets[-1], config=config, precision=precision, backend=backend, batch_size=len(images))
-        started = _clock(images)
+        started = clock(images)
         run = purifier.reconstruct(images, budgets=budgets, seed=seeds)
-        fitting = _clock(images) - started
+        fitting = clock(images) - started
         for budget, output in zip(run.budgets, run.images, strict=True):
-            started = _clock(images)
+            started = clock(images)
             scores = classifier(output)
-            seconds = fitting * budget / budgets[-1] + _clock(images) - started
+            seconds = fitting * budget / budgets[-1] + clock(images) - started
             # Of this budget, not of the whole run: a network that diverges at 900 was still fine at 500.
             finite = run.losses[:budget].isfinite().all(dim=0).tolist()
             status = ["ok" if fine else "diverged" for fine in finite]
@@ -131,7 +131,7 @@ def deep_image_prior(
     return Defence("dip", budgets, classify, settings=settings)
 
 
-def _clock(images: Tensor) -> float:
+def clock(images: Tensor) -> float:
     """Seconds, once the device has done what it was told."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,14 @@ from dipdefense.evaluation.defences import Defence, Outcome
 from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_digest, derive_seed, read
 from dipdefense.evaluation.records import Key, Record
 from dipdefense.evaluation.store import Store
+
+Asked = Callable[[str, str, int, int], bool]
+"""Whether (condition, defence, budget, seed) is to be measured."""
+
+
+def everything(condition: str, defence: str, budget: int, seed: int) -> bool:  # noqa: ARG001
+    """Every condition behind every defence, at every budget, with every seed."""
+    return True
 
 
 class Done(NamedTuple):
@@ -47,6 +55,7 @@ def run(
     conditions: Mapping[str, Condition | None],
     defences: Sequence[Defence],
     seeds: Sequence[int],
+    asked: Asked = everything,
     device: torch.device | str = "cpu",
     batch: int = 1,
     progress: bool = False,
@@ -63,6 +72,7 @@ def run(
         conditions: by name; None leaves the images as they are.
         defences: with the budgets of each.
         seeds: each repeats the random defences; the first also serves the attacks.
+        asked: which combinations; the others are left out.
         device: where the classifier is.
         batch: images at once.
         progress: show a bar with the time left.
@@ -84,7 +94,7 @@ def run(
             stacklevel=2,
         )
     lost: dict[str, None] = {}
-    todo = _todo(store.done(key), contents, conditions, defences, seeds, batch)
+    todo = _todo(store.done(key), contents, conditions, defences, seeds, asked, batch)
     remaining = sum(len(piece.positions) for piece in todo)
     with tqdm(total=remaining, unit="image", desc="images × conditions", disable=not progress) as bar:
         for piece in todo:
@@ -146,6 +156,7 @@ def _todo(
     conditions: Iterable[str],
     defences: Sequence[Defence],
     seeds: Sequence[int],
+    asked: Asked,
     batch: int,
 ) -> list[_Piece]:
     """The outcomes that are missing, batch by batch: at any time the finished images have been through everything."""
@@ -160,7 +171,8 @@ def _todo(
                     budgets = [
                         budget
                         for budget in defence.budgets
-                        if any(Key(condition, defence.name, budget, seed, *images[p]) not in done for p in positions)
+                        if asked(condition, defence.name, budget, seed)
+                        and any(Key(condition, defence.name, budget, seed, *images[p]) not in done for p in positions)
                     ]
                     if budgets:
                         work.append((defence, seed, budgets))
