@@ -54,6 +54,11 @@ class Reconstruction:
         for name in ("stopped", "iterations"):
             object.__setattr__(self, name, getattr(self, name) or whole)
 
+    @property
+    def final_losses(self) -> Tensor:
+        """(N,) float32: the errors of the reconstructions at the last budget."""
+        return self.losses[torch.tensor(self.stopped, device=self.losses.device) - 1, torch.arange(len(self.stopped))]
+
     @classmethod
     def joined(cls, parts: Sequence[Reconstruction]) -> Reconstruction:
         """The runs of several chunks of images as one."""
