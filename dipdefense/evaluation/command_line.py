@@ -25,6 +25,7 @@ from dipdefense.checks import check_backend, check_budgets, operand_dtype
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.evaluation.exports import ExportError
 from dipdefense.evaluation.store import StoreError
+from dipdefense.stopping import RuleName, stoppable
 
 CONFIGS = {
     "paper": DIPConfig.paper,
@@ -49,7 +50,7 @@ def parser(description: str | None, *groups: Callable[[argparse.ArgumentParser],
 
     Args:
         description: the script's docstring.
-        groups: ``add_source`` or ``add_subject``, ``add_reconstruction`` or ``add_fitting``.
+        groups: ``add_source`` or ``add_subject``, ``add_reconstruction`` or ``add_fitting``, ``add_stopping``.
     """
     made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for add in groups:
@@ -94,6 +95,12 @@ def add_fitting(to: argparse.ArgumentParser) -> None:
     add("--backend", choices=get_args(Backend), default="auto", help="of the reconstruction (default: %(default)s)")
 
 
+def add_stopping(to: argparse.ArgumentParser) -> None:
+    """Add the rule that may end an image's fit before its budget."""
+    add = to.add_argument
+    add("--stopping", choices=get_args(RuleName), help="end each image's fit by itself (default: fixed budgets)")
+
+
 def parse(
     made: argparse.ArgumentParser,
     defaults: Callable[[argparse.Namespace], dict[str, Any]],
@@ -118,6 +125,8 @@ def parse(
         if "backend" in given:
             check_backend(given.backend, torch.device(given.device))
             operand_dtype(given.precision, torch.device(given.device))
+        if getattr(given, "stopping", None):
+            stoppable(given.backend)
     except (ValueError, argparse.ArgumentTypeError) as error:
         made.error(str(error))
     return given

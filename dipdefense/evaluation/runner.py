@@ -119,7 +119,7 @@ def _outcomes(
 ) -> Iterator[tuple[Defence, int, Outcome]]:
     """A batch's outcomes behind each defence, with each seed, at each budget."""
     for defence, seed, budgets in piece.work:
-        own_seeds = [derive_seed(seed, defence.name, name) for name in ids]
+        own_seeds = [derive_seed(seed, defence.family or defence.name, name) for name in ids]
         for outcome in defence.classify(classifier, images, budgets, own_seeds):
             yield defence, seed, outcome
 
@@ -206,6 +206,7 @@ def _records(
             loss=loss if loss is not None and math.isfinite(loss) else None,
             status=outcome.status[row],
             seconds=outcome.seconds / len(found.ids),
+            iterations=None if outcome.iterations is None else outcome.iterations[row],
         )
 
 

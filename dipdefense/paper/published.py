@@ -7,9 +7,9 @@ undefended.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dipdefense.config import PAPER_BUDGETS, DIPConfig
 
@@ -230,7 +230,14 @@ def about_parameters(config: DIPConfig, shape: Sequence[int]) -> list[str]:
     return notes
 
 
-def reductions(config: DIPConfig, *, images: int, budgets: Sequence[int], shape: Sequence[int]) -> list[str]:
+def reductions(
+    config: DIPConfig,
+    *,
+    images: int,
+    budgets: Sequence[int],
+    shape: Sequence[int],
+    stopping: Mapping[str, Any] | None = None,
+) -> list[str]:
     """In what a measurement is less than the paper's, or another, in words; empty where it is not.
 
     Args:
@@ -238,6 +245,7 @@ def reductions(config: DIPConfig, *, images: int, budgets: Sequence[int], shape:
         images: how many were classified.
         budgets: iterations.
         shape: (channels, height, width) of the images.
+        stopping: the settings of a rule that could end a fit early, or None for the paper's fixed budgets.
 
     Example:
         >>> compact = DIPConfig(scales=5, channels=32)
@@ -249,6 +257,8 @@ def reductions(config: DIPConfig, *, images: int, budgets: Sequence[int], shape:
         found.append(f"{shape[2]}×{shape[1]} pixels instead of {PIXELS}×{PIXELS}")
     if budgets and max(budgets) < max(PAPER_BUDGETS):
         found.append(f"{max(budgets)} iterations at most instead of {max(PAPER_BUDGETS)}")
+    if stopping is not None:
+        found.append(f'each image\'s fit ended by the rule "{stopping["rule"]}" instead of at fixed budgets')
     for name in (field.name for field in fields(DIPConfig)):
         used, published = getattr(config, name), getattr(DIPConfig.paper(), name)
         if used != published:
