@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -102,14 +102,14 @@ def deep_image_prior(
     Raises:
         ValueError: the backend or the precision does not run on the device.
     """
-    check_backend(backend, torch.device(device))
+    check_backend(backend, torch.device(device), config)
     operands = operand_dtype(precision, torch.device(device))
     # Never "auto": another precision or backend has other roundings or noise, and so its outcomes are another run's.
     if backend == "auto":
         like = torch.full((batch, *shape), 0.5, device=device)
         purifier = DIPPurifier(budgets[-1], config=config, precision=precision, backend=backend, batch_size=batch)
         backend = purifier.backend_for(like)
-    settings = {"dip": asdict(config), "precision": str(operands).removeprefix("torch."), "backend": backend}
+    settings = {"dip": config.to_json(), "precision": str(operands).removeprefix("torch."), "backend": backend}
 
     def classify(
         classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
