@@ -127,8 +127,8 @@ def networks(
     for name, variant in VARIANTS.items():
         if names is not None and name not in names:
             continue
-        varied = replace(original, **variant.changes(original))
         try:
+            varied = replace(original, **variant.changes(original))
             varied.scales_for(*shape[1:])
             check_backend(backend, config=varied)
         except ValueError as error:
