@@ -107,12 +107,12 @@ class DIPPurifier(nn.Module):
         choice("out_of_range", out_of_range, get_args(OutOfRange))
         choice("gradient", gradient, get_args(Gradient))
         operand_dtype(precision, torch.device("cpu"))
-        check_backend(backend)
+        self.config = check_config(config)
         self.stopping = check_stopping(stopping)
         if self.stopping is not None:
             backend = stoppable(backend)
+        check_backend(backend, config=self.config)
         self.iters = integer("iters", iters, low=1, high=MAX_ITERATIONS)
-        self.config = check_config(config)
         self.seed = check_seed(seed)
         self.batch_size = _check_batch_size(batch_size)
         self.out_of_range = out_of_range

@@ -15,6 +15,7 @@ from dipdefense.checks import Request, triton_interpreted
 from dipdefense.config import Backend
 from dipdefense.engine import graphs, heap
 from dipdefense.engine.network import SkipNets
+from dipdefense.engine.variants import VariantNets
 
 # Elements of the widest vector register: 64 bytes of fp32.
 _VECTOR = 16
@@ -36,7 +37,7 @@ class Iterations(Protocol):
         """(N, input_channels, H, W) fp32: the noise that the last iteration added to the fixed noise."""
 
     def weights(self, rows: Tensor) -> Mapping[str, Tensor]:
-        """Copies of some networks' parameters as they are now, by the names and in the shapes of ``SkipNets``.
+        """Copies of some networks' parameters as they are now, by the names and in the shapes of ``Networks``.
 
         Args:
             rows: (M,) int64, the networks.
@@ -70,7 +71,8 @@ class Fitting:
         count, channels, height, width = request.images.shape
         self.target = request.images.detach().to(torch.float32, copy=True)
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in request.seeds]
-        self.networks = SkipNets(
+        kind = VariantNets if config.variants() else SkipNets
+        self.networks = kind(
             config,
             image_channels=channels,
             scales=config.scales_for(height, width),

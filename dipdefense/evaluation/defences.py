@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -112,14 +112,14 @@ def deep_image_prior(
     """
     rule = check_stopping(stopping)
     backend = backend if rule is None else stoppable(backend)
-    check_backend(backend, torch.device(device))
+    check_backend(backend, torch.device(device), config)
     operands = operand_dtype(precision, torch.device(device))
     # Never "auto": another precision or backend has other roundings or noise, and so its outcomes are another run's.
     if backend == "auto":
         like = torch.full((batch, *shape), 0.5, device=device)
         purifier = DIPPurifier(budgets[-1], config=config, precision=precision, backend=backend, batch_size=batch)
         backend = purifier.backend_for(like)
-    settings = {"dip": asdict(config), "precision": str(operands).removeprefix("torch."), "backend": backend}
+    settings = {"dip": config.to_json(), "precision": str(operands).removeprefix("torch."), "backend": backend}
     if rule is not None:
         # Not named without a rule: the runs of fixed budgets that are stored would be other runs.
         settings["stopping"] = rule.settings

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +215,7 @@ def reconstruction_record(
 ) -> dict[str, Any]:
     """The reconstruction's settings, and the classifier's outcome at each budget."""
     return {
-        "network": asdict(config),
+        "network": config.to_json(),
         "precision": str(operand_dtype(given.precision, example.clean.device)).removeprefix("torch."),
         "backend": run.backend,
         "outputs": [

@@ -85,7 +85,7 @@ def bars(run: Run, *, table: int) -> Figure:
     axes.set(ylim=(0, 100), xlim=(-0.5, len(conditions) - 0.5), ylabel="top-1 accuracy, %")
     axes.grid(axis="y", color="0.88", zorder=0)
     about = f"{subject(run, cells)} Lines: 95 % Wilson intervals."
-    _caption(figure, partial(axes.set_title, loc="left"), TITLES[table], [*banner(run, cells), about])
+    caption(figure, partial(axes.set_title, loc="left"), TITLES[table], [*banner(run, cells), about])
     handles, labels = axes.get_legend_handles_labels()
     bars_first = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
     figure.legend(
@@ -112,7 +112,7 @@ def accuracy_by_budget(run: Run) -> Figure:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     for condition in _reconstructed(cells):
-        colour, line = _style(condition)
+        colour, line = condition_style(condition)
         curve = sorted(
             (cell for cell in cells if (cell.condition, cell.defence) == (condition, "dip")),
             key=lambda cell: cell.budget,
@@ -134,7 +134,7 @@ def accuracy_by_budget(run: Run) -> Figure:
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     title = f"Accuracy against the budget, n = {cells[0].n} (defence-unaware attacks)"
     about = f"{subject(run, cells)} Bands: 95 % Wilson intervals. Dotted: no defence."
-    _caption(figure, partial(axes.set_title, loc="left"), title, [*banner(run, cells), about])
+    caption(figure, partial(axes.set_title, loc="left"), title, [*banner(run, cells), about])
     return figure
 
 
@@ -184,7 +184,7 @@ def recovery_by_confidence(run: Run) -> Figure:
         if len(set(before)) > 2 and len(set(after)) > 1:
             rho, p = spearmanr(before, after)
             label += f"\nρ = {rho:.2f}, p = {p:.2g}"
-        colour, _ = _style(condition)
+        colour, _ = condition_style(condition)
         face = [colour if right else "white" for right in correct]
         size = 20 if len(points) < _MANY else 9
         places = [_inside(confidence) for confidence in before]
@@ -204,7 +204,7 @@ def recovery_by_confidence(run: Run) -> Figure:
         f"{subject(run, cells)} A point is an image, filled if it is classified correctly behind the reconstruction. "
         "ρ: Spearman's rank correlation."
     )
-    _caption(figure, partial(panels.suptitle, x=0.01, ha="left"), title, [*banner(run, cells), about])
+    caption(figure, partial(panels.suptitle, x=0.01, ha="left"), title, [*banner(run, cells), about])
     return figure
 
 
@@ -219,7 +219,7 @@ def _reconstructed(cells: Sequence[Cell]) -> list[str]:
     )
 
 
-def _style(condition: str) -> tuple[str, str]:
+def condition_style(condition: str) -> tuple[str, str]:
     """Colour and line of a condition: attacks in colours that the colour-blind can tell apart (Okabe and Ito 2008).
 
     The noise controls are grey and dashed; an attack rounded to 8 bits is dotted in its colour.
@@ -248,7 +248,7 @@ def wrapped(figure: Figure, paragraphs: Sequence[str]) -> tuple[str, str]:
     return "\n".join("\n".join(each) for each in lines), colour
 
 
-def _caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
+def caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
     """A title in bold and, where ``put`` puts them, paragraphs below it."""
     text, colour = wrapped(figure, paragraphs)
     put(f"{text}\n", fontsize=9, color=colour)

@@ -165,6 +165,23 @@ FIGURE_3_CLAIMS = {
 }
 """The claims about Figure 3. The paper states neither its number of images nor its classifier."""
 
+_SENSITIVITY = (
+    "while some sensitivity exists, it is not high, with various architecture changes showing little to no changes in "
+    "performance"
+)
+_FAILS = "the network was found to fail when no skip connections were used, or when a very shallow network was used"
+ARCHITECTURE_CLAIMS = {
+    "no skips": Claim("Without skip connections the defence fails", "section 6", _FAILS),
+    "shallow": Claim("With a very shallow network, of one scale here, the defence fails", "section 6", _FAILS),
+    "sensitivity": Claim("Most other changes of the network change little", "section 6", _SENSITIVITY),
+    "resonance": Claim(
+        "The original network is no “resonance”: it does not stand out between a smaller and a larger one",
+        "section 6",
+        "no evidence was found that can describe this sensitivity as a “resonance”, as stated in the original paper",
+    ),
+}
+"""The claims of section 6, which has no numbers and names neither images nor attacks nor most of the changes."""
+
 _ODD = sum(round(10 * p.percent) % 2 for p in PUBLISHED if p.source == THIS_PAPER and p.condition != "average")
 
 NOTES = (
