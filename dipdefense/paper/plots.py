@@ -25,7 +25,7 @@ from dipdefense.paper.published import beside, printed_columns, printed_number
 from dipdefense.paper.tables import ADVERSARIES, table_cells
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 # Confidences nearer to 0 or 1 are plotted here, or the axis would have no end.
 _EDGE = 1e-5
@@ -85,7 +85,7 @@ def bars(run: Run, *, table: int) -> Figure:
     axes.set(ylim=(0, 100), xlim=(-0.5, len(conditions) - 0.5), ylabel="top-1 accuracy, %")
     axes.grid(axis="y", color="0.88", zorder=0)
     about = f"{subject(run, cells)} Lines: 95 % Wilson intervals."
-    _caption(figure, partial(axes.set_title, loc="left"), TITLES[table], [*banner(run, cells), about])
+    caption(figure, partial(axes.set_title, loc="left"), TITLES[table], [*banner(run, cells), about])
     handles, labels = axes.get_legend_handles_labels()
     bars_first = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
     figure.legend(
@@ -134,7 +134,7 @@ def accuracy_by_budget(run: Run) -> Figure:
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     title = f"Accuracy against the budget, n = {cells[0].n} (defence-unaware attacks)"
     about = f"{subject(run, cells)} Bands: 95 % Wilson intervals. Dotted: no defence."
-    _caption(figure, partial(axes.set_title, loc="left"), title, [*banner(run, cells), about])
+    caption(figure, partial(axes.set_title, loc="left"), title, [*banner(run, cells), about])
     return figure
 
 
@@ -165,7 +165,7 @@ def recovery_by_confidence(run: Run) -> Figure:
     conditions = [name for name in _reconstructed(cells) if not name.startswith("noise")]
     rows, across = math.ceil(len(conditions) / _ACROSS), min(len(conditions), _ACROSS)
     figure = blank(8.0, 1.6 + 2.4 * rows)
-    panels = figure.add_subfigure(figure.add_gridspec()[0, 0])
+    panels = below(figure)
     grid = panels.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
     inside = [_inside(confidence) for confidence in clean.values()]
     marks = [mark for mark in _MARKS if min(inside) <= mark <= max(inside)]
@@ -204,7 +204,7 @@ def recovery_by_confidence(run: Run) -> Figure:
         f"{subject(run, cells)} A point is an image, filled if it is classified correctly behind the reconstruction. "
         "ρ: Spearman's rank correlation."
     )
-    _caption(figure, partial(panels.suptitle, x=0.01, ha="left"), title, [*banner(run, cells), about])
+    caption(figure, partial(panels.suptitle, x=0.01, ha="left"), title, [*banner(run, cells), about])
     return figure
 
 
@@ -240,6 +240,11 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def below(figure: Figure) -> SubFigure:
+    """The part of a figure for several panels with one heading; ``caption`` puts its paragraphs on top of it."""
+    return figure.add_subfigure(figure.add_gridspec()[0, 0])
+
+
 def wrapped(figure: Figure, paragraphs: Sequence[str]) -> tuple[str, str]:
     """The paragraphs in lines of the figure's width, and their colour: red where the first is a warning."""
     characters = int(11.5 * figure.get_figwidth())
@@ -248,7 +253,7 @@ def wrapped(figure: Figure, paragraphs: Sequence[str]) -> tuple[str, str]:
     return "\n".join("\n".join(each) for each in lines), colour
 
 
-def _caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
+def caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
     """A title in bold and, where ``put`` puts them, paragraphs below it."""
     text, colour = wrapped(figure, paragraphs)
     put(f"{text}\n", fontsize=9, color=colour)

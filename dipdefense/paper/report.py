@@ -61,7 +61,7 @@ _CLAIMS = (
     "and goes its way with p < 0.05. Contradicted: a comparison goes the other way with p < 0.05. A published number "
     "is held against the 95 % interval of the measured one; the verdict is that of the most iterations."
 )
-_REDUCED_CLAIMS = (
+REDUCED_CLAIMS = (
     "The setting is reduced (see the top): a verdict is on this setting and neither confirms nor contradicts the paper."
 )
 
@@ -150,7 +150,7 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], 
         yield Section("Paired comparisons", [_PAIRED], pairs)
     if claims := findings(everything, published):
         reduced = bool(banner(run, cells))
-        about = [subject(run, cells), _CLAIMS, *([_REDUCED_CLAIMS] if reduced else [])]
+        about = [subject(run, cells), _CLAIMS, *([REDUCED_CLAIMS] if reduced else [])]
         where = " in this setting" if reduced else ""
         listed = ["\n".join([f"{c.verdict.upper()}{where}: {c.claim}", *c.details]) for c in claims]
         yield Section("The paper's claims, for this classifier and setting", [" ".join(about)], items=listed)

@@ -1,7 +1,4 @@
-"""Figure 1 of the paper: its conditions, its command line, and how it is measured.
-
-The true class's confidence against the iterations, for three adversaries at four strengths each, and clean beside them.
-"""
+"""Figure 1's conditions, its command line, and how it is measured."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ from dipdefense.attacks import Attack, AttackName
 from dipdefense.checks import Precision, check_backend, check_budgets
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.evaluation import (
-    STORE,
     Run,
     Setting,
     Subject,
@@ -160,21 +156,6 @@ def reduction(
         found.append(f"{attacks} {'attack' if attacks == 1 else 'attacks'} instead of {published}")
     found += reductions(config, images=IMAGES, budgets=budgets, shape=shape)
     return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(found)}."] if found else []
-
-
-def reproduce(*, description: str | None) -> None:
-    """Read the command line, measure, write the report, and print it: all that figure1.py does.
-
-    Raises:
-        SystemExit: see ``command_line``: every end but the ordinary one.
-    """
-    setting = parse_arguments(description=description)
-    store = setting.out / STORE
-    with command_line.script(store):
-        with command_line.usage():
-            subject = open_subject(setting)
-            subject.fitted(setting.config)
-        measure_figure(setting, subject)
 
 
 def _defaults(given: argparse.Namespace) -> dict[str, Any]:
