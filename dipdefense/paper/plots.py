@@ -245,18 +245,12 @@ def below(figure: Figure) -> SubFigure:
     return figure.add_subfigure(figure.add_gridspec()[0, 0])
 
 
-def wrapped(figure: Figure, paragraphs: Sequence[str]) -> tuple[str, str]:
-    """The paragraphs in lines of the figure's width, and their colour: red where the first is a warning."""
+def caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
+    """A title in bold and, where ``put`` puts them, paragraphs below it: in red where the first is a warning."""
     characters = int(11.5 * figure.get_figwidth())
     lines = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
-    colour = "firebrick" if paragraphs[0].startswith("REDUCED") else "black"
-    return "\n".join("\n".join(each) for each in lines), colour
-
-
-def caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
-    """A title in bold and, where ``put`` puts them, paragraphs below it."""
-    text, colour = wrapped(figure, paragraphs)
-    put(f"{text}\n", fontsize=9, color=colour)
+    text = "\n".join("\n".join(each) for each in lines)
+    put(f"{text}\n", fontsize=9, color="firebrick" if paragraphs[0].startswith("REDUCED") else "black")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 
