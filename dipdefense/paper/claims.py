@@ -23,6 +23,7 @@ CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "not decidable
 LARGER, SAME, SMALLER = "larger than published", "as published, within the interval", "smaller than published"
 
 SIGNIFICANT = 0.05
+"""The level of every verdict, after correction."""
 
 Found = Mapping[tuple[str, Column], Cell]
 
@@ -157,8 +158,9 @@ def settled(verdicts: Sequence[str], missing: Sequence[str] = ()) -> str:
 
 
 def wording(claim: Claim) -> str:
-    """A claim in plain words, with its place and the paper's own words."""
-    return f"{claim.statement} ({claim.place}{f': “{claim.quote}”' if claim.quote else ''})"
+    """A claim in plain words, with its place in the paper and the paper's own words."""
+    statement, place, quote = claim
+    return f"{statement} ({place}{f': “{quote}”' if quote else ''})"
 
 
 def _verdict(pair: Comparison, split: Paired, p: float) -> str:

@@ -16,11 +16,11 @@ from dipdefense import DIPConfig, classifiers
 from dipdefense.evaluation import Run, read_export
 from dipdefense.evaluation.curves import confidence_curves
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED, Finding
-from dipdefense.paper.figure1 import reproduce, write_report
-from dipdefense.paper.figure1.claims import findings
-from dipdefense.paper.figure1.plots import by_adversary, by_strength
-from dipdefense.paper.figure1.report import as_markdown, as_text, headline
-from dipdefense.paper.figure1.setting import BUDGETS, CONDITIONS, parse_arguments
+from dipdefense.paper.figure1 import reproduce
+from dipdefense.paper.figure1_claims import findings
+from dipdefense.paper.figure1_plots import by_adversary, by_strength
+from dipdefense.paper.figure1_report import as_markdown, as_text, headline, write_report
+from dipdefense.paper.figure1_setting import BUDGETS, CONDITIONS, parse_arguments
 from dipdefense.paper.published import FIGURE_1_CLAIMS
 
 FEW = ("clean", "fgsm-5", "bi-5", "llci-5")

@@ -24,9 +24,8 @@ from measuring import CONFIG, timeless, tiny_defences, tiny_measure, tiny_subjec
 
 from dipdefense import files
 from dipdefense.evaluation import STORE, Record, Store, exports, measurement, read_export
-from dipdefense.paper import figure1, report
-from dipdefense.paper.figure1 import report as figure1_report
-from dipdefense.paper.figure1.setting import CurveSetting, measure_figure
+from dipdefense.paper import figure1_report, report
+from dipdefense.paper.figure1_setting import CurveSetting, measure_figure
 from dipdefense.paper.report import write_report
 
 CONDITIONS = ("clean", "fgsm-10", "bi-10", "noise-10")
@@ -60,7 +59,7 @@ def work(folder: Path) -> None:
         setting = CurveSetting(
             out=folder, batch=2, progress=False, config=CONFIG, budgets=BUDGETS, conditions=FIGURE_1_CONDITIONS
         )
-        figure1.write_report(timeless(measure_figure(setting, subject)), folder=folder)
+        figure1_report.write_report(timeless(measure_figure(setting, subject)), folder=folder)
     else:
         run = tiny_measure(folder, subject, conditions=CONDITIONS, defences=tiny_defences(BUDGETS))
         write_report(timeless(run), table=2, folder=folder)

@@ -12,7 +12,7 @@ from dipdefense.evaluation.curves import Curve, exchanged_p, largest_mean_p
 from dipdefense.evaluation.protocol import attack_named, condition_title
 from dipdefense.evaluation.statistics import holm, mcnemar
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, SIGNIFICANT, UNDECIDED, Finding, settled, wording
-from dipdefense.paper.figure1.setting import CONDITIONS, EPSILONS, NAMES
+from dipdefense.paper.figure1_setting import CONDITIONS, EPSILONS, NAMES
 from dipdefense.paper.published import FIGURE_1_CLAIMS
 
 HOW = (

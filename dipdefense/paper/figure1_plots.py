@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dipdefense.evaluation.curves import Curve
 from dipdefense.evaluation.protocol import attack_named
-from dipdefense.paper.figure1.setting import EPSILONS, NAMES
+from dipdefense.paper.figure1_setting import EPSILONS, NAMES
 from dipdefense.paper.plots import below, blank, caption
 
 if TYPE_CHECKING:

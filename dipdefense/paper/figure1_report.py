@@ -1,27 +1,26 @@
-"""Figure 1 from the command line to its report: text, Markdown, CSV, pictures and records, all from the records."""
+"""Figure 1 of one run, from its records alone: text, Markdown, CSV and pictures."""
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from dipdefense.evaluation import STORE, Run, command_line, export, open_subject
+from dipdefense.evaluation import Run, export
 from dipdefense.evaluation.curves import RESAMPLES, Curve, confidence_curves
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
 from dipdefense.evaluation.report import table as markdown_table
 from dipdefense.evaluation.statistics import sanity_checks, summarise
 from dipdefense.files import write_atomically
-from dipdefense.paper.figure1.claims import HOW, findings
-from dipdefense.paper.figure1.plots import by_adversary, by_strength
-from dipdefense.paper.figure1.setting import measure_figure, parse_arguments, reduction
+from dipdefense.paper.figure1_claims import HOW, findings
+from dipdefense.paper.figure1_plots import by_adversary, by_strength
+from dipdefense.paper.figure1_setting import reduction
 from dipdefense.paper.labels import network, subject
 from dipdefense.paper.published import about_parameters
-from dipdefense.paper.report import REDUCED_CLAIMS, STATEMENT
+from dipdefense.paper.report import STATEMENT, claims_section
 
 NAME = "figure1"
 TITLE = "Figure 1: confidence against the iterations (defence-unaware attacks)"
@@ -38,26 +37,6 @@ _NOTES = (
     "BI and LLCI take min(ε + 4, 1.25 ε) steps of 1/255 (Kurakin et al. 2016): 104 at ε = 100, whose perturbation need "
     "not reach that norm.",
 )
-
-
-def reproduce(*, description: str | None) -> None:
-    """Read the command line, measure, write the report, and print it: all that figure1.py does.
-
-    Raises:
-        SystemExit: see ``command_line``: every end but the ordinary one.
-    """
-    setting = parse_arguments(description=description)
-    store = setting.out / STORE
-    with command_line.script(store):
-        with command_line.usage():
-            opened = open_subject(setting)
-            opened.fitted(setting.config)
-        run = measure_figure(setting, opened)
-        told, *others = write_report(run, folder=setting.out)
-        print(told.read_text())
-        print("written:", *[told, *others], f"and {store}")
-        if run.skipped:
-            print(f"{len(run.skipped)} images could not be read and were skipped", file=sys.stderr)
 
 
 def write_report(run: Run, *, folder: Path) -> list[Path]:
@@ -129,10 +108,7 @@ def _sections(run: Run) -> Iterator[Section]:
     yield Section(TITLE, [*reduced, _about(run), STATEMENT])
     yield Section(f"Peaks, n = {curves[0].n}", [_PEAKS.format(resamples=RESAMPLES)], _peaks(curves))
     if claims := findings(curves):
-        where = " in this setting" if reduced else ""
-        listed = ["\n".join([f"{c.verdict.upper()}{where}: {c.claim}", *c.details]) for c in claims]
-        about = " ".join([HOW, *([REDUCED_CLAIMS] if reduced else [])])
-        yield Section("The paper's claims, for this classifier and setting", [about], items=listed)
+        yield claims_section(claims, HOW, reduced=bool(reduced))
     checks = [f"{'passed' if passed else 'FAILED'}: {check}" for check, passed in sanity_checks(cells)]
     diverged = sum(record.status == "diverged" for record in run.records)
     yield Section(
