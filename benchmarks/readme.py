@@ -11,6 +11,7 @@ from pathlib import Path
 from dipdefense.evaluation import Run, read_export
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.files import write_atomically
+from dipdefense.paper import figure1_report
 from dipdefense.paper.labels import banner, column_title, percent, published_title, subject
 from dipdefense.paper.published import CLASSIFIER, IMAGES, printed_number
 from dipdefense.paper.report import headline
@@ -19,6 +20,7 @@ from dipdefense.paper.tables import table_cells
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SOURCES = ("table2-baselines", "table2-reconstruction", "table2-paper-network", "table2-cifar10")
+CURVES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/figure1.jsonl")))
 BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- results: end -->"
 
 FIRST_SCREEN = "table2-reconstruction"
@@ -30,7 +32,9 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Each README's file, and its text with the tables as the records have them."""
     runs = {source: read_export(RESULTS / source / "table2.jsonl") for source in SOURCES}
     yield _filled(ROOT / "README.md", brief(runs[FIRST_SCREEN]))
-    yield _filled(ROOT / "benchmarks" / "README.md", "\n\n".join(headline(run) for run in runs.values()))
+    tables = [headline(run) for run in runs.values()]
+    tables += [figure1_report.headline(read_export(RESULTS / source / "figure1.jsonl")) for source in CURVES]
+    yield _filled(ROOT / "benchmarks" / "README.md", "\n\n".join(tables))
 
 
 def brief(run: Run) -> str:

@@ -99,7 +99,8 @@ def as_csv(run: Run) -> str:
 def headline(run: Run) -> str:
     """A README's table, in Markdown: what was measured on what, and the peaks."""
     curves = _curves(run)
-    return "\n".join([" ".join([*_banner(run, curves), _about(run)]), "", *markdown_table(_peaks(curves))])
+    about = " ".join(["Figure 1, the true class's confidence.", *_banner(run, curves), _about(run)])
+    return "\n".join([about, "", *markdown_table(_peaks(curves))])
 
 
 def _sections(run: Run) -> Iterator[Section]:
