@@ -18,6 +18,7 @@ from dipdefense.evaluation import AdaptiveReport, Run, read_export
 from dipdefense.evaluation.adaptive_script import read_report
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.files import write_atomically
+from dipdefense.paper import figure1_report
 from dipdefense.paper.labels import banner, column_title, percent, published_title, subject
 from dipdefense.paper.published import CLASSIFIER, IMAGES, printed_number
 from dipdefense.paper.report import headline
@@ -26,6 +27,7 @@ from dipdefense.paper.tables import table_cells
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SOURCES = ("table2-baselines", "table2-reconstruction", "table2-paper-network", "table2-cifar10")
+CURVES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/figure1.jsonl")))
 BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- results: end -->"
 VERDICT = "<!-- verdict: begin (written by benchmarks/readme.py) -->", "<!-- verdict: end -->"
 
@@ -47,6 +49,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     path, text = _filled(ROOT / "README.md", "\n\n".join(tables))
     yield path, _between(text, VERDICT, verdict(reports))
     own_tables = [*(headline(run) for run in runs.values()), *map(attacked, reports)]
+    own_tables += [figure1_report.headline(read_export(RESULTS / source / "figure1.jsonl")) for source in CURVES]
     yield _filled(ROOT / "benchmarks" / "README.md", "\n\n".join(own_tables))
     speeds = hardware.read(RESULTS)
     yield RESULTS / "speed.csv", hardware.as_csv(speeds)

@@ -105,6 +105,18 @@ def quantised(values: np.ndarray[Any, np.dtype[np.float32]], *, bits: int) -> np
     return np.asarray(np.rint(values.clip(0, 1) * (2**bits - 1)), dtype=np.uint8 if bits == 8 else np.uint16)
 
 
+def with_palette(png: bytes) -> bytes:
+    """A PNG in 256 colours of its own: a picture of a page, which looks the same at a third to a half of the size."""
+    from PIL import Image
+
+    reduced = (
+        Image.open(io.BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    )
+    content = io.BytesIO()
+    reduced.save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
 def _gigabytes(pixels: int) -> str:
     return f"{pixels * 12 / 1e9:.1f} GB as three channels of float32"
 

