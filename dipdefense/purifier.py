@@ -28,7 +28,7 @@ from dipdefense.checks import (
 from dipdefense.compiler import opaque, refuse_export
 from dipdefense.config import MAX_ITERATIONS, PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.engine.backends import chosen
-from dipdefense.engine.memory import bytes_of_one, images_that_fit, in_chunks
+from dipdefense.engine.memory import Room, bytes_of_one, images_that_fit, in_chunks, room_for
 from dipdefense.reconstruct import Reconstruction, fit
 
 Gradient = Literal["straight-through", "none"]
@@ -178,6 +178,22 @@ class DIPPurifier(nn.Module):
             TypeError, ValueError: the images are not as described.
         """
         return self._request(images, (self.iters,), seed=0)[0].backend
+
+    def room_for(self, images: Tensor) -> Room:
+        """The memory that images such as these take, and how many of them would be fitted at once.
+
+        Args:
+            images: (N, C, H, W) floats in [0, 1], where they would be fitted.
+
+        Raises:
+            TypeError, ValueError: the images are not as described.
+
+        Example:
+            >>> DIPPurifier(config=DIPConfig.architecture_2(), batch_size=4).room_for(torch.rand(9, 3, 32, 32)).at_once
+            4
+        """
+        request, chunk = self._request(images, (1,), seed=0)
+        return room_for(request, chunk)
 
     def extra_repr(self) -> str:
         """The settings that a printed model shows."""
