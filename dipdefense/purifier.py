@@ -150,6 +150,7 @@ class DIPPurifier(nn.Module):
         *,
         budgets: Sequence[int] = PAPER_BUDGETS,
         seed: Seed = None,
+        on_iteration: Callable[[int], object] | None = None,
     ) -> Reconstruction:
         """Run once to the largest budget and return the reconstructions at every budget.
 
@@ -157,6 +158,7 @@ class DIPPurifier(nn.Module):
             images: (N, C, H, W) floats in [0, 1].
             budgets: iteration counts, ascending; none above ``iters``.
             seed: overrides the purifier's seed for this run.
+            on_iteration: called after every iteration with the number of images that did it.
 
         Raises:
             TypeError, ValueError: before any work, if the images, budgets or seeds are not as described.
@@ -166,7 +168,13 @@ class DIPPurifier(nn.Module):
             raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets[-1]}")
         request, chunk = self._request(images, budgets, seed=self.seed if seed is None else seed)
         with _progress_bar(len(images) * budgets[-1], enabled=self.progress) as advance:
-            return _in_chunks(request, chunk, advance)
+
+            def iterated(count: int) -> None:
+                advance(count)
+                if on_iteration is not None:
+                    on_iteration(count)
+
+            return _in_chunks(request, chunk, iterated)
 
     def backend_for(self, images: Tensor) -> Backend:
         """The backend that would fit these images; on an NVIDIA GPU ``backend="auto"`` holds its trial for it.

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"arguments", "modes", "pictures", "seeds"},
     {"batches", "compiler", "config", "files"},
-    {"checks"},
+    {"checks", "folders"},
     {"engine", "stopping"},
     {"reconstruct"},
     {"classifiers", "purifier", "randomization", "saliency"},
