@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,3 +93,16 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace files in OUT
 full_names = click.option(
     "--full-names", is_flag=True, help="a.jpg becomes a.jpg.png, not a.png: for folders that hold a.jpg beside a.png."
 )
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """Say in one sentence, with exit code 2, that what was given cannot be used.
+
+    Raises:
+        click.UsageError: instead of a ValueError, TypeError, OSError or ImportError.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise click.UsageError(" ".join(str(error).split())) from error

@@ -1,0 +1,143 @@
+"""The folder that a command writes into: one run at a time, and each file knows how it was made."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dipdefense.cli.ending import Stopped
+from dipdefense.files import printable, remove_unfinished
+
+_KEY = "dipdefense"
+_LOCK = ".dipdefense.lock"
+
+# Of a file system, not of one file: every further file would fail, too.
+_ENDS_THE_RUN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+State = Literal["missing", "done", "stale", "other settings", "foreign"]
+"""Of an output: not there; there; of another version of its original; of other settings; not of this command."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an output was made of, kept in its PNG's metadata under the key "dipdefense".
+
+    Attributes:
+        settings: whatever decides the pixels besides the original, in types that JSON has.
+        source: the original's digest.
+    """
+
+    settings: dict[str, Any]
+    source: str
+
+    def metadata(self, **circumstances: Any) -> dict[str, str]:
+        """The PNG's entry; the circumstances are told to readers and not compared."""
+        return {_KEY: json.dumps({"settings": self.settings, "source": self.source, **circumstances})}
+
+
+def state_of(path: Path, record: Record) -> tuple[State, str]:
+    """Whether an output is there as this record has it, and what differs."""
+    if not os.path.lexists(path):
+        return "missing", ""
+    stored = _stored(path)
+    if stored is None:
+        return "foreign", "it was not written by this command"
+    expected = json.loads(json.dumps(record.settings))
+    differing = [
+        f"{name} {stored['settings'].get(name)!r} instead of {value!r}"
+        for name, value in expected.items()
+        if stored["settings"].get(name) != value
+    ]
+    if differing or stored["settings"].keys() != expected.keys():
+        return "other settings", ", ".join(differing) or "it has settings that are unknown here"
+    return ("done", "") if stored["source"] == record.source else ("stale", "its original has changed")
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    from PIL import Image
+
+    # Whatever is wrong with the file, it is none of ours.
+    with contextlib.suppress(Exception), Image.open(path, formats=("PNG",)) as picture:
+        stored = json.loads(picture.info[_KEY])
+        if isinstance(stored["settings"], dict) and isinstance(stored["source"], str):
+            return dict(stored)
+    return None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold it against other runs; the lock ends with the process, however that ends.
+
+    Raises:
+        Stopped: another run holds it.
+        OSError: the folder cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # on Windows two runs only do some work twice, as every file is written all or not at all
+        yield
+        return
+    path = folder / _LOCK
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise Stopped(
+                f"another run (process {holder}) is writing into {printable(folder)}; wait for it, or give another OUT"
+            ) from None
+        # The run that held it may have removed the file between the two calls above.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                break
+        file.close()
+    with file:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def sweep(outputs: list[Path], *, alone: bool) -> None:
+    """Remove the unfinished files of killed runs from the outputs' folders.
+
+    Args:
+        outputs: the paths of the outputs.
+        alone: whether the folder is locked; otherwise files of the last hour may be another process's.
+    """
+    for folder in {path.parent for path in outputs}:
+        if folder.is_dir():
+            remove_unfinished(folder, older_than=0 if alone else 3600)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of an output that is about to be written.
+
+    Raises:
+        Stopped: the file system takes no more files.
+        OSError: this file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in _ENDS_THE_RUN:
+            raise Stopped(
+                f"{printable(path)} could not be written: {error.strerror}. Free some space or mend the disk, and give "
+                "the same command again"
+            ) from error
+        raise
