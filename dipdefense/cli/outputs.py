@@ -6,12 +6,14 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dipdefense.cli.ending import Stopped
+from dipdefense.cli import ending
+from dipdefense.cli.ending import Interrupted, Stopped
+from dipdefense.cli.summary import Summary
 from dipdefense.files import printable, remove_unfinished
 
 _KEY = "dipdefense"
@@ -57,6 +59,17 @@ def state_of(path: Path, record: Record) -> tuple[State, str]:
     if differing or stored["settings"].keys() != expected.keys():
         return "other settings", ", ".join(differing) or "it has settings that are unknown here"
     return ("done", "") if stored["source"] == record.source else ("stale", "its original has changed")
+
+
+def refuse_to_replace(in_the_way: Sequence[str]) -> None:
+    """Refuse if there are files that an output would take the place of, each told with its reason.
+
+    Raises:
+        ValueError: there are.
+    """
+    if in_the_way:
+        further = f" (and {len(in_the_way) - 1} more like it)" if len(in_the_way) > 1 else ""
+        raise ValueError(f"{in_the_way[0]}{further}. Give another OUT, or --overwrite to replace what is there")
 
 
 def _stored(path: Path) -> dict[str, Any] | None:
@@ -111,16 +124,33 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def sweep(outputs: list[Path], *, alone: bool) -> None:
-    """Remove the unfinished files of killed runs from the outputs' folders.
+@contextlib.contextmanager
+def run(summary: Summary, outputs: Sequence[Path], lock: Path | None) -> Iterator[None]:
+    """The work of a command, which may end early: by a signal, or because nothing more can be written.
 
     Args:
-        outputs: the paths of the outputs.
-        alone: whether the folder is locked; otherwise files of the last hour may be another process's.
+        summary: is told why it ended.
+        outputs: whatever it will write. What killed runs left beside them is removed.
+        lock: the folder to hold against other runs; None where files of the last hour may be another process's.
+
+    Raises:
+        Stopped: another run holds the folder.
+        OSError: the folder cannot be made or written.
     """
-    for folder in {path.parent for path in outputs}:
-        if folder.is_dir():
-            remove_unfinished(folder, older_than=0 if alone else 3600)
+    with ending.working(), contextlib.ExitStack() as held:
+        try:
+            if lock is not None:
+                held.enter_context(locked(lock))
+            for folder in {path.parent for path in outputs}:
+                if folder.is_dir():
+                    remove_unfinished(folder, older_than=3600 if lock is None else 0)
+            yield
+        except Interrupted as stop:
+            summary.code, summary.ended = stop.code, f"{stop}. The same command resumes."
+        except Stopped as stop:
+            if not summary.begun:
+                raise
+            summary.code, summary.ended = ending.STOPPED, f"Stopped: {stop}."
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,15 @@ import torch
 
 from dipdefense import __version__
 from dipdefense.cli import ending, jobs
-from dipdefense.cli.ending import Interrupted, Stopped
 from dipdefense.cli.jobs import Job
 from dipdefense.cli.listing import Item
 from dipdefense.cli.network import Network
-from dipdefense.cli.outputs import locked, sweep, writing
+from dipdefense.cli.outputs import refuse_to_replace, run, writing
 from dipdefense.cli.progress import Progress, say
 from dipdefense.cli.summary import Summary
 from dipdefense.files import ImageFile, UnreadableImage, read_bytes, read_image, write_image
 from dipdefense.purifier import DIPPurifier
 from dipdefense.reconstruct import Reconstruction
-
-RESUME = "The same command resumes."
 
 
 @dataclass(frozen=True)
@@ -65,19 +61,8 @@ def purify(asked: Purification) -> Summary:
         OSError: the folder cannot be written; nothing was done.
     """
     summary = Summary(len(asked.items))
-    with ending.working(), contextlib.ExitStack() as stack:
-        try:
-            if asked.lock is not None:
-                stack.enter_context(locked(asked.lock))
-            sweep(asked.outputs, alone=asked.lock is not None)
-            planned = _plan(asked, summary)
-            _fit_all(asked, planned, summary)
-        except Interrupted as stop:
-            summary.code, summary.ended = stop.code, f"{stop}. {RESUME}"
-        except Stopped as stop:
-            if not summary.begun:
-                raise
-            summary.code, summary.ended = ending.STOPPED, f"Stopped: {stop}."
+    with run(summary, asked.outputs, asked.lock):
+        _fit_all(asked, _plan(asked, summary), summary)
     return summary
 
 
@@ -92,10 +77,8 @@ def _plan(asked: Purification, summary: Summary) -> list[Job]:
             found.append(jobs.job_of(item, outputs, seed=asked.network.seed_of(item.name), settings=settings))
         except UnreadableImage as error:
             summary.fail(item.name, error.reason)
-    in_the_way = [reason for job in found for reason in job.in_the_way]
-    if in_the_way and not asked.overwrite:
-        further = f" (and {len(in_the_way) - 1} more like it)" if len(in_the_way) > 1 else ""
-        raise ValueError(f"{in_the_way[0]}{further}. Give another OUT, or --overwrite to replace what is there")
+    if not asked.overwrite:
+        refuse_to_replace([reason for job in found for reason in job.in_the_way])
     return found
 
 
@@ -131,7 +114,7 @@ def _fit(asked: Purification, batch: Sequence[Job], summary: Summary, advance: C
             images.append((job, _read(job, asked.max_side)))
         except UnreadableImage as error:
             summary.fail(job.item.name, error.reason)
-    if not images:
+    if not jobs.unfinished([job for job, _ in images]):
         return
     budgets = tuple(asked.folders)
 
@@ -140,7 +123,7 @@ def _fit(asked: Purification, batch: Sequence[Job], summary: Summary, advance: C
         advance(count / budgets[-1])
 
     try:
-        run = asked.purifier.reconstruct(
+        fitted = asked.purifier.reconstruct(
             torch.stack([image.pixels for _, image in images]).to(asked.network.device),
             budgets=budgets,
             seed=[job.seed for job, _ in images],
@@ -150,14 +133,14 @@ def _fit(asked: Purification, batch: Sequence[Job], summary: Summary, advance: C
         failure = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
     else:
         for index, (job, image) in enumerate(images):
-            _write(job, image, run, index, summary)
+            _write(job, image, fitted, index, summary)
         return
     # Outside the except block, where the traceback holds no tensors any more.
-    if len(batch) == 1:
-        summary.fail(batch[0].item.name, failure)
+    if len(images) == 1:
+        summary.fail(images[0][0].item.name, failure)
         return
-    say(f"{len(batch)} images could not be fitted together ({failure}); each is fitted by itself.")
-    for job in batch:
+    say(f"{len(images)} images could not be fitted together ({failure}); each is fitted by itself.")
+    for job, _ in images:
         _fit(asked, [job], summary, lambda _: None)
 
 
@@ -177,15 +160,15 @@ def _read(job: Job, limit: int | None) -> ImageFile:
     return ImageFile(image.name, pixels, alpha, image.bits, image.icc, tuple(notes))
 
 
-def _write(job: Job, image: ImageFile, run: Reconstruction, index: int, summary: Summary) -> None:
+def _write(job: Job, image: ImageFile, fitted: Reconstruction, index: int, summary: Summary) -> None:
     """Write the outputs of a job that are not there."""
     problems = []
     for budget in job.to_do:
-        output, path = run.images[run.budgets.index(budget), index], job.outputs[budget]
+        output, path = fitted.images[fitted.budgets.index(budget), index], job.outputs[budget]
         if not bool(output.isfinite().all()):
             problems.append(f"its network diverged within {budget} iterations; another --seed may not")
             continue
-        text = job.records[budget].metadata(dipdefense=__version__, torch=torch.__version__, backend=run.backend)
+        text = job.records[budget].metadata(dipdefense=__version__, torch=torch.__version__, backend=fitted.backend)
         try:
             with writing(path):
                 write_image(path, output, alpha=image.alpha, bits=image.bits, icc=image.icc, text=text)
