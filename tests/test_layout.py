@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"arguments", "modes", "pictures", "seeds"},
     {"batches", "compiler", "config", "files"},
-    {"checks", "folders"},
+    {"checks", "folders", "machine"},
     {"engine", "stopping"},
     {"reconstruct"},
     {"classifiers", "purifier", "randomization", "saliency"},

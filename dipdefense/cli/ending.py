@@ -9,10 +9,14 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Never
+
+BEGIN = time.monotonic()
+"""When the command began."""
 
 SOME_FAILED, USAGE, STOPPED = 1, 2, 3
 
