@@ -33,9 +33,10 @@ from dipdefense import DIPConfig, classifiers
 from dipdefense.attacks import fgsm
 from dipdefense.datasets import LabelledImages, cifar10, image_folder, packaged_images
 from dipdefense.evaluation import circumstances
-from dipdefense.evaluation.protocol import choose, derive_seed
+from dipdefense.evaluation.protocol import choose
 from dipdefense.files import write_atomically
 from dipdefense.reconstruct import reconstruct
+from dipdefense.seeds import derive_seed
 
 Precision = Literal["fp32", "bf16"]
 EPSILON = 5

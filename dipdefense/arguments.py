@@ -75,6 +75,23 @@ def choice(name: str, value: object, options: Iterable[str]) -> None:
         raise ValueError(f"{name} must be {', '.join(quoted[:-1])} or {quoted[-1]}, got {shown(value)}")
 
 
+def device(name: str) -> torch.device:
+    """The device of this name, which this machine has.
+
+    Raises:
+        ValueError: it is none of "cpu", "cuda" and "cuda:N", or this machine has none such.
+    """
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"must be cpu, cuda or cuda:N, got {name!r}")
+    if found.type == "cuda" and (found.index or 0) >= (there := torch.cuda.device_count()):
+        raise ValueError(f"this machine has {there} CUDA devices, got {name!r}; cpu always works")
+    return found
+
+
 def several(name: str, value: object, *, expected: str, most: int) -> tuple[object, ...]:
     """The items of anything that has some, be it a list, an array, a tensor or a generator.
 

@@ -238,3 +238,12 @@ class DIPConfig:
             if self.pointwise:
                 total += c * c + c + 2 * c
         return total + c * image_channels + image_channels
+
+
+CONFIGS = {
+    "paper": DIPConfig.paper,
+    "compact": DIPConfig.compact,
+    "architecture-1": DIPConfig.architecture_1,
+    "architecture-2": DIPConfig.architecture_2,
+}
+"""The networks that a command line has a name for."""

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import stat
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 from torch import Tensor
 
-from dipdefense.pictures import colour, decode, opacity, quantised, to_tensor
+from dipdefense.pictures import colour, decode, opacity, quantised, shape, to_tensor
 
 if TYPE_CHECKING:  # Pillow is imported where it is used: who only writes a report needs none
     from PIL import Image
@@ -39,6 +41,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_BYTES = 2**28
 """The longest file that is read: 256 MiB, enough for the most pixels uncompressed."""
 
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _TOO_LONG = f"it is longer than {MAX_BYTES:,} bytes"
 
 
@@ -140,6 +143,16 @@ def read_image(source: Path | str | bytes, *, name: str = "") -> ImageFile:
     )
 
 
+def shape_of(content: bytes, *, name: str) -> tuple[int, int, int]:
+    """(channels, height, width) of the ``pixels`` that ``read_image`` would return, from the file's header.
+
+    Raises:
+        UnreadableImage: it is no image that can be read; a file that is broken further on may pass.
+    """
+    with _naming(name):
+        return shape(content)
+
+
 def open_rgb(content: bytes, *, name: str) -> Image.Image:
     """The same file as ``read_image`` reads, as a picture in RGB of 8 bits for a classifier's preprocessing.
 
@@ -175,6 +188,7 @@ def write_image(
     alpha: Tensor | None = None,
     bits: Literal[8, 16] = 8,
     icc: bytes | None = None,
+    text: Mapping[str, str] | None = None,
 ) -> None:
     """Write a PNG, all or not at all.
 
@@ -187,6 +201,7 @@ def write_image(
         alpha: (1, H, W) in [0, 1], 0 where the image is transparent.
         bits: 16 for greyscale of 16 bits. Pillow can write neither colour nor transparency so, which get 8.
         icc: the colour profile.
+        text: entries of the file's metadata.
 
     Raises:
         TypeError: ``pixels`` or ``alpha`` is no tensor of floats.
@@ -194,7 +209,7 @@ def write_image(
             another ending.
         OSError: the file cannot be written.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"images are written as PNG alone, so give a name that ends in .png, not {printable(path)!r}")
@@ -208,8 +223,11 @@ def write_image(
     layers = np.concatenate(channels, axis=2)
     single = layers.shape[2] == 1
     integers = quantised(layers.squeeze(2) if single else layers, bits=bits if single else 8)
+    metadata = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        metadata.add_text(key, value)
     with atomic(path) as file:
-        Image.fromarray(integers).save(file, format="PNG", icc_profile=icc)
+        Image.fromarray(integers).save(file, format="PNG", icc_profile=icc, pnginfo=metadata)
 
 
 def read_bytes(path: Path | str) -> bytes:
@@ -288,6 +306,25 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def remove_unfinished(folder: Path, *, older_than: float = 0) -> int:
+    """Remove the hidden files of ``atomic`` blocks in this folder whose process was killed.
+
+    Args:
+        folder: nobody else is to write into it meanwhile, or the files are to be old enough.
+        older_than: seconds since they were last written to.
+
+    Returns:
+        How many there were.
+    """
+    found = 0
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime >= older_than:
+                path.unlink()
+                found += 1
+    return found
 
 
 def write_atomically(path: Path | str, data: bytes | str) -> None:

@@ -26,6 +26,7 @@ MAX_PIXELS = 2**26
 
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF 6.0
+_SIDEWAYS = (2, 4, 5, 6)  # Pillow's ROTATE_90, ROTATE_270, TRANSPOSE and TRANSVERSE
 _GREY = ("1", "L", "LA", "La")
 
 
@@ -36,33 +37,29 @@ def decode(content: bytes) -> tuple[Image.Image, list[str]]:
         ValueError: the content is empty, of another format, or has more than ``MAX_PIXELS``.
         Exception: of many kinds, for a file that is broken.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    if not content:
-        raise ValueError("it is empty")
-    try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.DecompressionBombError:  # Pillow has a limit of its own, which any program may set
-        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels, {_gigabytes(MAX_PIXELS)}") from None
-    except UnidentifiedImageError:
-        raise ValueError(
-            f"it does not begin as a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} that can be read"
-        ) from None
-    tags: Any = getattr(picture, "tag_v2", {})
-    # A tile is decoded whole, however little of it lies within the picture.
-    for width, height in (picture.size, (tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1))):
-        if width * height > MAX_PIXELS:
-            size = f"{width}×{height} pixels, {_gigabytes(width * height)}"
-            raise ValueError(f"it has {size}; at most {MAX_PIXELS:,} pixels are read")
+    picture = _opened(content)
     notes = []
     if getattr(picture, "is_animated", False):
         notes.append("it holds several pictures, of which the first is read")
-    layouts = str([tile[3] for tile in picture.tile])
+    layouts = _layouts(picture)
     if picture.format in ("PNG", "TIFF") and picture.mode in ("RGB", "RGBA") and ";16" in layouts:
         notes.append("its channels have 16 bits, of which Pillow reads 8")
     picture.load()
     # Pillow makes colour of 16-bit grey with transparency.
     return picture.convert("LA") if "LA;16" in layouts else picture, notes
+
+
+def shape(content: bytes) -> tuple[int, int, int]:
+    """(channels, height, width) of a file's first picture, upright, without decoding it where its format allows that.
+
+    Raises:
+        ValueError, Exception: as of ``decode``.
+    """
+    picture = _opened(content)
+    grey = picture.mode in (*_GREY, "F") or picture.mode.startswith("I") or "LA;16" in _layouts(picture)
+    turned = _turn(picture) in _SIDEWAYS
+    width, height = reversed(picture.size) if turned else picture.size
+    return 1 if grey else 3, height, width
 
 
 def colour(picture: Image.Image) -> Image.Image:
@@ -117,12 +114,48 @@ def with_palette(png: bytes) -> bytes:
     return content.getvalue()
 
 
+def _opened(content: bytes) -> Image.Image:
+    """The first picture in a file's content, of which no pixel was decoded, within the limits."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not content:
+        raise ValueError("it is empty")
+    try:
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:  # Pillow has a limit of its own, which any program may set
+        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels, {_gigabytes(MAX_PIXELS)}") from None
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"it does not begin as a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} that can be read"
+        ) from None
+    tags: Any = getattr(picture, "tag_v2", {})
+    # A tile is decoded whole, however little of it lies within the picture.
+    for width, height in (picture.size, (tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1))):
+        if width * height > MAX_PIXELS:
+            size = f"{width}×{height} pixels, {_gigabytes(width * height)}"
+            raise ValueError(f"it has {size}; at most {MAX_PIXELS:,} pixels are read")
+    return picture
+
+
+def _layouts(picture: Any) -> str:
+    return str([tile[3] for tile in picture.tile])
+
+
 def _gigabytes(pixels: int) -> str:
     return f"{pixels * 12 / 1e9:.1f} GB as three channels of float32"
 
 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
     """``picture`` turned as the EXIF of ``source`` says, and without any of its own, lest it is turned again."""
+    turn = _turn(source)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    picture.info = {}
+    return picture
+
+
+def _turn(source: Image.Image) -> Image.Transpose | None:
+    """How its EXIF says that a picture is to be turned."""
     from PIL.Image import Transpose
 
     turns = {
@@ -134,13 +167,9 @@ def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    turn = None
     with contextlib.suppress(Exception):  # broken EXIF makes no picture unreadable
-        turn = turns.get(source.getexif().get(_ORIENTATION, 1))
-    if turn is not None:
-        picture = picture.transpose(turn)
-    picture.info = {}
-    return picture
+        return turns.get(source.getexif().get(_ORIENTATION, 1))
+    return None
 
 
 def _deep_grey(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:

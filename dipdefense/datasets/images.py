@@ -7,14 +7,13 @@ Files are read by the rules of ``dipdefense.files``: every picture is upright by
 from __future__ import annotations
 
 import collections
-import errno
 import functools
 import importlib.resources
 import importlib.util
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -27,6 +26,7 @@ from torch.utils.data import Dataset
 from dipdefense import files
 from dipdefense.classifiers import CIFAR10_CATEGORIES, IMAGENET_CATEGORIES, Preprocess
 from dipdefense.files import UnreadableImage
+from dipdefense.folders import files_below
 
 
 class LabelledImage(NamedTuple):
@@ -201,7 +201,7 @@ def image_folder(root: str | Path, *, preprocess: Callable[[Image.Image], Tensor
     """
     classes = {wordnet_id: index for index, wordnet_id in enumerate(wordnet_ids())}
     return _labelled_folders(
-        root, _files_below(Path(root)), classes, IMAGENET_CATEGORIES, preprocess, layout="n01440764/any.JPEG"
+        root, files_below(Path(root)), classes, IMAGENET_CATEGORIES, preprocess, layout="n01440764/any.JPEG"
     )
 
 
@@ -239,7 +239,7 @@ def cifar10(
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             raise ValueError(f"{root} is neither a folder nor a zip archive that can be read: {error}") from error
     else:
-        names = _files_below(root)
+        names = files_below(root)
     classes = {name: index for index, name in enumerate(CIFAR10_CATEGORIES)}
     own = [name for name in names if PurePosixPath(name).parts[:1] == (split,)]
     images = _labelled_folders(root, own, classes, CIFAR10_CATEGORIES, preprocess, layout=f"{split}/cat/any.jpg")
@@ -256,39 +256,6 @@ def _archive(path: Path, _process: int) -> zipfile.ZipFile:
     Each process has its own, as a forked one would share the position in the file with its parent.
     """
     return zipfile.ZipFile(path)
-
-
-def _files_below(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}" + (", only a file" if root.exists() else ""))
-    return sorted(path.relative_to(root).as_posix() for path in _walk(root, ()))
-
-
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """All files below a folder, also through links to other folders; ``above`` are the folders that led here."""
-    try:
-        status = folder.stat()
-        with os.scandir(folder) as listing:
-            entries = [(Path(entry), _is_folder(entry)) for entry in listing]
-    except OSError as error:
-        raise OSError(error.errno, f"a folder of images cannot be listed: {error.strerror}", error.filename) from error
-    own = (status.st_dev, status.st_ino)
-    if own in above:
-        raise ValueError(f"{files.printable(folder)} leads back to a folder that it lies in; remove this link")
-    for path, is_folder in entries:
-        if is_folder:
-            yield from _walk(path, (*above, own))
-        else:
-            yield path
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself is a bad file, like one that leads nowhere
-            return False
-        raise
 
 
 def _labelled_folders(

@@ -7,7 +7,7 @@ import errno
 import gc
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -84,6 +84,25 @@ def bytes_of_one(request: Request) -> int:
     """Peak memory that one of a request's images takes."""
     _, channels, height, width = request.images.shape
     return bytes_per_image(request.config, channels, height, width, request.operands, backend=request.backend)
+
+
+class Room(NamedTuple):
+    """The memory of a reconstruction.
+
+    Attributes:
+        each: bytes that one image is expected to take at its peak.
+        free: bytes that are free where the images are.
+        at_once: images to fit at once.
+    """
+
+    each: int
+    free: int
+    at_once: int
+
+
+def room_for(request: Request, at_once: int) -> Room:
+    """The memory of a request whose images are fitted so many at once."""
+    return Room(bytes_of_one(request), _free_bytes(request.images.device), at_once)
 
 
 def images_that_fit(request: Request) -> int:

@@ -21,19 +21,13 @@ from typing import Any, Never, get_args
 
 import torch
 
+from dipdefense import arguments
 from dipdefense.checks import check_backend, check_budgets, operand_dtype
-from dipdefense.config import Backend, DIPConfig
+from dipdefense.config import CONFIGS as CONFIGS
+from dipdefense.config import Backend
 from dipdefense.evaluation.exports import ExportError
 from dipdefense.evaluation.store import StoreError
 from dipdefense.stopping import RuleName, stoppable
-
-CONFIGS = {
-    "paper": DIPConfig.paper,
-    "compact": DIPConfig.compact,
-    "architecture-1": DIPConfig.architecture_1,
-    "architecture-2": DIPConfig.architecture_2,
-}
-"""The networks that a command line has a name for."""
 
 _LARGEST_COUNT, _LARGEST_SEED = 2**31 - 1, 2**63 - 1
 
@@ -171,13 +165,9 @@ def strength(text: str) -> float:
 def device(text: str) -> str:
     """The name of a device that this machine has."""
     try:
-        found = torch.device(text)
-    except RuntimeError:
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text!r}")
-    if found.type == "cuda" and (found.index or 0) >= (there := torch.cuda.device_count()):
-        raise argparse.ArgumentTypeError(f"this machine has {there} CUDA devices, got {text!r}; cpu always works")
+        arguments.device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -6,7 +6,6 @@ strength, crafted on the undefended classifier, and noise of the same norm; an e
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from dipdefense.attacks import Attack, AttackName
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.provenance import digest
 from dipdefense.files import UnreadableImage
+from dipdefense.seeds import derive_seed as derive_seed
 
 DEFENCES = ("none", "randomisation", "dip")
 """The classifier alone, the baseline of Xie et al. 2017, and the reconstruction, in the order of a table's columns."""
@@ -151,22 +151,6 @@ def read(data: Images, indices: Sequence[int]) -> tuple[LabelledImages | None, l
             except UnreadableImage as error:
                 errors[data.ids[index]] = error
     return (data.stack(readable) if readable else None), readable, errors
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed in [0, 2**63) that depends on the parts alone: not on the process, the platform or the Python version.
-
-    A run seeds a defence by (its seed, the defence, the image), whatever the attack. So an image meets the same network
-    and the same noise clean and attacked: the difference between two conditions is the attack's and not chance's, each
-    condition by itself has as many independent samples as there are images, and neither order nor batch matters.
-
-    Example:
-        >>> derive_seed(0, "dip", "n01440764/1.JPEG") == derive_seed("0", "dip", "n01440764/1.JPEG")
-        True
-    """
-    # The unit separator keeps (1, 23) from (12, 3).
-    sha = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(sha[:8], "big") >> 1
 
 
 def seeded_order(names: Iterable[str], seed: int) -> list[str]:

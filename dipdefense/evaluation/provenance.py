@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 import dipdefense
+from dipdefense.machine import hardware
 
 _ROOT = Path(dipdefense.__file__).parents[1]
 _PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "numpy")
@@ -28,16 +28,10 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     Args:
         device: where it runs.
     """
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        cpu = Path("/proc/cpuinfo")
-        models = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
-        hardware = f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
     return {
         "command": shlex.join(["python", _script(Path(sys.argv[0]).resolve()), *map(_without_folders, sys.argv[1:])]),
         "commit": _commit(_ROOT),
-        "hardware": hardware,
+        "hardware": hardware(device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
     }

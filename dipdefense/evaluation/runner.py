@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.defences import Defence, Outcome
-from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_digest, derive_seed, read
+from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_digest, read
 from dipdefense.evaluation.records import Key, Record
 from dipdefense.evaluation.store import Store
+from dipdefense.seeds import derive_seed
 
 Asked = Callable[[str, str, int, int], bool]
 """Whether (condition, defence, budget, seed) is to be measured."""

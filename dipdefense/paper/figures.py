@@ -17,15 +17,15 @@ from tqdm.auto import tqdm
 
 from dipdefense.checks import operand_dtype
 from dipdefense.classifiers import Classifier
-from dipdefense.config import DIPConfig
+from dipdefense.config import CONFIGS, DIPConfig
 from dipdefense.evaluation import Setting, circumstances, command_line, open_subject
-from dipdefense.evaluation.command_line import CONFIGS
-from dipdefense.evaluation.protocol import attack_named, condition_title, content_digest, derive_seed
+from dipdefense.evaluation.protocol import attack_named, condition_title, content_digest
 from dipdefense.evaluation.report import png
 from dipdefense.files import write_atomically
 from dipdefense.paper.plots import below, blank, caption
 from dipdefense.paper.published import IMAGES, reductions
 from dipdefense.reconstruct import Reconstruction, reconstruct
+from dipdefense.seeds import derive_seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ import torch
 
 from dipdefense.attacks import TABLE_2, Attack
 from dipdefense.checks import Precision, check_backend, check_budgets
-from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.config import CONFIGS, PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.evaluation import (
     Run,
     Setting,
@@ -25,7 +25,6 @@ from dipdefense.evaluation import (
     randomisation,
     undefended,
 )
-from dipdefense.evaluation.command_line import CONFIGS
 from dipdefense.evaluation.protocol import DEFENCES, condition_name
 from dipdefense.evaluation.statistics import Cell, summarise
 from dipdefense.paper.published import CLASSES, IMAGES, reductions

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dipdefense import DIPPurifier, Reconstruction
 from dipdefense.evaluation import Store
 from dipdefense.evaluation.defences import Defence, Outcome
-from dipdefense.evaluation.protocol import attack_named, choose, derive_seed, seeded_order
+from dipdefense.evaluation.protocol import attack_named, choose, seeded_order
+from dipdefense.seeds import derive_seed
 
 
 @pytest.fixture(autouse=True)

@@ -19,10 +19,10 @@ from dipdefense import classifiers, reconstruct
 from dipdefense.attacks import Attack
 from dipdefense.config import DIPConfig
 from dipdefense.datasets import packaged_images
-from dipdefense.evaluation.protocol import derive_seed
 from dipdefense.files import read_image
 from dipdefense.paper import figure2, figure4, figure5, figures
 from dipdefense.saliency import gradient, mask, overlay
+from dipdefense.seeds import derive_seed
 
 IMAGE = "cifar10_04_6.png"
 FIGURES = {"figure2": figure2, "figure4": figure4, "figure5": figure5}

@@ -1,0 +1,18 @@
+"""``python -m dipdefense``, the same as the command ``dipdefense``."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line."""
+    # First of all: an interrupt during the imports that follow has no traceback either.
+    from dipdefense.cli import ending
+
+    ending.handle_signals()
+    from dipdefense.cli.command import command
+
+    command.main(prog_name="dipdefense")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Adversarial versions of image files, written as PNGs of 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dipdefense import __version__, arguments
+from dipdefense.attacks import Attack
+from dipdefense.classifiers import Classifier
+from dipdefense.cli import reading
+from dipdefense.cli.classifying import Class, likeliest
+from dipdefense.cli.jobs import digest_of
+from dipdefense.cli.listing import Item
+from dipdefense.cli.outputs import Record, refuse_to_replace, run, state_of, writing
+from dipdefense.cli.progress import Progress, say
+from dipdefense.cli.summary import Summary
+from dipdefense.files import UnreadableImage, read_bytes, write_image
+from dipdefense.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What a command line asked for; ``outputs`` has the file of each of ``items``."""
+
+    attack: Attack
+    items: Sequence[Item]
+    outputs: Sequence[Path]
+    lock: Path | None
+    overwrite: bool
+    classifier_name: str
+    weights: Path | None
+    device: str | None
+    label: int | None
+    seed: int
+    batch_size: int
+
+
+def craft(asked: Campaign) -> tuple[Summary, dict[str, dict[str, Any]]]:
+    """Attack the images whose outputs are not there yet.
+
+    Returns:
+        What became of the images, and for each that was attacked its class before and after, by name.
+
+    Raises:
+        TypeError, ValueError, OSError, ImportError: the classifier or its label is none, or files are in the way.
+        Stopped: another run writes into the same folder.
+    """
+    device = arguments.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    classifier = reading.load(asked.classifier_name, asked.weights, device)
+    summary, changed = Summary(len(asked.items)), dict[str, dict[str, Any]]()
+    with run(summary, asked.outputs, asked.lock):
+        todo = _plan(asked, summary)
+        summary.begun = True
+        places = {item.name: (path, record) for item, path, record in todo}
+        with Progress(len(todo)) as progress:
+            for batch, images in reading.batches(
+                [item for item, _, _ in todo], classifier, summary, size=asked.batch_size, device=device
+            ):
+                changed |= _attacked(asked, classifier, batch, images, summary, places)
+                progress.advance(len(batch))
+    return summary, changed
+
+
+def _attacked(
+    asked: Campaign,
+    classifier: Classifier,
+    items: Sequence[Item],
+    images: Tensor,
+    summary: Summary,
+    places: Mapping[str, tuple[Path, Record]],
+) -> dict[str, dict[str, Any]]:
+    """Attack a batch and write it; the classes before and after, by name."""
+    before = likeliest(classifier, images, 1)
+    labels = torch.tensor([own[0].index if asked.label is None else asked.label for own in before])
+    seeds = [derive_seed(asked.seed, "attack", item.name) for item in items]
+    try:
+        adversarial = asked.attack(classifier, images, labels.to(images.device), batch_size=len(items), seed=seeds)
+    except (RuntimeError, MemoryError) as error:
+        for item in items:
+            summary.fail(item.name, f"{type(error).__name__}: {error}")
+        return {}
+    changed = {}
+    for item, image, own, behind in zip(items, adversarial, before, likeliest(classifier, adversarial, 1), strict=True):
+        path, record = places[item.name]
+        try:
+            with writing(path):
+                write_image(path, image, text=record.metadata(dipdefense=__version__))
+        except OSError as error:
+            summary.fail(item.name, f"{path} could not be written: {error.strerror or error}")
+            continue
+        summary.done += 1
+        changed[item.name] = {"before": asdict(own[0]), "after": asdict(behind[0])}
+        say(f"{item.name}: {_told(own[0])} -> {_told(behind[0])}")
+    return changed
+
+
+def _plan(asked: Campaign, summary: Summary) -> list[tuple[Item, Path, Record]]:
+    """The images whose outputs are not there, with what these are made of."""
+    settings = {
+        "command": "attack", "attack": str(asked.attack), "classifier": asked.classifier_name,
+        "weights": None if asked.weights is None else digest_of(asked.weights.read_bytes()),
+        "label": asked.label, "seed": asked.seed,
+    }  # fmt: skip
+    todo, in_the_way = [], []
+    for item, path in zip(asked.items, asked.outputs, strict=True):
+        try:
+            record = Record(settings, digest_of(read_bytes(item.path)))
+        except UnreadableImage as error:
+            summary.fail(item.name, error.reason)
+            continue
+        state, reason = state_of(path, record)
+        if state == "done":
+            summary.kept += 1
+            continue
+        if state in ("other settings", "foreign"):
+            in_the_way.append(f"{path} is there: {reason}")
+        todo.append((item, path, record))
+    if not asked.overwrite:
+        refuse_to_replace(in_the_way)
+    return todo
+
+
+def _told(seen: Class) -> str:
+    return f"{seen.name} {seen.confidence:.2f}"

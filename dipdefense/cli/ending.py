@@ -1,0 +1,104 @@
+"""How a command ends: its exit code, and in one sentence where a signal or an error ends it.
+
+This module is imported before all others, and needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Never
+
+BEGIN = time.monotonic()
+"""When the command began."""
+
+SOME_FAILED, USAGE, STOPPED = 1, 2, 3
+
+EXIT_CODES = """\b
+Exit codes:
+  0    all is done
+  1    all is done but some images, each of which is named on stderr
+  2    the arguments cannot be used; nothing was done
+  3    stopped before the end, such as by a full disk; what is done stays
+  130  interrupted (Ctrl-C), 143 terminated; what is done stays"""
+
+_received: list[int] = []
+_working = False
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM came while there was work that must be left whole.
+
+    Attributes:
+        code: the exit code.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+
+    def __str__(self) -> str:
+        """One word."""
+        return "Interrupted" if self.code == 128 + signal.SIGINT else "Terminated"
+
+
+class Stopped(Exception):  # noqa: N818 - its message says what is wrong
+    """The run cannot go on, for a reason that is no single image's."""
+
+
+def handle_signals() -> None:
+    """Let SIGINT and SIGTERM end the process in one sentence, whatever it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+    hook = sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:
+        # Raised in a destructor or a callback, the exception is lost; ``check`` raises it again.
+        if not isinstance(unraisable.exc_value, Interrupted):
+            hook(unraisable)
+
+    sys.unraisablehook = quiet
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    if _working and not _received:
+        _received.append(number)
+        raise Interrupted(number)
+    # Before the work nothing has been begun, and an exception in an import may be swallowed or shown. Asked a second
+    # time, the process does not wait for its own cleaning up; the next run does that.
+    os.write(2, f"dipdefense: {Interrupted(number)}.\n".encode())
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Within the block a signal raises ``Interrupted`` instead of ending the process on the spot."""
+    global _working
+    _working = True
+    try:
+        yield
+    finally:
+        _working = False
+
+
+def check() -> None:
+    """Raise ``Interrupted`` if a signal came and its exception was lost."""
+    if _received:
+        raise Interrupted(_received[0])
+
+
+def end(code: int, sentence: str) -> Never:
+    """Print a sentence on stderr and exit.
+
+    Raises:
+        SystemExit: always.
+    """
+    print(f"dipdefense: {sentence}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,148 @@
+"""The images of a purification: what each becomes, which are done, and which are fitted together."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dipdefense.cli.listing import Item
+from dipdefense.cli.outputs import Record, State, state_of
+from dipdefense.files import read_bytes, shape_of
+from dipdefense.purifier import DIPPurifier
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image to be purified.
+
+    Attributes:
+        item: its file.
+        digest: of its content.
+        shape: (channels, height, width) in which it is fitted.
+        seed: its own.
+        outputs: the file of each budget.
+        records: what each of them is made of.
+        states: whether each is there.
+    """
+
+    item: Item
+    digest: str
+    shape: Shape
+    seed: int
+    outputs: Mapping[int, Path]
+    records: Mapping[int, Record]
+    states: Mapping[int, tuple[State, str]]
+
+    @property
+    def to_do(self) -> list[int]:
+        """The budgets whose output is not there."""
+        return [budget for budget, (state, _) in self.states.items() if state != "done"]
+
+    @property
+    def in_the_way(self) -> list[str]:
+        """Why outputs would take the place of files that are not simply earlier versions of them."""
+        return [
+            f"{self.outputs[budget]} is there: {reason}"
+            for budget, (state, reason) in self.states.items()
+            if state in ("other settings", "foreign")
+        ]
+
+
+def job_of(item: Item, outputs: Mapping[int, Path], *, seed: int, settings: Mapping[str, object]) -> Job:
+    """The job of an image file.
+
+    Args:
+        item: the file.
+        outputs: the file of each budget.
+        seed: the image's.
+        settings: whatever decides its pixels besides; "max_side" limits its longer side.
+
+    Raises:
+        UnreadableImage: the file is none.
+    """
+    content = read_bytes(item.path)
+    digest = digest_of(content)
+    channels, height, width = shape_of(content, name=item.name)
+    limit = settings.get("max_side")
+    records = {
+        budget: Record({"command": "purify", "iterations": budget, "seed": seed, **settings}, digest)
+        for budget in outputs
+    }
+    states = {budget: state_of(path, records[budget]) for budget, path in outputs.items()}
+    size = reduced_size(height, width, limit if isinstance(limit, int) else None)
+    return Job(item, digest, (channels, *size), seed, outputs, records, states)
+
+
+def digest_of(content: bytes) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def reduced_size(height: int, width: int, limit: int | None) -> tuple[int, int]:
+    """The height and width of an image whose longer side is to have at most so many pixels.
+
+    Example:
+        >>> reduced_size(3000, 4000, 512), reduced_size(30, 40, 512)
+        ((384, 512), (30, 40))
+    """
+    longer = max(height, width)
+    if limit is None or longer <= limit:
+        return height, width
+    return max(1, round(height * limit / longer)), max(1, round(width * limit / longer))
+
+
+def reduced(image: Tensor, limit: int | None) -> Tensor:
+    """(C, H, W) in [0, 1] at ``reduced_size``."""
+    size = reduced_size(image.shape[1], image.shape[2], limit)
+    if size == image.shape[1:]:
+        return image
+    return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def room(purifier: DIPPurifier, shape: Shape, device: torch.device) -> int:
+    """How many images of a shape are fitted at once.
+
+    Raises:
+        ValueError: the networks do not fit the shape, or memory does not suffice for one image; the message says what
+            does.
+    """
+    found = purifier.room_for(torch.zeros(1, 1, 1, 1, device=device).expand(1, *shape))
+    if found.each > found.free:
+        side = int(max(shape[1:]) * math.sqrt(0.8 * found.free / found.each)) // 32 * 32
+        fits = f"; give --max-side {side} or less" if side >= 64 else ""
+        raise ValueError(
+            f"to fit its {shape[2]}×{shape[1]} pixels would take {found.each / 1e9:.1f} GB, and "
+            f"{found.free / 1e9:.1f} GB are free{fits}"
+        )
+    return found.at_once
+
+
+def batches(jobs: Iterable[Job], at_once: Callable[[Shape], int]) -> list[list[Job]]:
+    """The jobs by what is fitted together, in the order of the first of each.
+
+    Done ones are among them. An image's rounding may depend on the images beside it, and a resumed run is to put the
+    same ones together.
+    """
+    open_batches: dict[Shape, list[Job]] = {}
+    found: list[list[Job]] = []
+    for job in jobs:
+        batch = open_batches.get(job.shape)
+        if batch is None or len(batch) >= at_once(job.shape):
+            batch = open_batches[job.shape] = []
+            found.append(batch)
+        batch.append(job)
+    return found
+
+
+def unfinished(batch: Sequence[Job]) -> bool:
+    """Whether a batch has an image to be fitted."""
+    return any(job.to_do for job in batch)

@@ -1,0 +1,109 @@
+"""Which files a command reads, and the names of those that it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dipdefense.files import SUFFIXES, printable
+from dipdefense.folders import files_below
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image file that was found.
+
+    Attributes:
+        name: its path below IN with forward slashes, printable; a single file's own name.
+        path: where it is.
+    """
+
+    name: str
+    path: Path
+
+
+def found(source: Path, *, without: Path | None = None) -> list[Item]:
+    """The image files of IN: itself, or all below it in order. Hidden files and folders are left out.
+
+    Args:
+        source: a file or a folder.
+        without: a folder below it that is left out: the command's own OUT.
+
+    Raises:
+        ValueError: there is none.
+        OSError: a folder cannot be listed.
+    """
+    if not source.is_dir():
+        return [Item(printable(source.name), source)]
+    names = [PurePosixPath(name) for name in files_below(source)]
+    if without is not None and source.resolve() in without.resolve().parents:
+        own = without.resolve().relative_to(source.resolve())
+        names = [name for name in names if not name.is_relative_to(own)]
+    images = [
+        name
+        for name in names
+        if name.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in name.parts)
+    ]
+    if not images:
+        raise ValueError(f"there are no images ({', '.join(SUFFIXES)}) in {printable(source)}")
+    return [Item(printable(name), source / name) for name in images]
+
+
+def output_names(items: Sequence[Item], source: Path, *, full: bool) -> list[PurePosixPath]:
+    """The path of each item's PNG below OUT: its own below IN, with the suffix .png instead of another.
+
+    Args:
+        items: of ``found``.
+        source: IN.
+        full: whether .png follows the other suffix instead, as in a.jpg.png.
+
+    Raises:
+        ValueError: two files would get one name.
+    """
+    names: dict[PurePosixPath, Item] = {}
+    for item in items:
+        own = PurePosixPath(item.path.relative_to(source).as_posix() if source.is_dir() else item.path.name)
+        if own.suffix.lower() != ".png":
+            own = own.with_name(f"{own.name}.png") if full else own.with_suffix(".png")
+        if own in names:
+            advice = "rename one" if full else "rename one, or give --full-names, which makes a.jpg.png of a.jpg"
+            raise ValueError(f"{names[own].name} and {item.name} would both become {printable(own)}; {advice}")
+        names[own] = item
+    return list(names)
+
+
+def split_out(source: Path, out: Path, *, several: bool = False) -> tuple[Path, str | None]:
+    """The folder that is written into, and the file's name where OUT is one file.
+
+    Args:
+        source: IN.
+        out: OUT.
+        several: whether a file has several outputs, so that OUT is a folder in any case.
+
+    Raises:
+        ValueError: OUT cannot be written from IN.
+    """
+    folder = source.is_dir() or several or out.is_dir() or not out.suffix
+    if folder and out.exists() and not out.is_dir():
+        raise ValueError(f"OUT must be a folder here, and {printable(out)} is a file")
+    if folder and source.is_dir() and out.exists() and out.samefile(source):
+        raise ValueError("IN and OUT are the same folder; give another OUT, so that no original is replaced")
+    if not folder and out.suffix.lower() != ".png":
+        raise ValueError(
+            f"results are written as PNG, since a lossy format would change them; give a name that ends in .png, "
+            f"not {printable(out)!r}, or a folder"
+        )
+    return (out, None) if folder else (out.parent, out.name)
+
+
+def refuse_originals(items: Sequence[Item], outputs: Sequence[Path]) -> None:
+    """Refuse to write over a file that is read.
+
+    Raises:
+        ValueError: an output is one of the items' files.
+    """
+    originals = {item.path.resolve() for item in items}
+    for output in outputs:
+        if output.resolve() in originals:
+            raise ValueError(f"{printable(output)} is one of the originals; give another OUT")

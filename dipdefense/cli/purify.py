@@ -1,0 +1,98 @@
+"""``dipdefense purify``: image files to their reconstructions."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dipdefense.cli import ending
+from dipdefense.cli.options import (
+    COUNT,
+    EXISTING,
+    ITERATIONS,
+    Command,
+    as_json,
+    full_names,
+    network,
+    overwrite,
+    usage,
+)  # fmt: skip
+
+
+@click.command(cls=Command)
+@click.argument("source", metavar="IN", type=EXISTING)
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--iters", type=ITERATIONS, help="Iterations of each image's network.  [default: 1000]")
+@click.option(
+    "--budgets", type=ITERATIONS, multiple=True, metavar="N...",
+    help="Several ascending iteration counts, such as 500 750 1000: one run, and a folder below OUT for each.",
+)  # fmt: skip
+@click.option("--batch-size", type=COUNT, help="Images of one size fitted at once.  [default: by free memory]")
+@click.option("--max-side", type=click.IntRange(32, 2**16), help="Reduce images whose longer side has more pixels.")
+@network
+@overwrite
+@full_names
+@as_json
+def command(
+    source: Path,
+    out: Path,
+    iters: int | None,
+    budgets: tuple[int, ...],
+    batch_size: int | None,
+    max_side: int | None,
+    overwrite: bool,
+    full_names: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write the reconstruction of each image of IN, a file or a folder with all below it, into OUT.
+
+    Names stay, but for the suffix: every output is a PNG, so that nothing is compressed with a loss again. Outputs are
+    upright; transparency, colour profile and the 16 bits of deep grey are the original's; of an animation there is the
+    first frame. Hidden files are left out.
+
+    Images of one size are fitted together. An output that is there, of the same original and settings, is kept, so
+    that the same command resumes after any end. Files of other settings or another origin are in the way: nothing is
+    done without --overwrite.
+    """
+    if iters is not None and budgets:
+        raise click.UsageError("give either --iters or --budgets")
+    if any(later <= earlier for earlier, later in itertools.pairwise(budgets)):
+        raise click.UsageError(f"--budgets must ascend and name no count twice, got {' '.join(map(str, budgets))}")
+
+    from dipdefense.cli import listing
+    from dipdefense.cli.network import asked_for
+    from dipdefense.cli.progress import say
+    from dipdefense.cli.purifying import Purification, purify
+
+    with usage():
+        chosen = asked_for(**options)
+        folder, name = listing.split_out(source, out, several=bool(budgets))
+        items = listing.found(source, without=folder)
+        names = listing.output_names(items, source, full=full_names)
+        if name is not None:
+            names = [type(names[0])(name)]
+        counts = budgets or (iters or 1000,)
+        asked = Purification(
+            items,
+            names,
+            {count: folder / str(count) if budgets else folder for count in counts},
+            folder if source.is_dir() else None,
+            chosen,
+            chosen.purifier(counts[-1], batch_size=batch_size or "auto"),
+            max_side,
+            overwrite,
+        )
+        listing.refuse_originals(items, asked.outputs)
+    if chosen.reduced:
+        say(chosen.reduced)
+    try:
+        with usage():
+            summary = purify(asked)
+    except ending.Stopped as stop:
+        ending.end(ending.STOPPED, f"{stop}.")
+    summary.show(as_json=as_json, iterations=list(counts), config=chosen.name, seed=chosen.seed)
+    raise SystemExit(summary.exit_code)

@@ -1,0 +1,47 @@
+"""The machine that something runs on, in words and bytes."""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+_CPU, _STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")
+
+
+def hardware(device: torch.device) -> str:
+    """The name of a GPU, or of the processor with the threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = re.findall(r"model name\s*: (.*)", _CPU.read_text()) if _CPU.exists() else []
+    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+class PeakMemory:
+    """Bytes that a device's memory grows by at most from here on, as far as the system tells.
+
+    Args:
+        device: a GPU, or the CPU for the process's memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+        elif _STATUS.exists():
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+            self._before = _bytes("VmRSS")
+
+    def grown(self) -> int | None:
+        """The peak so far, less what was taken before; None where there is no /proc to read it from."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        return _bytes("VmHWM") - self._before if _STATUS.exists() else None
+
+
+def _bytes(name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
