@@ -17,9 +17,8 @@ from dipdefense.evaluation.report import Rows, Section, markdown, png, provenanc
 from dipdefense.files import write_atomically
 from dipdefense.paper.figure3_claims import Curve, band, crossing, curve, extremum, findings, mean_interval
 from dipdefense.paper.figure3_sets import ImageSet, reduction
-from dipdefense.paper.figures import headed, show
+from dipdefense.paper.figures import panels, show
 from dipdefense.paper.labels import network
-from dipdefense.paper.plots import blank, wrapped
 from dipdefense.paper.published import about_parameters
 
 if TYPE_CHECKING:
@@ -75,8 +74,9 @@ def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, batch: i
 def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
     """Confidence and accuracy against the iterations, a column an architecture, a line a set."""
     architectures = list(dict.fromkeys(architecture for architecture, _ in runs))
-    figure = blank(max(7.0, 5.0 * len(architectures)), 7.4)
-    grid = figure.subplots(2, len(architectures), squeeze=False, sharex="col")
+    told = [*_reduced(runs), f"{_subject(runs)} Bands: 95 %. Dotted: the images themselves."]
+    figure, part = panels(max(7.0, 5.0 * len(architectures)), 7.4, TITLE, told)
+    grid = part.subplots(2, len(architectures), squeeze=False, sharex="col")
     for column, architecture in enumerate(architectures):
         for row, (values, label) in enumerate(_MEASURES.items()):
             axes = grid[row, column]
@@ -94,9 +94,7 @@ def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
                 grid[0, column].axhline(each.before.mean(), color=_COLOURS[name], linestyle=":", linewidth=1.0)
         grid[0, column].set_title(f"architecture {architecture}, n = {_counts(curves, architecture)}", fontsize=10)
         grid[1, column].set_xlabel("DIP iterations")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    text, colour = wrapped(figure, [*_reduced(runs), f"{_subject(runs)} Bands: 95 %. Dotted: the images themselves."])
-    figure.suptitle(f"{TITLE}\n{text}", x=0.01, ha="left", fontsize=9, color=colour)
+    part.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -112,8 +110,10 @@ def draw_sets(sets: Sequence[ImageSet], *, batch: int, count: int = 8) -> Figure
         ImportError: Matplotlib is missing.
     """
     count = min(count, *(len(each.subject.ids) for each in sets))
-    figure = blank(1.25 * count + 0.5, 1.6 * len(sets) + 0.6)
-    grid = figure.subplots(len(sets), count, squeeze=False)
+    about = "Below each image its label and the confidence of that. External classifier: "
+    about += f"{sets[0].subject.classifier.name}."
+    figure, part = panels(1.25 * count + 0.5, 1.6 * len(sets) + 0.6, "The sets of Figure 3", [about])
+    grid = part.subplots(len(sets), count, squeeze=False)
     for row, each in zip(grid, sets, strict=True):
         found = each.made(count, batch=batch)
         classifier = each.subject.classifier
@@ -122,8 +122,6 @@ def draw_sets(sets: Sequence[ImageSet], *, batch: int, count: int = 8) -> Figure
         for axes, image, label, confidences in zip(row, found.images, found.labels.tolist(), scores, strict=True):
             show(axes, image, f"{CIFAR10_CATEGORIES[label]} {confidences[label]:.2f}")
         row[0].set_ylabel(each.name, fontsize=9)
-    about = f"Below each image its label and the confidence of that. External classifier: {classifier.name}."
-    headed(figure, "The sets of Figure 3", [about])
     return figure
 
 
