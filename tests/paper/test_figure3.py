@@ -91,12 +91,15 @@ def test_the_figure_is_a_picture_a_report_numbers_and_records(
     assert "written:" in capsys.readouterr().out
 
 
-def test_released_sets_are_measured_as_they_are(reproduce: Callable[..., Path], weights: Path, tmp_path: Path) -> None:
+def test_released_sets_are_measured_as_they_are(
+    reproduce: Callable[..., Path], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "d_robust_CIFAR"
     folder.mkdir()
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
     torch.save([images], folder / "CIFAR_ims")
     torch.save([labels], folder / "CIFAR_lab")
+    monkeypatch.setattr(figure3_sets, "_images", lambda path: pytest.fail("released sets need no other images"))
     out = reproduce("--images", "2", "--sets", "robust", "--robust-set", str(folder))
     run = read_export(out / "figure3-architecture-2-robust.jsonl")
     assert run.configuration["data"] == "d_robust_CIFAR"
