@@ -1,4 +1,4 @@
-"""The networks of Figure 3 that lie beside the benchmarks are those of their records, small, and what they are named."""
+"""The networks of Figure 3 that lie beside the benchmarks are those of their records, small, and as they are named."""
 
 from __future__ import annotations
 
