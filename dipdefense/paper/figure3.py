@@ -98,7 +98,7 @@ def _defaults(given: argparse.Namespace) -> dict[str, Any]:
     if torch.device(given.device).type != "cpu":
         return {"iterations": _each(ITERATIONS, given), "batch": 32, "steps": STEPS}
     # On the packaged images under ten minutes on two cores.
-    return {"iterations": _each({1: 500, 2: 2000}, given), "batch": 10, "steps": 200}
+    return {"iterations": _each({1: 500, 2: 1500}, given), "batch": 10, "steps": 200}
 
 
 def _each(iterations: Mapping[int, int], given: argparse.Namespace) -> list[int]:
