@@ -185,6 +185,12 @@ FIGURE_3_CLAIMS = {
         "section 5, Figure 3",
         "while the robust image datasets shows a peak in confidence",
     ),
+    "early": Claim(
+        "In the first 200 iterations robust images are ahead of non-robust ones by more than at the end",
+        "section 6, on Figure 3",
+        "the ability of the Deep Image Prior to select robust image features over non-robust features in its early "
+        "iterations",
+    ),
     "convergence": Claim(
         "Robust images are fitted faster: their loss is lower, the iterations' mean of its logarithm",
         "section 5, Figure 3",
