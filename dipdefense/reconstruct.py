@@ -129,7 +129,7 @@ def fit(request: Request, on_iteration: Callable[[], object]) -> Reconstruction:
 
 @dataclass(frozen=True)
 class Initial:
-    """Everything random with which a fit begins, for who iterates in another way.
+    """The random parts of a fit, for other implementations of its iterations.
 
     Attributes:
         weights: of all networks by name, each (N, …), in the layouts of :mod:`dipdefense.engine.network`.
@@ -143,7 +143,7 @@ class Initial:
 
 
 def initial(request: Request) -> Initial:
-    """Where :func:`fit` begins, by torch's operators: the same seeds give the same weights and noise."""
+    """The random parts of :func:`fit` by torch's operators; the same seeds give the same ones."""
     fitting = Fitting(request, "torch")
     weights = {name: parameter.detach().clone() for name, parameter in fitting.networks.named_parameters()}
     return Initial(weights, fitting.fixed_noise, fitting.generators)

@@ -19,7 +19,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Threat:
-    """What an attacker may do.
+    """The bound on an attacker's perturbation of each image.
 
     Attributes:
         epsilon: the largest perturbation of an image. For "Linf" in units of 1/255, from 1 to 255; for "L2" the norm

@@ -40,16 +40,13 @@ class _State(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.weights, *self.first, *self.second)
 
-    def detached(self) -> _State:
-        return _State.of([tensor.detach() for tensor in self.tensors()])
-
     def leaves(self) -> _State:
         return _State.of([tensor.detach().requires_grad_() for tensor in self.tensors()])
 
 
 @dataclass
 class _Fit:
-    """What all iterations of one unrolled fit share."""
+    """Everything that the iterations of one unrolled fit share."""
 
     config: DIPConfig
     scales: int
@@ -71,7 +68,7 @@ class _Fit:
     def update(self, state: _State, noise: Tensor, images: Tensor, taken: int, *, differentiable: bool) -> _State:
         """One iteration of Adam; ``taken`` counts it."""
         config, (decay, decay_second) = self.config, self.config.betas
-        weights = state.weights if differentiable else tuple(each.requires_grad_() for each in state.weights)
+        weights = state.weights if differentiable else tuple(each.detach().requires_grad_() for each in state.weights)
         with torch.enable_grad():
             # The sum over images: a network's gradient must not depend on how many others are fitted beside it.
             error = (self.output(weights, noise, images) - images).square().mean(dim=(1, 2, 3)).sum()
@@ -125,10 +122,10 @@ class _Unrolled(torch.autograd.Function):
         for taken in range(1, updates + 1):
             if (taken - 1) % ctx.stride == 0:
                 kept.append((taken, state, [generator.get_state() for generator in fit.generators]))
-            state = fit.update(state, fit.fresh(), images, taken, differentiable=False).detached()
+            state = fit.update(state, fit.fresh(), images, taken, differentiable=False)
         ctx.fit, ctx.kept, ctx.updates, ctx.last, ctx.last_noise = fit, kept, updates, state, fit.fresh()
         ctx.save_for_backward(images)
-        return fit.output([weight.detach() for weight in state.weights], ctx.last_noise, images)
+        return fit.output(state.weights, ctx.last_noise, images)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -149,7 +146,7 @@ class _Unrolled(torch.autograd.Function):
                 noise = fit.fresh()
                 between.append((taken, state, noise))
                 if taken < end:
-                    state = fit.update(state, noise, images, taken, differentiable=False).detached()
+                    state = fit.update(state, noise, images, taken, differentiable=False)
             for taken, before, noise in reversed(between):
                 with torch.enable_grad():
                     leaves, target = before.leaves(), images.detach().requires_grad_()

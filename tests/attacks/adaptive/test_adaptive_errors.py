@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
+import torch
 from attacks.adaptive.defended import Blur, Rounded, batch, network
 from torch import nn
 
-from dipdefense.attacks.adaptive import BPDA, Checkpoint, KnownSeed, LowFrequency, StandIn, Threat, Trajectory, Unrolled
+from dipdefense.attacks.adaptive import (
+    BPDA,
+    Checkpoint,
+    KnownSeed,
+    LowFrequency,
+    Square,
+    StandIn,
+    Threat,
+    Trajectory,
+    Transfer,
+    Unrolled,
+)
 from dipdefense.randomization import RandomResizePad
 
 LINF = Threat(epsilon=8)
@@ -66,3 +81,39 @@ def test_bad_calls(attack, change: dict, error: type[Exception], message: str) -
     positional = [arguments.pop(name) for name in ("defence", "classifier", "images", "labels")]
     with pytest.raises(error, match=message):
         attack(*positional, **arguments)
+
+
+@pytest.mark.parametrize("attack", [Transfer(), Square()], ids=lambda attack: attack.name)
+def test_a_missing_library_is_named(attack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("pyautoattack", "pyautoattack.square", "pyautoattack.autopgd_base"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r'pip install "dipdefense\[attacks\]"'):
+        attack(Rounded(), network(), IMAGES, LABELS, threat=LINF, seed=0)
+
+
+@pytest.mark.parametrize("side", [4, 12, 14], ids=lambda side: f"{side} pixels")
+def test_square_for_l2_names_the_sides_that_it_takes(side: int) -> None:
+    images, labels = batch(side=side)
+    with pytest.raises(ValueError, match="such as 32 or 224; got"):
+        Square(queries=3)(Rounded(), network(), images, labels, threat=Threat(epsilon=1, norm="L2"), seed=0)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None], ids=["empty", "text", "another attack's"])
+def test_a_file_that_is_no_checkpoint_of_this_attack(content, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "attack.pt")
+    if content is None:
+        BPDA(steps=1)(Rounded(), network(), IMAGES, LABELS, threat=LINF, seed=1, checkpoint=checkpoint)
+    else:
+        checkpoint.path.write_bytes(content)
+    message = "is the checkpoint of another attack" if content is None else "is no checkpoint"
+    with pytest.raises(ValueError, match=message):
+        BPDA(steps=1)(Rounded(), network(), IMAGES, LABELS, threat=LINF, seed=0, checkpoint=checkpoint)
+
+
+def test_another_classifiers_checkpoint(tmp_path: Path) -> None:
+    checkpoint, other = Checkpoint(tmp_path / "attack.pt"), network()
+    BPDA(steps=1)(Rounded(), other, IMAGES, LABELS, threat=LINF, seed=0, checkpoint=checkpoint)
+    with torch.no_grad():
+        other[0].bias.add_(1)
+    with pytest.raises(ValueError, match="another attack"):
+        BPDA(steps=1)(Rounded(), other, IMAGES, LABELS, threat=LINF, seed=0, checkpoint=checkpoint)
