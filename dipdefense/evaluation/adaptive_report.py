@@ -151,7 +151,7 @@ class AdaptiveReport:
         return accuracy_by_epsilon(
             curves,
             about=f"{reduced}Level {level}, {configuration['classifier']}, n = {n}. "
-            "Band: Wilson 95 % interval of the worst case.",
+            "Band: 95 % interval (Wilson) of the worst case.",
         )
 
     def to_json(self) -> str:
