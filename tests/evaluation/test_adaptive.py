@@ -173,6 +173,23 @@ def test_a_resumed_attack_does_not_begin_anew(tmp_path: Path, monkeypatch: pytes
     assert 10_000 - second.at < 6 + 15 + 4
 
 
+def test_a_deterministic_defence_is_judged_once() -> None:
+    report = call(nn.Identity())
+    assert {len(draws) for verdict in report.verdicts for draws in verdict.draws} == {1}
+    assert "judged on 1 fresh draws" in " ".join(str(report).split())
+
+
+def test_weights_and_images_in_bf16_are_taken() -> None:
+    class Half(Small):
+        def forward(self, images: Tensor) -> Tensor:
+            pooled = nn.functional.adaptive_avg_pool2d(images.bfloat16() - 0.5, 8)
+            return 40 * pooled.flatten(1) @ self.weight
+
+    _, images, labels = asked()
+    bare = Level(name="bare", attacks={"bpda": {"steps": 1}}, draws=1)
+    evaluate(nn.Identity(), Half().bfloat16(), images.bfloat16(), labels, level=bare, tell=None)
+
+
 def test_a_finished_evaluation_is_not_run_again(tmp_path: Path) -> None:
     first = call(Honest(), folder=tmp_path)
     counting = Killed(10_000)
