@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dipdefense import DIPPurifier
 from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, evaluate
-from dipdefense.evaluation.adaptive_plan import duration
+from dipdefense.evaluation.adaptive_conditions import Target, conditions
+from dipdefense.evaluation.adaptive_plan import duration, prices
 
 BRIEF = Level(
     name="brief",
@@ -228,6 +229,12 @@ def test_levels_from_weak_to_strong() -> None:
     steps = [level.attacks["bpda"]["steps"] for level in LEVELS.values()]
     assert steps == sorted(steps)
     assert all(level.draws == 10 for level in LEVELS.values())
+    targets = [Target(("none", 0), nn.Identity()), Target(("dip", 500), DIPPurifier(500))]
+    counts = [
+        sum(price.attack + price.judging for price in prices(level, targets, conditions(level, targets, epsilons=(8,))))
+        for level in LEVELS.values()
+    ]
+    assert counts == [105, 742, 16472], "the README and adaptive_levels name them"
 
 
 def test_l2_and_a_defence_that_changes_the_size() -> None:
