@@ -17,7 +17,7 @@ from dipdefense.evaluation.exports import ExportError, read_export
 from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.provenance import circumstances, digest
 from dipdefense.evaluation.records import Key, Run
-from dipdefense.evaluation.runner import run
+from dipdefense.evaluation.runner import Spread, run
 from dipdefense.evaluation.store import Store
 from dipdefense.evaluation.subject import Setting, Subject
 
@@ -33,6 +33,7 @@ def measure(
     defences: Sequence[Defence],
     configuration: Mapping[str, Any] | None = None,
     exports: str = "*.jsonl",
+    spread: Spread | None = None,
 ) -> Run:
     """Complete the store in ``setting.out`` with every outcome that is asked for, and return just those.
 
@@ -47,6 +48,7 @@ def measure(
         defences: with the budgets of each.
         configuration: whatever else decides the outcomes, in types that JSON has; two runs that differ never mix.
         exports: a pattern of the names of the folder's exported records.
+        spread: see ``runner.run``; None for this process. The store is written here all the same.
 
     Returns:
         The outcomes, positions as in ``subject``. Images that could not be read are left out, and named.
@@ -81,6 +83,7 @@ def measure(
             device=device,
             batch=setting.batch,
             progress=setting.progress,
+            spread=spread,
         )
         stored = store.load(done.key)
     # The store may have more from other calls: images, conditions, budgets, seeds, or an image as it was before.

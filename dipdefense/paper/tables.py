@@ -14,6 +14,7 @@ import torch
 from dipdefense.attacks import TABLE_2, Attack
 from dipdefense.checks import Precision, check_backend, check_budgets
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.distributed import spread
 from dipdefense.evaluation import (
     Run,
     Setting,
@@ -27,6 +28,7 @@ from dipdefense.evaluation import (
 )
 from dipdefense.evaluation.command_line import CONFIGS
 from dipdefense.evaluation.protocol import DEFENCES, condition_name
+from dipdefense.evaluation.runner import Spread
 from dipdefense.evaluation.statistics import Cell, summarise
 from dipdefense.paper.published import CLASSES, IMAGES, reductions
 from dipdefense.stopping import RuleName, check_stopping
@@ -66,6 +68,7 @@ class TableSetting(Setting):
         precision: "auto", "fp32" or "bf16".
         backend: "auto", "torch", "cudagraphs" or "triton".
         stopping: "variance" or "trend" to end each image's fit by itself; None for the paper's fixed budgets.
+        spread: how the work reaches other processes; None for this one.
     """
 
     table: int
@@ -76,6 +79,7 @@ class TableSetting(Setting):
     precision: Precision = "auto"
     backend: Backend = "auto"
     stopping: RuleName | None = None
+    spread: Spread | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not be run."""
@@ -97,7 +101,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
     Raises:
         SystemExit: 2, after one line on stderr, if the arguments cannot be used.
     """
-    groups = (command_line.add_subject, command_line.add_reconstruction, command_line.add_stopping)
+    groups = (command_line.add_subject, command_line.add_reconstruction, command_line.add_stopping, _add_engine)
     parser = command_line.parser(description, *groups)
     add = parser.add_argument
     add("--conditions", nargs="+", choices=CONDITIONS, metavar="CONDITION", help=f"of {', '.join(CONDITIONS)}")
@@ -113,6 +117,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
         precision=given.precision,
         backend=given.backend,
         stopping=given.stopping,
+        spread=partial(spread, workers=given.workers, address=given.address) if given.engine == "ray" else None,
     )
 
 
@@ -154,6 +159,7 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
         # Of a table without the reconstruction, too: with it, the table is the same run.
         configuration=reconstruction.settings,
         exports="table*.jsonl",
+        spread=setting.spread,
     )
 
 
@@ -164,6 +170,14 @@ def table_cells(run: Run) -> list[Cell]:
         ValueError: there are no records, or not every image has been through everything.
     """
     return summarise(run.records, averaged=ADVERSARIES)
+
+
+def _add_engine(to: argparse.ArgumentParser) -> None:
+    """Add the processes that the work is done in."""
+    add = to.add_argument
+    add("--engine", choices=("here", "ray"), default="here", help="this process, or Ray's workers (default: here)")
+    add("--workers", type=command_line.count, help="of Ray: processes (default: one a GPU, or as the CPUs allow)")
+    add("--address", help="of a running Ray cluster, such as auto (default: processes of this machine)")
 
 
 def _defaults(table: int, given: argparse.Namespace) -> dict[str, Any]:
