@@ -24,8 +24,9 @@ _SHARE = 0.7
 # copy in the operands' dtype and one that the merged normalisation is folded into.
 _PARAMETER_BYTES = {"torch": 4 * 4, "cudagraphs": 4 * 4, "triton": 4 * 4 + 10, "auto": 4 * 4 + 10}
 
-# Activations of a variant, which plain operators fit, by those of the fast path: one image of 224×224 took 250 to 300
-# MiB on a CPU with the compact network's variants and 370 with kernels of 5×5, for 140 to 160. Several at once take less.
+# A variant's activations, which plain operators make, for each of the fast path's. An image of 224×224 took 250 to 300
+# MiB on a CPU with the compact network's variants, 370 with kernels of 5×5, and 160 with that network itself. Of several
+# at once, each takes less.
 _PLAIN, _PLAIN_WIDE = 2.25, 3.0
 
 # A CPU gains from a batch while its activations stay in the caches, and loses a little beyond that.
