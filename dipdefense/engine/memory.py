@@ -25,8 +25,8 @@ _SHARE = 0.7
 _PARAMETER_BYTES = {"torch": 4 * 4, "cudagraphs": 4 * 4, "triton": 4 * 4 + 10, "auto": 4 * 4 + 10}
 
 # A variant's activations, which plain operators make, for each of the fast path's. An image of 224×224 took 250 to 300
-# MiB on a CPU with the compact network's variants, 370 with kernels of 5×5, and 160 with that network itself. Of several
-# at once, each takes less.
+# MiB on a CPU with the compact network's variants, 370 with kernels of 5×5, and 160 with that network
+# itself. Of several images at once, each takes less.
 _PLAIN, _PLAIN_WIDE = 2.25, 3.0
 
 # A CPU gains from a batch while its activations stay in the caches, and loses a little beyond that.
