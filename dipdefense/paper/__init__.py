@@ -2,5 +2,5 @@
 
 ``published`` has its printed numbers and ``claims`` decides its sentences. ``tables`` measures Tables 1 and 2;
 ``report`` and ``plots`` show them, ``labels`` has the titles, and ``reproduction`` goes from the command line to the
-report. ``architecture`` measures section 6; ``architecture_outcomes``, ``_claims``, ``_report`` and ``_plots`` show it.
+report.
 """
