@@ -211,7 +211,7 @@ ARCHITECTURE_CLAIMS = {
     "resonance": Claim(
         "The original network is no “resonance”: it does not stand out between a smaller and a larger one",
         "section 6",
-        "no evidence was found that can describe this sensitivity as a “resonance”, as stated in the original paper",
+        "no evidence was found that can describe this sensitivity as a ‘resonance’, as stated in the original paper",
     ),
 }
 """The claims of section 6, which has no numbers and names neither images nor attacks nor most of the changes."""
