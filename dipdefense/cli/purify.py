@@ -13,6 +13,7 @@ from dipdefense.cli.options import (
     COUNT,
     EXISTING,
     ITERATIONS,
+    WRITTEN,
     Command,
     as_json,
     full_names,
@@ -24,7 +25,7 @@ from dipdefense.cli.options import (
 
 @click.command(cls=Command)
 @click.argument("source", metavar="IN", type=EXISTING)
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=WRITTEN)
 @click.option("--iters", type=ITERATIONS, help="Iterations of each image's network.  [default: 1000]")
 @click.option(
     "--budgets", type=ITERATIONS, multiple=True, metavar="N...",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -33,30 +34,40 @@ def pixels(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def locked_by(process: subprocess.Popen, folder: Path) -> bool:
+    lock = folder / ".dipdefense.lock"
+    return lock.exists() and lock.read_text() == str(process.pid)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_thirty_times_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
     source, whole, killed = tmp_path / "in", tmp_path / "whole", tmp_path / "killed"
     names = picture_tree.make(source, 200)
-    begin = time.monotonic()
-    assert subprocess.run(command(source, whole), capture_output=True, check=False).returncode == 1
-    duration = time.monotonic() - begin
+    done = subprocess.run([*command(source, whole), "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
     assert set(pixels(whole)) == names
+    seconds = json.loads(done.stdout)["seconds"]
 
     chance, counts = random.Random(0), []
     while len(counts) < KILLS:
         process = subprocess.Popen(command(source, killed), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         kind = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        end = time.monotonic() + chance.uniform(0, 0.7 * duration)
+        # Every fifth is killed while it begins, the others while they work.
+        if len(counts) % 5:
+            while process.poll() is None and not locked_by(process, killed):
+                time.sleep(0.05)
+        end = time.monotonic() + chance.uniform(0, 0.5 * seconds)
         while time.monotonic() < end and process.poll() is None:
             pixels(killed)  # at any moment every picture is whole
-            time.sleep(0.2)
+            time.sleep(0.1)
         process.send_signal(kind)
         errors = process.communicate()[1]
         assert "Traceback" not in errors, errors
         assert process.returncode in (1, -kind, 128 + kind)
         counts.append(len(pixels(killed)))
     print("files after each kill:", counts)
+    assert len(set(counts)) > 5
     assert subprocess.run(command(source, killed), capture_output=True, check=False).returncode == 1
     expected, found = pixels(whole), pixels(killed)
     assert found.keys() == expected.keys()
