@@ -134,7 +134,7 @@ def chosen_by_itself(asked: Mapping[str, Request]) -> Iterator[Mapping[str, Any]
     for name, request in asked.items():
         device = request.images.device
         with surroundings(device):
-            trials[name] = tried(request, available(device))._asdict()
+            trials[name] = tried(request, available(device, request.config))._asdict()
         yield {"trials": trials}
         run = reconstruct(request.images, budgets=(SHORTEST,), config=request.config, seed=0, backend="auto")
         trials[name] |= {"taken": run.backend, "status": sorted(set(run.status)), "loss": run.losses[-1].mean().item()}

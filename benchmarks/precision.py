@@ -152,7 +152,7 @@ def measure(given: argparse.Namespace) -> None:
     state = b"".join(value.cpu().numpy().tobytes() for value in classifier.state_dict().values())
     configuration = {
         "setting": given.setting,
-        "dip": json.loads(json.dumps(dataclasses.asdict(setting.config))),
+        "dip": json.loads(json.dumps(setting.config.to_json())),
         "classifier": f"{classifier.name}, {hashlib.sha256(state).hexdigest()[:16]}",
         "data": given.data.name if given.data else "packaged images",
         "attack": f"FGSM, ε = {EPSILON}/255, defence-unaware",

@@ -1,4 +1,7 @@
-"""Write the tables of the two READMEs from the records in benchmarks/results, between their markers.
+"""Write the tables of the READMEs and the documentation from the records in benchmarks/results.
+
+The first README also opens with the verdict of the adaptive records: the accuracy that is left under the strongest
+attack found, or that none is.
 
 python benchmarks/readme.py
 """
@@ -8,9 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dipdefense.evaluation import Run, read_export
+from readme_adaptive import attacked, strongest_row, verdict
+from speed import hardware
+
+from dipdefense.evaluation import AdaptiveReport, Run, read_export
+from dipdefense.evaluation.adaptive_script import read_report
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.files import write_atomically
+from dipdefense.paper import figure1_report
 from dipdefense.paper.labels import banner, column_title, percent, published_title, subject
 from dipdefense.paper.published import CLASSIFIER, IMAGES, printed_number
 from dipdefense.paper.report import headline
@@ -19,22 +27,37 @@ from dipdefense.paper.tables import table_cells
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SOURCES = ("table2-baselines", "table2-reconstruction", "table2-paper-network", "table2-cifar10")
+CURVES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/figure1.jsonl")))
 BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- results: end -->"
+VERDICT = "<!-- verdict: begin (written by benchmarks/readme.py) -->", "<!-- verdict: end -->"
 
 FIRST_SCREEN = "table2-reconstruction"
 MEASURED = (("none", 0), ("randomisation", 1), ("dip", 500), ("dip", 1000))
 PUBLISHED = (("none", 0), ("dip", 500), ("dip", 1000))
 
+ADAPTIVE = ("adaptive-imagenet", "adaptive-architecture-1", "adaptive-architecture-2", "adaptive-standard")
+"""Records of attackers who know the defence, as far as there are any; the first is of the first table's classifier."""
+
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Each README's file, and its text with the tables as the records have them."""
+    """Each file, and its text as the records have it: tables stand between their markers."""
     runs = {source: read_export(RESULTS / source / "table2.jsonl") for source in SOURCES}
-    yield _filled(ROOT / "README.md", brief(runs[FIRST_SCREEN]))
-    yield _filled(ROOT / "benchmarks" / "README.md", "\n\n".join(headline(run) for run in runs.values()))
+    known = {name: read_report(RESULTS / name) for name in ADAPTIVE if (RESULTS / name).is_dir()}
+    own = known.pop(ADAPTIVE[0], None)
+    tables = [brief(runs[FIRST_SCREEN], own), *map(attacked, known.values())]
+    reports = [report for report in (own, *known.values()) if report is not None]
+    path, text = _filled(ROOT / "README.md", "\n\n".join(tables))
+    yield path, _between(text, VERDICT, verdict(reports))
+    own_tables = [*(headline(run) for run in runs.values()), *map(attacked, reports)]
+    own_tables += [figure1_report.headline(read_export(RESULTS / source / "figure1.jsonl")) for source in CURVES]
+    yield _filled(ROOT / "benchmarks" / "README.md", "\n\n".join(own_tables))
+    speeds = hardware.read(RESULTS)
+    yield RESULTS / "speed.csv", hardware.as_csv(speeds)
+    yield _filled(ROOT / "docs" / "pages" / "speed.md", hardware.as_markdown(speeds))
 
 
-def brief(run: Run) -> str:
-    """A few columns of a record, beside the paper's."""
+def brief(run: Run, report: AdaptiveReport | None = None) -> str:
+    """A few columns of a record, beside the paper's; of the same classifier, the strongest attack found below them."""
     cells = table_cells(run)
     found = {(cell.condition, cell.column): cell for cell in cells}
     titles = [column_title(*column) for column in MEASURED] + [published_title(*column) for column in PUBLISHED]
@@ -44,15 +67,22 @@ def brief(run: Run) -> str:
         printed = [printed_number(condition, *column) for column in PUBLISHED]
         numbers = ["–" if number is None else f"{number.percent:.1f}" for number in printed]
         lines.append(f"| {condition_title(condition)} | " + " | ".join([*measured, *numbers]) + " |")
+    if report is not None and report.run.configuration["classifier"] == run.configuration["classifier"]:
+        lines += strongest_row(report, MEASURED, blank=len(PUBLISHED))
     published = f"The published numbers are of {CLASSIFIER} on {IMAGES} images."
     about = [*banner(run, cells), subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals.", published]
     return "\n".join([*lines, "", " ".join(about)])
 
 
 def _filled(path: Path, tables: str) -> tuple[Path, str]:
-    before, rest = path.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    return path, "\n\n".join([before + BEGIN, tables, END]) + after
+    return path, _between(path.read_text(), (BEGIN, END), tables)
+
+
+def _between(text: str, markers: tuple[str, str], content: str) -> str:
+    """The text with this between two markers."""
+    before, rest = text.split(markers[0])
+    _, after = rest.split(markers[1])
+    return "\n\n".join([before + markers[0], content, markers[1]]) + after
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dipdefense.checks import Precision, Seed
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomResizePad
+from dipdefense.stopping import Rule, RuleName
 
 Array = npt.NDArray[Any]
 ClipValues = Sequence[float | Array] | Array
@@ -175,6 +176,8 @@ class DIPPreprocessor(_ImagePreprocessor):
         precision: "fp32", "bf16", or "auto" for bf16 on GPUs that have it and CPUs with
             tiles for it (AMX).
         backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
+        stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit by itself before
+            ``iters``; None for exactly ``iters`` iterations.
         clip_values: (min, max) of the data: the classifier's. Numbers, or arrays of one value a channel.
         channels_first: (N, C, H, W) if true, (N, H, W, C) otherwise.
         apply_fit: purify in ``fit``.
@@ -199,6 +202,7 @@ class DIPPreprocessor(_ImagePreprocessor):
     batch_size: int | Literal["auto"] = "auto"
     precision: Precision = "auto"
     backend: Backend = "auto"
+    stopping: RuleName | Rule | None = None
 
     _defence = DIPPurifier
 

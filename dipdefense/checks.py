@@ -75,7 +75,7 @@ def check_request(
     config, budgets = check_config(config), check_budgets(budgets)
     images = check_images(images, config, out_of_range=out_of_range)
     operands = operand_dtype(precision, images.device)
-    check_backend(backend, images.device)
+    check_backend(backend, images.device, config)
     if backend == "auto" and (images.device.type != "cuda" or torch.version.cuda is None):
         backend = "torch"
     return Request(images, budgets, config, tuple(resolve_seeds(seed, len(images))), operands, backend)
@@ -145,13 +145,16 @@ def explain(device: torch.device | str, *, precision: Precision = "auto", backen
     return {"precision": f"{chosen}: {reason}.", "backend": ways}
 
 
-def check_backend(backend: Backend, device: torch.device | None = None) -> None:
-    """Refuse an unknown backend and, given a device, one that does not run there.
+def check_backend(backend: Backend, device: torch.device | None = None, config: DIPConfig | None = None) -> None:
+    """Refuse an unknown backend, one that does not run on the device, and one that does not fit the network.
 
     Raises:
         ValueError: it does not; the message says what is missing.
     """
     choice("backend", backend, get_args(Backend))
+    if backend == "triton" and config is not None and (variants := config.variants()):
+        named = ", ".join(f"{name}={value!r}" for name, value in variants.items())
+        raise ValueError(f'backend="triton" has no kernels for DIPConfig({named}); use backend="torch"')
     if device is None or backend in ("auto", "torch") or (backend == "triton" and triton_interpreted()):
         return
     if backend == "triton" and importlib.util.find_spec("triton") is None:

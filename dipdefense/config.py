@@ -5,15 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from dipdefense.arguments import integer, real, several
+from dipdefense.arguments import choice, flag, integer, real, several
 
 MIN_SIDE = 32
 """Smallest height and width, in pixels, that any configuration accepts by default."""
 
 Backend = Literal["auto", "torch", "cudagraphs", "triton"]
 """How networks are fitted: torch's operators, the same replayed from a CUDA graph, or the hand-written kernels."""
+
+Downsampling = Literal["stride", "average", "max", "lanczos2", "lanczos3"]
+"""How a scale halves the resolution: its first convolution's stride, or pooling or a Lanczos filter behind it."""
+
+Upsampling = Literal["bilinear", "nearest"]
+"""How a scale doubles the resolution again."""
+
+Activation = Literal["leaky_relu", "swish", "elu", "none"]
+"""The function behind every normalisation but the merged one's."""
 
 PAPER_BUDGETS = (500, 750, 1000)
 """Iteration budgets of Tables 1 and 2 (Kattamis et al. 2019, appendix A.2)."""
@@ -26,6 +35,11 @@ _MAX_SCALES = 16
 _MAX_CHANNELS = 8192
 _MAX_REAL = 1e30
 
+_KERNEL_SIZES = (3, 5)
+
+# Left out of what is stored where they have their defaults: outcomes from before there were variants have none of them.
+_VARIANTS = ("kernel_size", "downsampling", "upsampling", "activation", "pointwise")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DIPConfig:
@@ -35,6 +49,11 @@ class DIPConfig:
     Kattamis et al. 2019 call it "the original architecture"). The iteration budget is no part of it: a budget
     says when to stop fitting, not how to fit.
 
+    The last five fields are variants that the code of Ulyanov et al. offers besides (``models/skip.py``). Networks of
+    any scales, widths, slopes, input and noise have the fast path. With another value of the last five they are fitted
+    by plain grouped convolutions (:mod:`dipdefense.engine.variants`), all images at once too, with no
+    ``backend="triton"``.
+
     Attributes:
         scales: times the network halves the resolution. ``None`` follows the image as the paper does: 5 from 64
             pixels a side, 3 below (appendix A.3).
@@ -43,15 +62,21 @@ class DIPConfig:
             section 6 found to fail.
         input_channels: depth of the fixed noise that is the network's input (32).
         input_scale: that noise is uniform on [0, input_scale) (0.1).
-        noise_std: standard deviation of the Gaussian noise added to it afresh at every iteration (1/30).
+        noise_std: standard deviation of the Gaussian noise added to it afresh at every iteration (1/30); 0 adds none.
         learning_rate: of Adam (0.01).
         betas: Adam's decay rates for the two moments (0.9, 0.999).
         adam_eps: Adam's ε, on the scale of the gradient of one image's mean squared error (1e-8).
-        leaky_slope: LeakyReLU's slope for negative values (0.2).
+        leaky_slope: LeakyReLU's slope for negative values (0.2); 0 makes it ReLU.
         norm_eps: added to the variance in batch normalisation (1e-5).
+        kernel_size: 3 or 5, of the convolutions down and up (3); those of 1×1 stay.
+        downsampling: "stride", of the convolution ("stride"); or behind it, at stride 1, "average" or "max" of 2×2
+            pixels, or the filter "lanczos2" or "lanczos3", which is fixed here and trained in the published code.
+        upsampling: "bilinear" without aligned corners, or "nearest" ("bilinear").
+        activation: "leaky_relu", "swish", "elu" or "none" ("leaky_relu").
+        pointwise: whether a 1×1 convolution, its normalisation and its activation end each scale (True).
 
     Raises:
-        TypeError, ValueError: something is no number, or outside its range; the message names it.
+        TypeError, ValueError: a value is of another type, or outside its range; the message names it.
 
     Example:
         >>> DIPConfig().scales_for(224, 224)
@@ -71,9 +96,14 @@ class DIPConfig:
     adam_eps: float = 1e-8
     leaky_slope: float = 0.2
     norm_eps: float = 1e-5
+    kernel_size: int = 3
+    downsampling: Downsampling = "stride"
+    upsampling: Upsampling = "bilinear"
+    activation: Activation = "leaky_relu"
+    pointwise: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no network could be built or fitted with."""
+        """Refuse values that no network could be built or fitted with."""
         if self.scales is not None:
             self._set("scales", integer("scales", self.scales, low=1, high=_MAX_SCALES))
         for name, low in {"channels": 1, "skip_channels": 0, "input_channels": 1}.items():
@@ -91,6 +121,13 @@ class DIPConfig:
         if len(betas) != 2:
             raise ValueError(f"betas must be {expected}, got {self.betas!r}")
         self._set("betas", tuple(real("betas", b, expected=expected, holds=lambda x: 0 <= x < 1) for b in betas))
+        self._set("kernel_size", integer("kernel_size", self.kernel_size, low=1, expected="3 or 5"))
+        if self.kernel_size not in _KERNEL_SIZES:
+            raise ValueError(f"kernel_size must be 3 or 5, got {self.kernel_size}")
+        choice("downsampling", self.downsampling, get_args(Downsampling))
+        choice("upsampling", self.upsampling, get_args(Upsampling))
+        choice("activation", self.activation, get_args(Activation))
+        flag("pointwise", self.pointwise)
 
     def _set(self, name: str, value: object) -> None:
         """Keep a checked number as Python's own: NumPy's are equal to it, but no JSON."""
@@ -98,15 +135,41 @@ class DIPConfig:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> DIPConfig:
-        """The configuration whose ``dataclasses.asdict`` went through JSON, which makes lists of tuples.
+        """The configuration whose :meth:`to_json` or ``dataclasses.asdict`` went through JSON.
 
         Raises:
             TypeError, ValueError: numbers are missing, unknown or outside their range. A default is no substitute for
-                a number that was not stored.
+                a number that was not stored; a variant that was not stored is the original network's.
         """
-        if missing := [field.name for field in dataclasses.fields(cls) if field.name not in stored]:
+        needed = (field.name for field in dataclasses.fields(cls) if field.name not in _VARIANTS)
+        if missing := [name for name in needed if name not in stored]:
             raise ValueError(f"the stored configuration lacks {', '.join(missing)}")
         return cls(**stored)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as records store them: every number, and the variants that are not the original network's.
+
+        So outcomes from before there were variants keep their identity.
+
+        Example:
+            >>> "upsampling" in DIPConfig().to_json(), DIPConfig(upsampling="nearest").to_json()["upsampling"]
+            (False, 'nearest')
+        """
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in self._original()}
+
+    def variants(self) -> dict[str, Any]:
+        """The variants that differ from the original network's: those that only plain convolutions fit.
+
+        Example:
+            >>> DIPConfig(skip_channels=0, kernel_size=5).variants()
+            {'kernel_size': 5}
+        """
+        return {name: getattr(self, name) for name in _VARIANTS if name not in self._original()}
+
+    def _original(self) -> set[str]:
+        """The variants' fields that have their defaults."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name for name in _VARIANTS if getattr(self, name) == defaults[name]}
 
     @classmethod
     def paper(cls) -> DIPConfig:
@@ -137,39 +200,43 @@ class DIPConfig:
     def scales_for(self, height: int, width: int) -> int:
         """The number of scales for images of this size in pixels.
 
-        A scale pads its feature map by reflection, so the coarsest one must still have two rows and two columns.
+        A scale pads its feature map by reflection, so the coarsest one must still have two rows and two columns; three
+        for kernels of 5×5.
 
         Raises:
             ValueError: the image is too small for ``scales``; the message says how many scales fit.
         """
         side = min(height, width)
-        if self.scales is None:
-            if side < MIN_SIDE:
-                raise ValueError(
-                    f"images must be at least {MIN_SIDE} pixels high and wide, got {height}×{width}; "
-                    "enlarge them, or give DIPConfig(scales=...) if you mean it"
-                )
-            return 5 if side >= 64 else 3
-        if side <= 2**self.scales:
-            fits = max(side - 1, 1).bit_length() - 1
-            advice = f"at this size at most {fits} scales fit" if fits else "no number of scales fits"
+        if self.scales is None and side < MIN_SIDE:
             raise ValueError(
-                f"images of {height}×{width} pixels are too small for {self.scales} scales, which need more than "
-                f"{2**self.scales} pixels a side; {advice}"
+                f"images must be at least {MIN_SIDE} pixels high and wide, got {height}×{width}; "
+                "enlarge them, or give DIPConfig(scales=...) if you mean it"
             )
-        return self.scales
+        scales = self.scales or (5 if side >= 64 else 3)
+        reach = self.kernel_size // 2
+        if side <= reach * 2**scales:
+            fits = max((side - 1) // reach, 1).bit_length() - 1
+            advice = f"at this size at most {fits} scales fit" if fits else "no number of scales fits"
+            kernels = f" and kernels of {self.kernel_size}×{self.kernel_size}" if self.kernel_size > 3 else ""
+            raise ValueError(
+                f"images of {height}×{width} pixels are too small for {scales} scales{kernels}, which need more than "
+                f"{reach * 2**scales} pixels a side; {advice}"
+            )
+        return scales
 
     def parameter_count(self, *, image_channels: int, scales: int) -> int:
         """Parameters of one image's network as the literature counts them, biases without effect included."""
-        c, s, merged = self.channels, self.skip_channels, self.channels + self.skip_channels
+        c, s, merged, taps = self.channels, self.skip_channels, self.channels + self.skip_channels, self.kernel_size**2
         total = 0
         for scale in range(scales):
             inputs = self.input_channels if scale == 0 else c
             if s:
                 total += inputs * s + s + 2 * s
-            total += (9 * inputs * c + c + 2 * c) + (9 * c * c + c + 2 * c)
+            total += (taps * inputs * c + c + 2 * c) + (taps * c * c + c + 2 * c)
             total += 2 * merged
-            total += (9 * merged * c + c + 2 * c) + (c * c + c + 2 * c)
+            total += taps * merged * c + c + 2 * c
+            if self.pointwise:
+                total += c * c + c + 2 * c
         return total + c * image_channels + image_channels
 
 

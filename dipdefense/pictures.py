@@ -102,6 +102,18 @@ def quantised(values: np.ndarray[Any, np.dtype[np.float32]], *, bits: int) -> np
     return np.asarray(np.rint(values.clip(0, 1) * (2**bits - 1)), dtype=np.uint8 if bits == 8 else np.uint16)
 
 
+def with_palette(png: bytes) -> bytes:
+    """A PNG in 256 colours of its own: a picture of a page, which looks the same at a third to a half of the size."""
+    from PIL import Image
+
+    reduced = (
+        Image.open(io.BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    )
+    content = io.BytesIO()
+    reduced.save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
 def _opened(content: bytes) -> Image.Image:
     """The first picture in a file's content, of which no pixel was decoded, within the limits."""
     from PIL import Image, UnidentifiedImageError

@@ -30,6 +30,7 @@ from dipdefense.config import MAX_ITERATIONS, PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.engine.backends import chosen
 from dipdefense.engine.memory import Room, bytes_of_one, images_that_fit, in_chunks, room_for
 from dipdefense.reconstruct import Reconstruction, fit
+from dipdefense.stopping import Rule, RuleName, check_stopping, stoppable
 
 Gradient = Literal["straight-through", "none"]
 Purify = Callable[[Tensor, Seed], Tensor]
@@ -70,6 +71,8 @@ class DIPPurifier(nn.Module):
         precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it and CPUs with
             tiles for it (AMX).
         backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
+        stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit by itself before
+            ``iters``; None for exactly ``iters`` iterations, as the paper has it.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -97,15 +100,19 @@ class DIPPurifier(nn.Module):
         gradient: Gradient = "straight-through",
         precision: Precision = "auto",
         backend: Backend = "auto",
+        stopping: RuleName | Rule | None = None,
         progress: bool = False,
     ) -> None:
         super().__init__()
         choice("out_of_range", out_of_range, get_args(OutOfRange))
         choice("gradient", gradient, get_args(Gradient))
         operand_dtype(precision, torch.device("cpu"))
-        check_backend(backend)
-        self.iters = integer("iters", iters, low=1, high=MAX_ITERATIONS)
         self.config = check_config(config)
+        self.stopping = check_stopping(stopping)
+        if self.stopping is not None:
+            backend = stoppable(backend)
+        check_backend(backend, config=self.config)
+        self.iters = integer("iters", iters, low=1, high=MAX_ITERATIONS)
         self.seed = check_seed(seed)
         self.batch_size = _check_batch_size(batch_size)
         self.out_of_range = out_of_range
@@ -174,7 +181,7 @@ class DIPPurifier(nn.Module):
                 if on_iteration is not None:
                     on_iteration(count)
 
-            return _in_chunks(request, chunk, iterated)
+            return _in_chunks(request, chunk, iterated, self.stopping)
 
     def backend_for(self, images: Tensor) -> Backend:
         """The backend that would fit these images; on an NVIDIA GPU ``backend="auto"`` holds its trial for it.
@@ -208,6 +215,7 @@ class DIPPurifier(nn.Module):
         return (
             f"iters={self.iters}, gradient={self.gradient!r}, precision={self.precision!r}, backend={self.backend!r}, "
             f"seed={self.seed}, out_of_range={self.out_of_range!r}"
+            + ("" if self.stopping is None else f", stopping={self.stopping!r}")
         )
 
 
@@ -229,15 +237,20 @@ def _progress_bar(total: int, *, enabled: bool) -> Iterator[Callable[[int], obje
         yield bar.update
 
 
-def _in_chunks(request: Request, chunk: int, advance: Callable[[int], object]) -> Reconstruction:
+def _in_chunks(request: Request, chunk: int, advance: Callable[[int], object], stopping: Rule | None) -> Reconstruction:
     """Fit ``chunk`` images at a time, or half as many where memory runs out."""
 
     def fit_part(part: slice, iterated: Callable[[], None]) -> Reconstruction:
+        count = part.stop - part.start
+
         def on_iteration() -> None:
             iterated()
-            advance(part.stop - part.start)
+            advance(count)
 
-        return fit(request.chunk(part.start, part.stop), on_iteration)
+        run = fit(request.chunk(part.start, part.stop), on_iteration, stopping)
+        # Where all have stopped early, the rest of the budget is done too.
+        advance(count * (request.budgets[-1] - max(run.iterations, default=0)))
+        return run
 
     images = request.images
     return Reconstruction.joined(

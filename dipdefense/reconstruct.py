@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from dipdefense.compiler import opaque
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.engine.backends import chosen
 from dipdefense.engine.fitting import Fitting, surroundings
+from dipdefense.stopping import Rule, RuleName, check_stopping, stoppable
 
 Status = Literal["ok", "diverged"]
 
@@ -26,11 +27,17 @@ class Reconstruction:
     Attributes:
         budgets: the iteration counts at which the outputs were kept, ascending.
         images: (len(budgets), N, C, H, W) in [0, 1], in the dtype and on the device of the input. The reconstruction
-            at budget k is the network's k-th output, the one whose error ``losses[k - 1]`` is.
-        losses: (iterations, N) float32, each network's mean squared error at each iteration.
+            at budget k is the network's k-th output, the one whose error ``losses[k - 1]`` is. At budgets from the end
+            of a fit that a rule stopped, it is the output of iteration ``stopped``.
+        losses: (iterations, N) float32, each network's mean squared error at each iteration; NaN after the end of a fit
+            that a rule stopped.
         status: one an image: "ok", or "diverged" where a loss was not finite; from that iteration on its
             reconstructions are NaN.
         backend: the one that fitted the networks.
+        stopped: one an image: the iteration whose output is its reconstruction at the last budget. That budget itself
+            where no rule stopped the fit, and by default.
+        iterations: one an image: the iterations that its network was fitted for. A rule decides some iterations after
+            the one that it chooses.
     """
 
     budgets: tuple[int, ...]
@@ -38,6 +45,19 @@ class Reconstruction:
     losses: Tensor
     status: tuple[Status, ...]
     backend: Backend
+    stopped: tuple[int, ...] = ()
+    iterations: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fixed budgets, where no rule has stopped a fit."""
+        whole = (self.budgets[-1],) * len(self.status)
+        for name in ("stopped", "iterations"):
+            object.__setattr__(self, name, getattr(self, name) or whole)
+
+    @property
+    def final_losses(self) -> Tensor:
+        """(N,) float32: the errors of the reconstructions at the last budget."""
+        return self.losses[torch.tensor(self.stopped, device=self.losses.device) - 1, torch.arange(len(self.stopped))]
 
     @classmethod
     def joined(cls, parts: Sequence[Reconstruction]) -> Reconstruction:
@@ -48,14 +68,42 @@ class Reconstruction:
             torch.cat([part.losses for part in parts], dim=1),
             tuple(status for part in parts for status in part.status),
             parts[0].backend,
+            tuple(stopped for part in parts for stopped in part.stopped),
+            tuple(iterations for part in parts for iterations in part.iterations),
+        )
+
+    def at(self, budget: int) -> Self:
+        """The run as one to this budget alone would have been.
+
+        Args:
+            budget: one of ``budgets``.
+
+        Example:
+            >>> run = reconstruct(torch.rand(2, 3, 32, 32), budgets=(1, 2), config=DIPConfig.architecture_2(), seed=0)
+            >>> run.at(1).losses.shape, run.at(1).stopped
+            (torch.Size([1, 2]), (1, 1))
+        """
+        ended = [iterations <= budget for iterations in self.iterations]
+        iterations = tuple(min(count, budget) for count in self.iterations)
+        losses = self.losses[:budget]
+        return replace(
+            self,
+            budgets=(budget,),
+            images=self.images[self.budgets.index(budget)][None],
+            losses=losses,
+            status=_status(losses, iterations),
+            stopped=tuple(stop if end else budget for stop, end in zip(self.stopped, ended, strict=True)),
+            iterations=iterations,
         )
 
     def __repr__(self) -> str:
         """The budgets, shapes and what diverged; not a page of pixels."""
         diverged = self.status.count("diverged")
+        early = sum(iterations < self.budgets[-1] for iterations in self.iterations)
         return (
             f"Reconstruction(budgets={self.budgets}, images={tuple(self.images.shape)}, "
-            f"losses={tuple(self.losses.shape)}, diverged={diverged} of {len(self.status)})"
+            f"losses={tuple(self.losses.shape)}, diverged={diverged} of {len(self.status)}"
+            + (f", ended early={early})" if early else ")")
         )
 
 
@@ -68,6 +116,7 @@ def reconstruct(
     seed: Seed = None,
     precision: Precision = "auto",
     backend: Backend = "auto",
+    stopping: RuleName | Rule | None = None,
     on_iteration: Callable[[], object] | None = None,
 ) -> Reconstruction:
     """Fit a network of its own to every image, all of them at once, and record their outputs at each budget.
@@ -92,6 +141,10 @@ def reconstruct(
             yet been run on a GPU. Initial weights and fixed noise are the same for all; the kernels' fresh noise has
             a generator of its own, so that one seed gives other reconstructions. Name the backend where a seed must
             reproduce.
+        stopping: "variance" or "trend" (:mod:`dipdefense.stopping`), or such a rule, ends each image's fit by itself,
+            at the last budget at the latest. Its share of the batch falls away, and no other image changes by a bit. A
+            run that no rule ends is that of the fixed budgets. None, the default, is the paper's fixed budgets. With
+            a rule, backend must be "torch" or "auto", which is then torch's operators.
         on_iteration: called after every iteration; a GPU may not have finished it yet.
 
     Raises:
@@ -102,26 +155,116 @@ def reconstruct(
         >>> run.images.shape, run.status
         (torch.Size([2, 2, 3, 32, 32]), ('ok', 'ok'))
     """
-    request = check_request(images, budgets=budgets, config=config, seed=seed, precision=precision, backend=backend)
+    rule = check_stopping(stopping)
+    request = check_request(
+        images, budgets=budgets, config=config, seed=seed, precision=precision,
+        backend=backend if rule is None else stoppable(backend),
+    )  # fmt: skip
     if not (on_iteration is None or callable(on_iteration)):
         raise TypeError(f"on_iteration must be a function of no arguments, got {shown(on_iteration)}")
-    return fit(request, on_iteration or (lambda: None))
+    return fit(request, on_iteration or (lambda: None), rule)
 
 
-def fit(request: Request, on_iteration: Callable[[], object]) -> Reconstruction:
+def fit(request: Request, on_iteration: Callable[[], object], rule: Rule | None = None) -> Reconstruction:
     """:func:`reconstruct` for a request that was checked."""
     images, budgets, backend = request.images, request.budgets, chosen(request)
     with surroundings(images.device):
         outputs = images.new_empty(len(budgets), *images.shape)
-        losses = torch.zeros(budgets[-1], len(images), device=images.device)
+        losses = torch.full((budgets[-1], len(images)), torch.nan, device=images.device)
         if len(images) == 0:
             return Reconstruction(budgets, outputs, losses, (), backend)
         networks = Fitting(request, backend)
+        ends = _Ends(networks, rule)
         for iteration in range(1, budgets[-1] + 1):
             networks()
-            losses[iteration - 1] = networks.losses
+            losses[iteration - 1, ends.fitted] = networks.losses
+            ends(iteration)
             if iteration in budgets:
-                outputs[budgets.index(iteration)] = networks.outputs
+                outputs[budgets.index(iteration)] = ends.reconstructions()
             on_iteration()
-        finite = losses.isfinite().all(dim=0).tolist()
-    return Reconstruction(budgets, outputs, losses, tuple("ok" if fine else "diverged" for fine in finite), backend)
+            if ends.all_ended:
+                outputs[sum(budget <= iteration for budget in budgets) :] = ends.reconstructions()
+                break
+    stopped, iterations = ends.counts(budgets[-1])
+    return Reconstruction(budgets, outputs, losses, _status(losses, iterations), backend, stopped, iterations)
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The random parts of a fit, for other implementations of its iterations.
+
+    Attributes:
+        weights: of all networks by name, each (N, …), in the layouts of :mod:`dipdefense.engine.network`.
+        noise: (N, input_channels, H, W), the fixed part of the networks' input.
+        generators: one an image; each iteration takes its fresh noise from them, N(0, noise_std) of the noise's shape.
+    """
+
+    weights: dict[str, Tensor]
+    noise: Tensor
+    generators: list[torch.Generator]
+
+
+def initial(request: Request) -> Initial:
+    """The random parts of :func:`fit` by torch's operators; the same seeds give the same ones."""
+    fitting = Fitting(request, "torch")
+    weights = {name: parameter.detach().clone() for name, parameter in fitting.networks.named_parameters()}
+    return Initial(weights, fitting.fixed_noise, fitting.generators)
+
+
+class _Ends:
+    """The fits that a rule has ended, and those that are left to the networks.
+
+    Attributes:
+        fitted: index of the images that are still fitted, in the networks' order.
+        all_ended: whether none is.
+    """
+
+    def __init__(self, networks: Fitting, rule: Rule | None) -> None:
+        count = len(networks.target)
+        self.fitted: slice | Tensor = slice(None)
+        self.all_ended = False
+        self._networks = networks
+        self._watch = None if rule is None else rule.watch(networks.target)
+        self._rows = torch.arange(count)
+        self._stopped, self._iterations = torch.zeros(2, count, dtype=torch.int64)
+        self._ended: Tensor | None = None
+
+    def __call__(self, iteration: int) -> None:
+        """Judge the iteration that the networks have done, and drop those whose fit ends with it."""
+        if self._watch is None:
+            return
+        ending = self._watch(iteration, self._networks.outputs)
+        if not ending.any():
+            return
+        images, here = self._rows[ending], ending.to(self._networks.outputs.device)
+        self._stopped[images], self._iterations[images] = self._watch.stopped[ending], iteration
+        if self._ended is None:
+            self._ended = self._networks.outputs.clone()
+        self._ended[images] = self._watch.outputs[here]
+        self.all_ended = bool(ending.all())
+        self._rows = self.fitted = self._rows[~ending]
+        if not self.all_ended:
+            left = (~ending).nonzero()[:, 0]
+            self._watch.keep(left)
+            self._networks.keep(left)
+
+    def reconstructions(self) -> Tensor:
+        """(N, C, H, W) fp32: every image's reconstruction after this iteration."""
+        if self._ended is None:
+            return self._networks.outputs
+        if not self.all_ended:
+            self._ended[self._rows] = self._networks.outputs
+        return self._ended
+
+    def counts(self, last: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """``stopped`` and ``iterations`` of a run that has come to its end."""
+        whole = self._iterations == 0
+        self._stopped[whole] = self._iterations[whole] = last
+        return tuple(self._stopped.tolist()), tuple(self._iterations.tolist())
+
+
+def _status(losses: Tensor, iterations: Sequence[int]) -> tuple[Status, ...]:
+    """One an image, by the losses of the iterations that its network was fitted for."""
+    done = torch.arange(len(losses), device=losses.device)[:, None] < torch.tensor(iterations, device=losses.device)
+    finite = (losses.isfinite() | ~done).all(dim=0).tolist()
+    return tuple("ok" if fine else "diverged" for fine in finite)

@@ -30,7 +30,7 @@ CONFIGURATION = {
     "data": "noise",
     "classes": None,
     "selection seed": 0,
-    "dip": dataclasses.asdict(CONFIG),
+    "dip": CONFIG.to_json(),
     "precision": "fp32",
     "device": "cpu",
     "input": [3, 32, 32],
@@ -195,6 +195,6 @@ def made_up(
                             session=1,
                         )
                     )
-    dip = dataclasses.asdict(config or DIPConfig.paper())
+    dip = (config or DIPConfig.paper()).to_json()
     configuration = CONFIGURATION | {"classifier": classifier, "dip": dip, "input": list(shape)}
     return Run(json.loads(json.dumps(configuration)), tuple(records), {1: CIRCUMSTANCES})

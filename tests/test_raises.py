@@ -206,6 +206,11 @@ CONFIGURATIONS = {
         ("ab", TypeError),
         ((0, "1"), TypeError),
     ],
+    "kernel_size": [(4, ValueError), (7, ValueError), ("3", TypeError), (3.0, TypeError)],
+    "downsampling": [("lanczos", ValueError), (None, ValueError)],
+    "upsampling": [("bicubic", ValueError)],
+    "activation": [("relu", ValueError), (None, ValueError)],
+    "pointwise": [(1, TypeError), ("yes", TypeError)],
 }
 
 
@@ -226,3 +231,16 @@ def test_a_configuration_of_numpy_numbers_is_the_plain_one() -> None:
     assert config == DIPConfig.from_json(plain)
     assert hash(config) == hash(DIPConfig.from_json(plain))
     assert [type(value) for value in (config.channels, config.learning_rate, config.noise_std)] == [int, float, float]
+
+
+def test_a_stored_configuration_without_variants_is_the_original_networks() -> None:
+    stored = DIPConfig(channels=8).to_json()
+    assert not {"kernel_size", "downsampling", "upsampling", "activation", "pointwise"} & stored.keys()
+    assert DIPConfig.from_json(stored) == DIPConfig(channels=8)
+    for changes in ({"kernel_size": 5}, {"downsampling": "max"}, {"activation": "none"}, {"pointwise": False}):
+        varied = DIPConfig(**changes)
+        assert varied.to_json().items() >= changes.items()
+        assert DIPConfig.from_json(varied.to_json()) == DIPConfig.from_json(dataclasses.asdict(varied)) == varied
+    del stored["channels"]
+    with pytest.raises(ValueError, match="the stored configuration lacks channels"):
+        DIPConfig.from_json(stored)

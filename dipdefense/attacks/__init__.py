@@ -1,5 +1,6 @@
 """Attacks on classifiers; those of :mod:`dipdefense.attacks.kurakin` are the paper's, and defence-unaware."""
 
 from dipdefense.attacks.kurakin import TABLE_2, Attack, AttackName, bi, fgsm, iterations, llci, noise, quantise
+from dipdefense.attacks.l2 import pgd_l2
 
-__all__ = ["TABLE_2", "Attack", "AttackName", "bi", "fgsm", "iterations", "llci", "noise", "quantise"]
+__all__ = ["TABLE_2", "Attack", "AttackName", "bi", "fgsm", "iterations", "llci", "noise", "pgd_l2", "quantise"]

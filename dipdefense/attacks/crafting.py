@@ -10,10 +10,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from dipdefense.checks import check_images, check_logits
+from dipdefense.attacks.checking import check_attacked, check_epsilon, check_labels_below, detached
+from dipdefense.checks import check_logits
 from dipdefense.modes import evaluated
-
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # One float32 rounding of a sum in [0, 1] is 6e-8; the smallest perturbation of an attack is 4e-3.
 _ROUNDING = 1e-6
@@ -55,12 +54,8 @@ def craft(
         return clean
     with _under_attack(classifier, images.device) as device:
         estimator = _estimator(classifier, clean, device)
+        check_labels_below(labels, estimator.nb_classes)
         goals, pixels = labels.cpu().numpy(), clean.cpu().numpy()
-        if not 0 <= goals.min() <= goals.max() < estimator.nb_classes:
-            raise ValueError(
-                f"labels must lie in [0, {estimator.nb_classes}), the classes of the classifier, "
-                f"got labels from {goals.min()} to {goals.max()}"
-            )
         if targeted:
             goals = estimator.predict(pixels, batch_size=batch_size).argmin(axis=1)
         attack = method(estimator, eps=epsilon / 255, targeted=targeted, batch_size=batch_size, **settings)
@@ -79,11 +74,6 @@ def _check_result(adversarial: Tensor, clean: Tensor, epsilon: float) -> None:
             f"the attack was to stay in [0, 1] and within {epsilon}/255 of the images; it went from {low:.6g} to "
             f"{high:.6g} and {distance * 255:.6g}/255 away. This is a defect; do not use its images"
         )
-
-
-def detached(images: Tensor) -> Tensor:
-    """The images in ART's dtype, without history, and inside [0, 1] even where rounding had left it."""
-    return images.detach().float().clamp(0, 1)
 
 
 class _Whole(nn.Module):
@@ -143,24 +133,7 @@ def _estimator(classifier: nn.Module, clean: Tensor, device: torch.device) -> An
 
 
 def _check(classifier: object, images: Tensor, labels: Tensor, epsilon: float, batch_size: int) -> None:
-    if not isinstance(classifier, nn.Module):
-        raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
-    check_images(images)
-    kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-    if kind not in _INTEGERS:
-        raise TypeError(f"labels must be a torch.Tensor of class numbers (integers), got {kind}")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must be one class an image, {tuple(images.shape[:1])}, got {tuple(labels.shape)}")
+    check_attacked(classifier, images, labels)
     check_epsilon(epsilon)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-
-
-def check_epsilon(epsilon: float) -> None:
-    """Refuse anything but an attack's strength.
-
-    Raises:
-        ValueError: no number in [1, 255].
-    """
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 1 <= epsilon <= 255:
-        raise ValueError(f"epsilon is in units of 1/255 (write 8, not 8/255) and must lie in [1, 255], got {epsilon!r}")

@@ -9,7 +9,8 @@ import torch
 from art.attacks.evasion import BasicIterativeMethod, FastGradientMethod
 from torch import Tensor, nn
 
-from dipdefense.attacks.crafting import check_epsilon, craft, detached
+from dipdefense.attacks.checking import check_epsilon, detached
+from dipdefense.attacks.crafting import craft
 from dipdefense.checks import Seed, check_images, resolve_seeds
 
 AttackName = Literal["noise", "FGSM", "BI", "LLCI"]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from dipdefense.checks import Request, check_backend, triton_interpreted
-from dipdefense.config import Backend
+from dipdefense.config import Backend, DIPConfig
 from dipdefense.engine import trial
 from dipdefense.engine.fitting import surroundings
 from dipdefense.engine.memory import is_out_of_memory
@@ -73,7 +73,7 @@ def chosen(request: Request) -> Backend:
     """
     if request.backend != "auto":
         return request.backend
-    candidates = available(request.images.device)
+    candidates = available(request.images.device, request.config)
     if len(request.images) == 0 or not candidates or request.budgets[-1] < SHORTEST:
         return "torch"
     kind = Kind(request.images.device, repr(request.config), tuple(request.images.shape), request.operands)
@@ -89,15 +89,18 @@ def chosen(request: Request) -> Backend:
         return _trials[kind].backend
 
 
-def available(device: torch.device) -> tuple[Backend, ...]:
-    """The backends that could run on a device beside "torch"; in Triton's interpreter, the kernels are too slow."""
+def available(device: torch.device, config: DIPConfig | None = None) -> tuple[Backend, ...]:
+    """The backends beside "torch" that could fit a network on a device, where one is given.
+
+    In Triton's interpreter, the kernels are too slow.
+    """
     left_out = "triton" if triton_interpreted() else None
-    return tuple(backend for backend in TRIED if backend != left_out and _runs(backend, device))
+    return tuple(backend for backend in TRIED if backend != left_out and _runs(backend, device, config))
 
 
-def _runs(backend: Backend, device: torch.device) -> bool:
+def _runs(backend: Backend, device: torch.device, config: DIPConfig | None) -> bool:
     try:
-        check_backend(backend, device)
+        check_backend(backend, device, config)
     except ValueError:
         return False
     return True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,9 +15,13 @@ from dipdefense.checks import Request, triton_interpreted
 from dipdefense.config import Backend
 from dipdefense.engine import graphs, heap
 from dipdefense.engine.network import SkipNets
+from dipdefense.engine.variants import VariantNets
 
 # Elements of the widest vector register: 64 bytes of fp32.
 _VECTOR = 16
+
+_Moments = dict[str, Tensor]
+"""Adam's state of one parameter: its moments, and the iterations done."""
 
 # Pixels from which channels that are innermost pay, on a CPU.
 _LARGE = 160 * 160
@@ -32,7 +37,7 @@ class Iterations(Protocol):
         """(N, input_channels, H, W) fp32: the noise that the last iteration added to the fixed noise."""
 
     def weights(self, rows: Tensor) -> Mapping[str, Tensor]:
-        """Copies of some networks' parameters as they are now, by the names and in the shapes of ``SkipNets``.
+        """Copies of some networks' parameters as they are now, by the names and in the shapes of ``Networks``.
 
         Args:
             rows: (M,) int64, the networks.
@@ -66,7 +71,8 @@ class Fitting:
         count, channels, height, width = request.images.shape
         self.target = request.images.detach().to(torch.float32, copy=True)
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in request.seeds]
-        self.networks = SkipNets(
+        kind = VariantNets if config.variants() else SkipNets
+        self.networks = kind(
             config,
             image_channels=channels,
             scales=config.scales_for(height, width),
@@ -84,16 +90,47 @@ class Fitting:
         """Do the next iteration; a GPU may not have finished it when this returns."""
         self.iterate()
 
+    def keep(self, rows: Tensor) -> None:
+        """Drop all networks but some, each of which continues to the bit as it would have beside the others.
+
+        Args:
+            rows: (M,) int64, the networks to keep, at least one.
+
+        Raises:
+            TypeError: the backend is not "torch".
+        """
+        if not isinstance(self.iterate, ByTorch):
+            raise TypeError('only backend="torch" can drop networks from a batch')
+        moments = self.iterate.moments(rows)
+        images, chosen = self.request.images[rows], rows.tolist()
+        seeds = tuple(self.request.seeds[row] for row in chosen)
+        self.request = dataclasses.replace(self.request, images=images, seeds=seeds)
+        self.generators = [self.generators[row] for row in chosen]
+        self.target, self.fixed_noise = self.target[rows], self.fixed_noise[rows]
+        self.outputs, self.losses = self.outputs[rows], self.losses[rows]
+        for parameter in self.networks.parameters():
+            parameter.grad = None
+            parameter.data = parameter.detach()[rows]
+        self.iterate = ByTorch(self, moments=moments)
+
 
 class ByTorch:
-    """Iterations by torch's operators, each replayed from a CUDA graph if asked to."""
+    """Iterations by torch's operators, each replayed from a CUDA graph if asked to.
+
+    Args:
+        fitting: with the initial weights, or with those that the moments belong to.
+        replayed: from a graph.
+        moments: from :meth:`moments`, to continue a larger batch's iterations; None for the first iteration.
+    """
 
     # Neither this nor ``update`` holds the Fitting, which holds them: in a cycle, a chunk's memory would stay until
     # Python's collector comes by.
-    def __init__(self, fitting: Fitting, *, replayed: bool = False) -> None:
+    def __init__(self, fitting: Fitting, *, replayed: bool = False, moments: Sequence[_Moments] | None = None) -> None:
         self._networks, self._generators = fitting.networks, fitting.generators
         self._noise = torch.empty_like(fitting.fixed_noise)
-        update = _torch_update(fitting, self._noise, capturable=replayed)
+        update, self._optimiser, self._parameters = _torch_update(
+            fitting, self._noise, capturable=replayed, moments=moments
+        )
         self._run = graphs.Replayed(update, fitting.target.device) if replayed else update
 
     def __call__(self) -> None:
@@ -116,9 +153,19 @@ class ByTorch:
         """See :class:`Iterations`."""
         return {name: parameter.detach()[rows] for name, parameter in self._networks.named_parameters()}
 
+    def moments(self, rows: Tensor) -> list[_Moments]:
+        """Adam's state of some networks, a parameter each; after the first iteration."""
+        return [parameter.moments(self._optimiser, rows) for parameter in self._parameters]
 
-def _torch_update(fitting: Fitting, fresh_noise: Tensor, *, capturable: bool) -> Callable[[], None]:
-    """An iteration after its noise: output, loss, gradients and Adam, on the same tensors at every call."""
+
+def _torch_update(
+    fitting: Fitting, fresh_noise: Tensor, *, capturable: bool, moments: Sequence[_Moments] | None
+) -> tuple[Callable[[], None], torch.optim.Optimizer, list[_Aligned]]:
+    """An iteration after its noise: output, loss, gradients and Adam, on the same tensors at every call.
+
+    Returns:
+        The iteration, its optimiser, and the parameters as the optimiser has them.
+    """
     networks, target, fixed_noise = fitting.networks, fitting.target, fitting.fixed_noise
     outputs, losses = fitting.outputs, fitting.losses
     config, operands = networks.config, fitting.request.operands
@@ -129,9 +176,11 @@ def _torch_update(fitting: Fitting, fresh_noise: Tensor, *, capturable: bool) ->
     )  # fmt: skip
     # Convolutions of one large image are fastest with the channels innermost; groups of channels have no such
     # layout. Images of which several may be fitted at once never take it, so that one alone is rounded as in a
-    # batch.
-    innermost = target.is_cpu and len(target) == 1 and target[0, 0].numel() >= _LARGE
+    # batch; nor does the last of a batch from which the others were dropped.
+    innermost = target.is_cpu and len(target) == 1 and target[0, 0].numel() >= _LARGE and moments is None
     layout = torch.channels_last if innermost else torch.contiguous_format
+    for parameter, state in zip(parameters, moments or (), strict=False):
+        parameter.take_moments(optimiser, state)
 
     def update() -> None:
         output = networks((fresh_noise + fixed_noise).to(operands, memory_format=layout))
@@ -145,7 +194,7 @@ def _torch_update(fitting: Fitting, fresh_noise: Tensor, *, capturable: bool) ->
         outputs.copy_(output.detach())
         losses.copy_(error.detach())
 
-    return update
+    return update, optimiser, parameters
 
 
 class ByKernels:
@@ -208,6 +257,23 @@ class _Aligned:
         """Hand the parameter's gradient on to the optimiser."""
         if self._gradient is not None and self._parameter.grad is not None:
             self._gradient.copy_(self._parameter.grad)
+
+    def moments(self, optimiser: torch.optim.Optimizer, rows: Tensor) -> _Moments:
+        """The optimiser's state of some networks, without padding."""
+        shape, count = self._parameter.shape, self._parameter.numel()
+        return {
+            name: value.clone() if value.ndim == 0 else value.flatten()[:count].view(shape)[rows]
+            for name, value in optimiser.state[self.values].items()
+        }
+
+    def take_moments(self, optimiser: torch.optim.Optimizer, moments: _Moments) -> None:
+        """Give the optimiser this state, padded as the parameter is."""
+        state = optimiser.state[self.values]
+        for name, value in moments.items():
+            state[name] = value
+            if value.ndim > 0:
+                state[name] = torch.zeros_like(self.values)
+                state[name].flatten()[: value.numel()] = value.flatten()
 
 
 @contextlib.contextmanager

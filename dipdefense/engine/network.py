@@ -1,4 +1,7 @@
-"""N independent skip networks as one module: "the original architecture" of Ulyanov et al. 2017, batched."""
+"""N independent skip networks as one module: "the original architecture" of Ulyanov et al. 2017, batched.
+
+Its variants with other kernels, resampling or activations are in the module ``variants``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from dipdefense.config import DIPConfig
 from dipdefense.engine import ops
 
 
-class _Slot(NamedTuple):
+class Slot(NamedTuple):
     """One parameter of one network: its name, its shape, and its initial values."""
 
     name: str
@@ -22,44 +25,26 @@ class _Slot(NamedTuple):
     fan_in: int = 1
 
 
-def _conv_norm(name: str, inputs: int, outputs: int, kernel: int) -> Iterator[_Slot]:
-    yield _Slot(f"{name}_weight", (outputs, inputs, kernel, kernel), fan_in=inputs * kernel**2)
-    yield from _norm(name, outputs)
+def conv_norm(name: str, inputs: int, outputs: int, kernel: int) -> Iterator[Slot]:
+    """The parameters of a convolution and of the normalisation behind it."""
+    yield Slot(f"{name}_weight", (outputs, inputs, kernel, kernel), fan_in=inputs * kernel**2)
+    yield from norm(name, outputs)
 
 
-def _norm(name: str, channels: int) -> Iterator[_Slot]:
-    yield _Slot(f"{name}_scale", (channels,), initial=1.0)
-    yield _Slot(f"{name}_shift", (channels,), initial=0.0)
+def norm(name: str, channels: int) -> Iterator[Slot]:
+    """The parameters of a normalisation."""
+    yield Slot(f"{name}_scale", (channels,), initial=1.0)
+    yield Slot(f"{name}_shift", (channels,), initial=0.0)
 
 
-def _slots(config: DIPConfig, image_channels: int, scales: int) -> Iterator[_Slot]:
-    c, s = config.channels, config.skip_channels
-    for scale in range(scales):
-        inputs = config.input_channels if scale == 0 else c
-        merged_fan_in = 9 * (s + c)
-        if s:
-            yield from _conv_norm(f"skip{scale}", inputs, s, 1)
-            yield _Slot(f"merge_skip{scale}_scale", (s,), initial=1.0)
-            yield _Slot(f"up_skip{scale}_weight", (c, s, 3, 3), fan_in=merged_fan_in)
-        yield from _conv_norm(f"down{scale}", inputs, c, 3)
-        yield from _conv_norm(f"same{scale}", c, c, 3)
-        yield _Slot(f"merge{scale}_scale", (c,), initial=1.0)
-        yield _Slot(f"up{scale}_weight", (c, 3, c, 3), fan_in=merged_fan_in)
-        yield from _norm(f"up{scale}", c)
-        yield from _conv_norm(f"mix{scale}", c, c, 1)
-    yield _Slot("output_weight", (image_channels, c, 1, 1), fan_in=c)
-    yield _Slot("output_bias", (image_channels,), fan_in=c)
+def output(channels: int, image_channels: int) -> Iterator[Slot]:
+    """The parameters of the last convolution."""
+    yield Slot("output_weight", (image_channels, channels, 1, 1), fan_in=channels)
+    yield Slot("output_bias", (image_channels,), fan_in=channels)
 
 
-class SkipNets(nn.Module):
-    """One skip network an image; every parameter leads with the image axis, and no two images share anything.
-
-    Two things differ from the network as it is written down, neither in what it computes. The merged convolution's
-    kernels are kept apart for the skip branch and for the deeper one, the latter in the layout of
-    ``ops.upsampled_convolution``. And parameters without effect are left out: a convolution's bias
-    and the merged normalisation's shift add a constant per channel, which the next normalisation removes. Their
-    gradient is zero in exact arithmetic, and Adam would only walk them about on rounding noise. At the paper's
-    setting that leaves 2,214,591 of 2,217,831 parameters a network.
+class Networks(nn.Module):
+    """The parameters of N networks; every one leads with the image axis, and no two images share anything.
 
     Args:
         config: widths, slopes and so on.
@@ -83,7 +68,7 @@ class SkipNets(nn.Module):
         super().__init__()
         self.config, self.scales = config, scales
         count = len(generators)
-        slots = list(_slots(config, image_channels, scales))
+        slots = list(self._slots(image_channels))
         random = sum(math.prod(slot.shape) for slot in slots if slot.initial is None)
         # One call an image for all its convolutions, then cut up in order.
         uniform = torch.empty(count, random, device=device, dtype=dtype)
@@ -99,6 +84,14 @@ class SkipNets(nn.Module):
                 value = torch.full(shape, slot.initial, device=device, dtype=dtype)
             self.register_parameter(slot.name, nn.Parameter(value))
 
+    def _slots(self, image_channels: int) -> Iterator[Slot]:
+        """The parameters of one network."""
+        raise NotImplementedError
+
+    def _scale(self, x: Tensor, scale: int) -> Tensor:
+        """One scale: a skip branch beside everything coarser, merged and mixed."""
+        raise NotImplementedError
+
     def forward(self, noise: Tensor) -> Tensor:
         """The outputs: (N, input_channels, H, W) noise to (N, image_channels, H, W) in [0, 1].
 
@@ -108,8 +101,36 @@ class SkipNets(nn.Module):
         features = self._scale(noise, 0).to(weight.dtype)
         return torch.sigmoid(ops.convolution(features, weight) + bias[:, :, None, None])
 
+
+class SkipNets(Networks):
+    """One skip network an image.
+
+    Two things differ from the network as it is written down, neither in what it computes. The merged convolution's
+    kernels are kept apart for the skip branch and for the deeper one, the latter in the layout of
+    ``ops.upsampled_convolution``. And parameters without effect are left out: a convolution's bias
+    and the merged normalisation's shift add a constant per channel, which the next normalisation removes. Their
+    gradient is zero in exact arithmetic, and Adam would only walk them about on rounding noise. At the paper's
+    setting that leaves 2,214,591 of 2,217,831 parameters a network.
+    """
+
+    def _slots(self, image_channels: int) -> Iterator[Slot]:
+        c, s = self.config.channels, self.config.skip_channels
+        merged_fan_in = 9 * (s + c)
+        for scale in range(self.scales):
+            inputs = self.config.input_channels if scale == 0 else c
+            if s:
+                yield from conv_norm(f"skip{scale}", inputs, s, 1)
+                yield Slot(f"merge_skip{scale}_scale", (s,), initial=1.0)
+                yield Slot(f"up_skip{scale}_weight", (c, s, 3, 3), fan_in=merged_fan_in)
+            yield from conv_norm(f"down{scale}", inputs, c, 3)
+            yield from conv_norm(f"same{scale}", c, c, 3)
+            yield Slot(f"merge{scale}_scale", (c,), initial=1.0)
+            yield Slot(f"up{scale}_weight", (c, 3, c, 3), fan_in=merged_fan_in)
+            yield from norm(f"up{scale}", c)
+            yield from conv_norm(f"mix{scale}", c, c, 1)
+        yield from output(c, image_channels)
+
     def _scale(self, x: Tensor, scale: int) -> Tensor:
-        """One scale: a skip branch beside everything coarser, merged and mixed."""
         height, width = x.shape[2:]
         eps = self.config.norm_eps
         deeper = self._block(f"same{scale}", self._block(f"down{scale}", x, stride=2))

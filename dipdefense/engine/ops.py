@@ -25,11 +25,11 @@ _RING = (1, 1, 1, 1)
 
 
 def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | None = None) -> Tensor:
-    """Convolve each image with its own kernels; 3×3 kernels pad by reflection, which keeps the size at stride 1.
+    """Convolve each image with its own kernels; padding by reflection keeps the size at stride 1.
 
     Args:
         x: (N, in_channels, height, width).
-        weight: (N, out_channels, in_channels, k, k) with k = 1 or 3.
+        weight: (N, out_channels, in_channels, k, k) with k = 1, 3 or 5.
         stride: 1 or 2; 1 for 1×1 kernels.
         addend: of the result's shape, to be added to it.
 
@@ -38,11 +38,11 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
     """
     count, out_channels, in_channels, kernel, _ = weight.shape
     size, weight = x.shape[2:], weight.to(x.dtype)
-    narrow = (out_channels < _NARROW and addend is None) if kernel == 1 else in_channels < _NARROW
+    narrow = (out_channels < _NARROW and addend is None) if kernel == 1 else kernel == 3 and in_channels < _NARROW
     alone = count == 1 and _innermost(x if addend is None else addend)
     if alone and narrow:
         return _convolve_narrow(x, weight.squeeze(0), stride, addend)
-    if not alone and (kernel == 1 or in_channels < _NARROW):
+    if not alone and (kernel == 1 or (kernel == 3 and in_channels < _NARROW)):
         height, width = (-(-side // stride) for side in size)
         patches = x.flatten(2) if kernel == 1 else _Patches.apply(x, stride)
         if addend is None:
@@ -50,8 +50,8 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
         else:
             out = torch.baddbmm(addend.flatten(2), weight.flatten(2), patches)
         return out.view(count, out_channels, height, width)
-    if kernel == 3:
-        x = F.pad(x, _RING, mode="reflect")
+    if kernel > 1:
+        x = F.pad(x, (kernel // 2,) * 4, mode="reflect")
     out = F.conv2d(x, weight.squeeze(0), stride=stride) if alone else unfold(_grouped(x, weight, stride), count)
     return out if addend is None else out + addend
 

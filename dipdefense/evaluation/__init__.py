@@ -10,6 +10,9 @@ Example:
     >>> measure(setting, subject, conditions={"clean": None}, defences=[undefended()])  # doctest: +SKIP
 """
 
+from dipdefense.evaluation.adaptive import evaluate
+from dipdefense.evaluation.adaptive_levels import LEVELS, Level
+from dipdefense.evaluation.adaptive_report import AdaptiveReport
 from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
 from dipdefense.evaluation.exports import export, read_export
 from dipdefense.evaluation.measurement import STORE, measure
@@ -19,8 +22,11 @@ from dipdefense.evaluation.store import Store, StoreError
 from dipdefense.evaluation.subject import Setting, Subject, open_subject
 
 __all__ = [
+    "LEVELS",
     "STORE",
+    "AdaptiveReport",
     "Defence",
+    "Level",
     "Record",
     "Run",
     "Setting",
@@ -29,6 +35,7 @@ __all__ = [
     "Subject",
     "circumstances",
     "deep_image_prior",
+    "evaluate",
     "export",
     "measure",
     "open_subject",

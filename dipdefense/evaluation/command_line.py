@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from dipdefense.config import CONFIGS as CONFIGS
 from dipdefense.config import Backend
 from dipdefense.evaluation.exports import ExportError
 from dipdefense.evaluation.store import StoreError
+from dipdefense.stopping import RuleName, stoppable
 
 _LARGEST_COUNT, _LARGEST_SEED = 2**31 - 1, 2**63 - 1
 
@@ -42,7 +44,7 @@ def parser(description: str | None, *groups: Callable[[argparse.ArgumentParser],
 
     Args:
         description: the script's docstring.
-        groups: ``add_source`` or ``add_subject``, ``add_reconstruction``.
+        groups: ``add_source`` or ``add_subject``, ``add_reconstruction`` or ``add_fitting``, ``add_stopping``.
     """
     made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for add in groups:
@@ -77,8 +79,20 @@ def add_reconstruction(to: argparse.ArgumentParser) -> None:
     add = to.add_argument
     add("--config", choices=CONFIGS, help="network of the reconstruction (default: paper on a GPU, else compact)")
     add("--budgets", type=count, nargs="+", metavar="ITERATIONS", help="ascending (the paper: 500 750 1000)")
+    add_fitting(to)
+
+
+def add_fitting(to: argparse.ArgumentParser) -> None:
+    """Add the arguments of how the networks are fitted: precision and backend."""
+    add = to.add_argument
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the reconstruction's convolutions")
     add("--backend", choices=get_args(Backend), default="auto", help="of the reconstruction (default: %(default)s)")
+
+
+def add_stopping(to: argparse.ArgumentParser) -> None:
+    """Add the rule that may end an image's fit before its budget."""
+    add = to.add_argument
+    add("--stopping", choices=get_args(RuleName), help="end each image's fit by itself (default: fixed budgets)")
 
 
 def parse(
@@ -102,8 +116,11 @@ def parse(
         folder(given.out)
         if "budgets" in given:
             check_budgets(given.budgets)
+        if "backend" in given:
             check_backend(given.backend, torch.device(given.device))
             operand_dtype(given.precision, torch.device(given.device))
+        if getattr(given, "stopping", None):
+            stoppable(given.backend)
     except (ValueError, argparse.ArgumentTypeError) as error:
         made.error(str(error))
     return given
@@ -132,6 +149,17 @@ def count(text: str) -> int:
 def seed(text: str) -> int:
     """An integer in [0, 2**63)."""
     return _integer(text, 0, _LARGEST_SEED)
+
+
+def strength(text: str) -> float:
+    """A positive finite number: an attack's ε."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
 
 
 def device(text: str) -> str:

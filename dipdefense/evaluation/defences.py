@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from dipdefense.checks import Precision, check_backend, operand_dtype
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomizationDefence
+from dipdefense.stopping import Rule, RuleName, check_stopping, stoppable
 
 
 class Outcome(NamedTuple):
@@ -25,6 +26,7 @@ class Outcome(NamedTuple):
         losses: (N,) mean squared errors of the reconstructions, or None.
         status: one an image.
         seconds: for the whole batch.
+        iterations: one an image, those of its fit where a rule could end it before the budget; else None.
     """
 
     budget: int
@@ -32,6 +34,7 @@ class Outcome(NamedTuple):
     losses: Tensor | None
     status: Sequence[str]
     seconds: float
+    iterations: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Defence:
         classify: from (classifier, images, budgets, one seed an image) to the outcome at each of these budgets.
         random: whether the seeds matter.
         settings: whatever decides its outcomes beside budgets and seeds; a run's configuration takes it up.
+        family: the defence whose seeds it shares, so that the two differ in nothing but what they do with them; by
+            default it has its own.
     """
 
     name: str
@@ -51,15 +56,16 @@ class Defence:
     classify: Callable[[nn.Module, Tensor, Sequence[int], Sequence[int]], Iterator[Outcome]]
     random: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
 
 
 def undefended() -> Defence:
     """The classifier alone."""
 
     def classify(classifier: nn.Module, images: Tensor, *_: Sequence[int]) -> Iterator[Outcome]:
-        started = _clock(images)
+        started = clock(images)
         scores = classifier(images)
-        yield Outcome(0, scores, None, ["ok"] * len(images), _clock(images) - started)
+        yield Outcome(0, scores, None, ["ok"] * len(images), clock(images) - started)
 
     return Defence("none", (0,), classify, random=False)
 
@@ -71,9 +77,9 @@ def randomisation(passes: tuple[int, ...]) -> Defence:
         classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
     ) -> Iterator[Outcome]:
         for budget in budgets:
-            started = _clock(images)
+            started = clock(images)
             scores = RandomizationDefence(classifier, passes=budget, seed=seeds)(images)
-            yield Outcome(budget, scores, None, ["ok"] * len(images), _clock(images) - started)
+            yield Outcome(budget, scores, None, ["ok"] * len(images), clock(images) - started)
 
     return Defence("randomisation", passes, classify)
 
@@ -87,6 +93,7 @@ def deep_image_prior(
     shape: Sequence[int] = (3, 224, 224),
     batch: int = 1,
     device: torch.device | str = "cpu",
+    stopping: RuleName | Rule | None = None,
 ) -> Defence:
     """The reconstruction of Kattamis et al. 2019: one run for all budgets, each of which is billed its iterations.
 
@@ -98,40 +105,49 @@ def deep_image_prior(
         shape: of an image, (C, H, W); a backend is chosen for it where the device has a choice.
         batch: images at once; likewise.
         device: where it will run, which decides the precision.
+        stopping: a rule that ends each image's fit by itself, or None for fixed budgets; see ``dipdefense.stopping``.
 
     Raises:
-        ValueError: the backend or the precision does not run on the device.
+        ValueError: the backend or the precision does not run on the device, or the backend cannot stop early.
     """
-    check_backend(backend, torch.device(device))
+    rule = check_stopping(stopping)
+    backend = backend if rule is None else stoppable(backend)
+    check_backend(backend, torch.device(device), config)
     operands = operand_dtype(precision, torch.device(device))
     # Never "auto": another precision or backend has other roundings or noise, and so its outcomes are another run's.
     if backend == "auto":
         like = torch.full((batch, *shape), 0.5, device=device)
         purifier = DIPPurifier(budgets[-1], config=config, precision=precision, backend=backend, batch_size=batch)
         backend = purifier.backend_for(like)
-    settings = {"dip": asdict(config), "precision": str(operands).removeprefix("torch."), "backend": backend}
+    settings = {"dip": config.to_json(), "precision": str(operands).removeprefix("torch."), "backend": backend}
+    if rule is not None:
+        # Not named without a rule: the runs of fixed budgets that are stored would be other runs.
+        settings["stopping"] = rule.settings
 
     def classify(
         classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
     ) -> Iterator[Outcome]:
         # The batch as it is, whatever memory is free today: cut otherwise, sums would be rounded otherwise.
-        purifier = DIPPurifier(budgets[-1], config=config, precision=precision, backend=backend, batch_size=len(images))
-        started = _clock(images)
+        purifier = DIPPurifier(
+            budgets[-1], config=config, precision=precision, backend=backend, batch_size=len(images), stopping=rule
+        )
+        started = clock(images)
         run = purifier.reconstruct(images, budgets=budgets, seed=seeds)
-        fitting = _clock(images) - started
-        for budget, output in zip(run.budgets, run.images, strict=True):
-            started = _clock(images)
-            scores = classifier(output)
-            seconds = fitting * budget / budgets[-1] + _clock(images) - started
+        fitting = clock(images) - started
+        for budget in run.budgets:
             # Of this budget, not of the whole run: a network that diverges at 900 was still fine at 500.
-            finite = run.losses[:budget].isfinite().all(dim=0).tolist()
-            status = ["ok" if fine else "diverged" for fine in finite]
-            yield Outcome(budget, scores, run.losses[budget - 1], status, seconds)
+            part = run.at(budget)
+            started = clock(images)
+            scores = classifier(part.images[0])
+            share = sum(part.iterations) / max(1, sum(run.iterations))
+            seconds = fitting * share + clock(images) - started
+            iterations = None if rule is None else part.iterations
+            yield Outcome(budget, scores, part.final_losses, part.status, seconds, iterations)
 
     return Defence("dip", budgets, classify, settings=settings)
 
 
-def _clock(images: Tensor) -> float:
+def clock(images: Tensor) -> float:
     """Seconds, once the device has done what it was told."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)

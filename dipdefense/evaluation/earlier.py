@@ -14,7 +14,7 @@ from typing import Any
 from dipdefense.evaluation.records import COLUMNS, as_json, identity
 
 _TRUSTED = {"images": "trusted by name, stored without a digest of their pixels"}
-_COLUMNS = ", ".join(column for column in COLUMNS if column != "content")
+_COLUMNS = ", ".join(column for column in COLUMNS if column not in ("content", "iterations"))
 
 
 def modern_configuration(configuration: Mapping[str, Any]) -> dict[str, Any]:

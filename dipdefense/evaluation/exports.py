@@ -23,12 +23,18 @@ class ExportError(ValueError):
 
 def export(run: Run, path: Path) -> None:
     """Write a run: configuration, sessions and a digest of the whole on the first line, then one record a line."""
-    lines = [as_json(dict(zip(COLUMNS, astuple(record), strict=True))) for record in run.records]
+    lines = [as_json(_told(record)) for record in run.records]
     head = {"configuration": run.configuration, "sessions": run.sessions, "skipped": run.skipped}
     # As a reader finds it: JSON makes lists of tuples, and strings of the sessions' numbers.
     head = json.loads(as_json(head))
     head["digest"] = _digest(head, lines)
     write_atomically(path, "\n".join([as_json(head), *lines]) + "\n")
+
+
+def _told(record: Record) -> dict[str, Any]:
+    """A record's fields; without its iterations where no rule could end the fit."""
+    fields = dict(zip(COLUMNS, astuple(record), strict=True))
+    return fields if record.iterations is not None else {k: v for k, v in fields.items() if k != "iterations"}
 
 
 def read_export(path: Path) -> Run:

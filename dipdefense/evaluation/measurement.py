@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import dipdefense
 from dipdefense.evaluation.defences import Defence
 from dipdefense.evaluation.exports import ExportError, read_export
-from dipdefense.evaluation.protocol import Condition
+from dipdefense.evaluation.protocol import Chosen, Condition, Images
 from dipdefense.evaluation.provenance import circumstances, digest
 from dipdefense.evaluation.records import Key, Run
-from dipdefense.evaluation.runner import run
+from dipdefense.evaluation.runner import Asked, everything, run
 from dipdefense.evaluation.store import Store
 from dipdefense.evaluation.subject import Setting, Subject
 
@@ -32,6 +33,7 @@ def measure(
     conditions: Mapping[str, Condition | None],
     defences: Sequence[Defence],
     configuration: Mapping[str, Any] | None = None,
+    asked: Asked = everything,
     exports: str = "*.jsonl",
 ) -> Run:
     """Complete the store in ``setting.out`` with every outcome that is asked for, and return just those.
@@ -46,6 +48,7 @@ def measure(
             seeds, and outcomes of one name never mix with those of another.
         defences: with the budgets of each.
         configuration: whatever else decides the outcomes, in types that JSON has; two runs that differ never mix.
+        asked: which combinations of condition, defence, budget and seed; the others are left out.
         exports: a pattern of the names of the folder's exported records.
 
     Returns:
@@ -68,7 +71,7 @@ def measure(
     if len({defence.name for defence in defences}) < len(defences):
         raise ValueError(f"the defences of a run need different names, got {[defence.name for defence in defences]}")
     with _resumed(setting.out, exports) as store:
-        done = run(
+        return complete(
             store,
             identity,
             circumstances(device) | {"batch": setting.batch},
@@ -78,21 +81,52 @@ def measure(
             conditions=conditions,
             defences=defences,
             seeds=setting.seeds,
+            asked=asked,
             device=device,
             batch=setting.batch,
             progress=setting.progress,
         )
-        stored = store.load(done.key)
+
+
+def complete(
+    store: Store,
+    configuration: Mapping[str, Any],
+    told: Mapping[str, Any],
+    *,
+    data: Images,
+    chosen: Chosen,
+    classifier: nn.Module,
+    conditions: Mapping[str, Condition | None],
+    defences: Sequence[Defence],
+    seeds: Sequence[int],
+    asked: Asked = everything,
+    device: torch.device | str = "cpu",
+    batch: int = 1,
+    progress: bool = False,
+) -> Run:
+    """Complete a store with every outcome that is asked for, and return just those; arguments as of ``runner.run``.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+        ValueError: none of the images can be read any more.
+    """
+    done = run(
+        store, configuration, told, data=data, chosen=chosen, classifier=classifier, conditions=conditions,
+        defences=defences, seeds=seeds, asked=asked, device=device, batch=batch, progress=progress,
+    )  # fmt: skip
+    stored = store.load(done.key)
     # The store may have more from other calls: images, conditions, budgets, seeds, or an image as it was before.
-    images = [image for image in zip(subject.ids, subject.chosen.contents, strict=True) if image[0] not in done.lost]
+    ids = (data.ids[index] for index in chosen.indices)
+    images = [image for image in zip(ids, chosen.contents, strict=True) if image[0] not in done.lost]
     if not images:
         raise ValueError("none of the chosen images can be read any more; see the warnings, and call again")
-    asked = {
+    wanted = {
         Key(condition, defence.name, budget, seed, *image)
         for condition in conditions
         for defence in defences
         for budget in defence.budgets
-        for seed in setting.seeds
+        for seed in seeds
+        if asked(condition, defence.name, budget, seed)
         for image in images
     }
     places = {image: place for place, image in enumerate(images)}
@@ -100,12 +134,21 @@ def measure(
         (
             replace(record, position=places[record.image, record.content])
             for record in stored.records
-            if record.key in asked
+            if record.key in wanted
         ),
         key=lambda record: (record.position, record.key),
     )
     sessions = {session: stored.sessions[session] for session in sorted({record.session for record in records})}
-    return Run(stored.configuration, tuple(records), sessions, (*subject.chosen.skipped, *done.lost))
+    return Run(stored.configuration, tuple(records), sessions, (*chosen.skipped, *done.lost))
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """Several measurements of one configuration, of the same images in the same order, as one run."""
+    every = (record for each in runs for record in each.records)
+    records = sorted(every, key=lambda record: (record.position, record.key))
+    sessions = {number: told for each in runs for number, told in each.sessions.items()}
+    skipped = tuple(dict.fromkeys(name for each in runs for name in each.skipped))
+    return Run(runs[0].configuration, tuple(records), dict(sorted(sessions.items())), skipped)
 
 
 @contextlib.contextmanager

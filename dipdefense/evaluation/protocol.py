@@ -31,7 +31,7 @@ class Condition(Protocol):
     """A condition other than "clean", such as an ``Attack``."""
 
     def __call__(
-        self, classifier: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int, seed: Sequence[int]
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, /, *, batch_size: int, seed: Sequence[int]
     ) -> Tensor:
         """The images as the defence gets them."""
 

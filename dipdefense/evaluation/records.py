@@ -45,6 +45,7 @@ class Record:
         status: "ok" or "diverged".
         seconds: the image's share of the time that defending and classifying its batch took.
         session: the session that measured it; see ``Run.sessions``.
+        iterations: those of the image's fit, where a rule could end it before the budget; else None.
     """
 
     condition: str
@@ -61,6 +62,7 @@ class Record:
     status: str
     seconds: float
     session: int = 0
+    iterations: int | None = None
 
     @property
     def key(self) -> Key:
@@ -101,8 +103,8 @@ def check_record(values: object) -> Record:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"a record is an object with the fields {', '.join(COLUMNS)}; got {values!r}")
-    # The first stores and exports had no digests.
-    values = {"content": "", **values}
+    # The first stores and exports had no digests, and those of runs without early stopping have no iterations.
+    values = {"content": "", "iterations": None, **values}
     if wrong := sorted(values.keys() ^ set(COLUMNS)):
         raise ValueError(f"missing or unknown: {', '.join(wrong)}; a record has the fields {', '.join(COLUMNS)}")
     for name, (fits, expected) in _FIELDS.items():
@@ -158,4 +160,5 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "status": (lambda value: value in get_args(Status), f"one of {', '.join(get_args(Status))}"),
     "seconds": (_is_number(0, 1e300), "a finite number of at least 0"),
     "session": _COUNT,
+    "iterations": (lambda value: value is None or _COUNT[0](value), f"{_COUNT[1]}, or null"),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,14 @@ from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_di
 from dipdefense.evaluation.records import Key, Record
 from dipdefense.evaluation.store import Store
 from dipdefense.seeds import derive_seed
+
+Asked = Callable[[str, str, int, int], bool]
+"""Whether (condition, defence, budget, seed) is to be measured."""
+
+
+def everything(condition: str, defence: str, budget: int, seed: int) -> bool:  # noqa: ARG001
+    """Every condition behind every defence, at every budget, with every seed."""
+    return True
 
 
 class Done(NamedTuple):
@@ -48,6 +56,7 @@ def run(
     conditions: Mapping[str, Condition | None],
     defences: Sequence[Defence],
     seeds: Sequence[int],
+    asked: Asked = everything,
     device: torch.device | str = "cpu",
     batch: int = 1,
     progress: bool = False,
@@ -64,6 +73,7 @@ def run(
         conditions: by name; None leaves the images as they are.
         defences: with the budgets of each.
         seeds: each repeats the random defences; the first also serves the attacks.
+        asked: which combinations; the others are left out.
         device: where the classifier is.
         batch: images at once.
         progress: show a bar with the time left.
@@ -85,7 +95,7 @@ def run(
             stacklevel=2,
         )
     lost: dict[str, None] = {}
-    todo = _todo(store.done(key), contents, conditions, defences, seeds, batch)
+    todo = _todo(store.done(key), contents, conditions, defences, seeds, asked, batch)
     remaining = sum(len(piece.positions) for piece in todo)
     with tqdm(total=remaining, unit="image", desc="images × conditions", disable=not progress) as bar:
         for piece in todo:
@@ -110,7 +120,7 @@ def _outcomes(
 ) -> Iterator[tuple[Defence, int, Outcome]]:
     """A batch's outcomes behind each defence, with each seed, at each budget."""
     for defence, seed, budgets in piece.work:
-        own_seeds = [derive_seed(seed, defence.name, name) for name in ids]
+        own_seeds = [derive_seed(seed, defence.family or defence.name, name) for name in ids]
         for outcome in defence.classify(classifier, images, budgets, own_seeds):
             yield defence, seed, outcome
 
@@ -147,6 +157,7 @@ def _todo(
     conditions: Iterable[str],
     defences: Sequence[Defence],
     seeds: Sequence[int],
+    asked: Asked,
     batch: int,
 ) -> list[_Piece]:
     """The outcomes that are missing, batch by batch: at any time the finished images have been through everything."""
@@ -161,7 +172,8 @@ def _todo(
                     budgets = [
                         budget
                         for budget in defence.budgets
-                        if any(Key(condition, defence.name, budget, seed, *images[p]) not in done for p in positions)
+                        if asked(condition, defence.name, budget, seed)
+                        and any(Key(condition, defence.name, budget, seed, *images[p]) not in done for p in positions)
                     ]
                     if budgets:
                         work.append((defence, seed, budgets))
@@ -195,6 +207,7 @@ def _records(
             loss=loss if loss is not None and math.isfinite(loss) else None,
             status=outcome.status[row],
             seconds=outcome.seconds / len(found.ids),
+            iterations=None if outcome.iterations is None else outcome.iterations[row],
         )
 
 

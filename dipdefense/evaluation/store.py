@@ -21,7 +21,7 @@ from dipdefense.evaluation import earlier
 from dipdefense.evaluation.records import COLUMNS, Key, Record, Run, as_json, check_record, identity
 
 # Raised whenever the tables below change.
-_LAYOUT = 2
+_LAYOUT = 3
 
 _RECORDS = """
 CREATE TABLE records (
@@ -30,7 +30,7 @@ CREATE TABLE records (
     position INTEGER NOT NULL, image TEXT NOT NULL, content TEXT NOT NULL,
     label INTEGER NOT NULL, prediction INTEGER NOT NULL, confidence REAL,
     loss REAL, status TEXT NOT NULL, seconds REAL NOT NULL,
-    session INTEGER NOT NULL REFERENCES sessions,
+    session INTEGER NOT NULL REFERENCES sessions, iterations INTEGER,
     correct INTEGER GENERATED ALWAYS AS (prediction = label) VIRTUAL,
     PRIMARY KEY (run, condition, defence, budget, seed, image, content)
 ) STRICT
@@ -100,7 +100,7 @@ class Store:
 
     def _open_tables(self) -> None:
         ((layout,),) = self._execute("PRAGMA user_version")
-        if layout not in (0, 1, _LAYOUT):
+        if layout not in range(_LAYOUT + 1):
             raise StoreError(
                 f"{self.path} has layout {layout}, this version of dipdefense reads layout {_LAYOUT}; "
                 "measure into another folder, or read it with the version that made it"
@@ -112,6 +112,8 @@ class Store:
                 self._execute(statement)
         elif layout == 1:
             earlier.upgrade(self._execute, _RECORDS)
+        elif layout == 2:
+            self._execute("ALTER TABLE records ADD COLUMN iterations INTEGER")
         self._execute(f"PRAGMA user_version = {_LAYOUT}")
 
     def __enter__(self) -> Self:

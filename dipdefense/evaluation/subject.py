@@ -101,7 +101,7 @@ def open_subject(setting: Setting) -> Subject:
         ImportError: an optional package is missing.
     """
     classifier = classifiers.load(setting.classifier, weights=setting.weights, device=setting.device)
-    source, data = _open(setting.data, classifier)
+    source, data = open_images(setting.data, classifier)
     chosen = choose(
         data, classifier, images=setting.images, classes=setting.classes, seed=setting.seeds[0], device=setting.device
     )
@@ -109,18 +109,33 @@ def open_subject(setting: Setting) -> Subject:
     return Subject(classifier, data, source, chosen, (channels, height, width))
 
 
-def _open(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, Images]:
-    """The data set of the kind that the classifier is for, behind its name in reports."""
+def open_images(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, Images]:
+    """The data set of the kind that the classifier is for, behind its name in reports.
+
+    Args:
+        path: a folder or archive of images by class, or None for the packaged ones.
+        classifier: of ImageNet or CIFAR-10.
+
+    Raises:
+        ValueError, OSError: the data is not as described.
+        FileNotFoundError: there is no such data.
+        ImportError: the package with the packaged images is missing.
+    """
     small = classifier.categories == classifiers.CIFAR10_CATEGORIES
     if path is None:
         packaged = packaged_images("cifar10" if small else "imagenet", preprocess=classifier.preprocess)
-        return f"packaged {'CIFAR-10' if small else 'ImageNet'} images", _InMemory(packaged)
+        return f"packaged {'CIFAR-10' if small else 'ImageNet'} images", InMemory(packaged)
     reader = cifar10 if small else image_folder
     return path.resolve().name, reader(path, preprocess=classifier.preprocess)
 
 
-class _InMemory:
-    """Images that are in memory already, as a data set."""
+class InMemory:
+    """Images that are in memory already, as a data set.
+
+    Attributes:
+        ids: of the images.
+        labels: their class indices.
+    """
 
     def __init__(self, images: LabelledImages) -> None:
         self.ids = images.ids
@@ -128,6 +143,7 @@ class _InMemory:
         self._images = images
 
     def stack(self, indices: Sequence[int]) -> LabelledImages:
+        """The images at these places."""
         chosen = list(indices)
         ids = tuple(self.ids[index] for index in chosen)
         return replace(self._images, ids=ids, images=self._images.images[chosen], labels=self._images.labels[chosen])

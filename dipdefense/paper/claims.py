@@ -16,13 +16,14 @@ from dipdefense.config import PAPER_BUDGETS
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.statistics import Cell, Paired, compare, holm
 from dipdefense.paper.labels import Column, column_title, percent
-from dipdefense.paper.published import CLAIMS, PUBLISHED, QUOTED, Published, printed_number
+from dipdefense.paper.published import CLAIMS, PUBLISHED, QUOTED, Claim, Published, printed_number
 from dipdefense.paper.tables import ADVERSARIES, PASSES
 
 CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "not decidable yet"
 LARGER, SAME, SMALLER = "larger than published", "as published, within the interval", "smaller than published"
 
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
+"""The level of every verdict, after correction."""
 
 Found = Mapping[tuple[str, Column], Cell]
 
@@ -71,7 +72,7 @@ def findings(cells: Sequence[Cell], published: Sequence[Published] = PUBLISHED) 
     for name, conditions, pairs in comparisons(cells):
         measured = {pair.condition for pair in pairs}
         missing = [condition for condition in conditions if condition not in measured]
-        results.append(decide(_wording(name), pairs, missing=missing, published=published))
+        results.append(decide(wording(CLAIMS[name]), pairs, missing=missing, published=published))
     return [*results, *(_numbers(found, published) if results else ())]
 
 
@@ -141,18 +142,29 @@ def decide(
         )
     if missing:
         details.append(f"not measured: {', '.join(map(condition_title, missing))}")
+    return Finding(claim, settled(verdicts, missing), details)
+
+
+def settled(verdicts: Sequence[str], missing: Sequence[str] = ()) -> str:
+    """The verdict on a claim that speaks of every condition, from the verdict under each.
+
+    Args:
+        verdicts: at least one, each confirmed, contradicted or undecided.
+        missing: conditions that the claim speaks of and that were not measured.
+    """
     if CONTRADICTED in verdicts:
-        return Finding(claim, CONTRADICTED, details)
-    return Finding(claim, UNDECIDED if missing or UNDECIDED in verdicts else CONFIRMED, details)
+        return CONTRADICTED
+    return UNDECIDED if missing or UNDECIDED in verdicts else CONFIRMED
 
 
-def _wording(name: str) -> str:
-    statement, place, quote = CLAIMS[name]
+def wording(claim: Claim) -> str:
+    """A claim in plain words, with its place in the paper and the paper's own words."""
+    statement, place, quote = claim
     return f"{statement} ({place}{f': “{quote}”' if quote else ''})"
 
 
 def _verdict(pair: Comparison, split: Paired, p: float) -> str:
-    if p >= _SIGNIFICANT:
+    if p >= SIGNIFICANT:
         return UNDECIDED
     more, difference = split.only_first > split.only_second, pair.higher.accuracy - pair.lower.accuracy
     # Most images may have a little more of an average that is lower, and the first seed may differ from all.
@@ -188,4 +200,4 @@ def _numbers(found: Found, published: Sequence[Published]) -> Iterator[Finding]:
             measured = f"{column_title(*column)} {value:.1f} [{low:.1f}, {high:.1f}]"
             details.append(f"{condition_title(condition)}: {measured}, published {number:.1f}: {verdicts[-1]}")
         if verdicts:
-            yield Finding(_wording(name), verdicts[-1], details)
+            yield Finding(wording(CLAIMS[name]), verdicts[-1], details)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dipdefense.evaluation import command_line
 from dipdefense.paper import figures
-from dipdefense.paper.plots import blank
 from dipdefense.saliency import mask, mig_sg, overlay
 
 if TYPE_CHECKING:
@@ -52,8 +51,8 @@ def reproduce(*, description: str | None, arguments: Sequence[str] | None = None
         paragraphs = [
             *figures.reduced(example, config, run.budgets, largest=BUDGETS[-1]),
             f"{figures.described(example)} Confidences are the true class's: clean "
-            f"{told['undefended']['clean']['confidence']:.2g}, attacked "
-            f"{told['undefended']['attacked']['confidence']:.2g}, of each output below it.",
+            f"{figures.shown(told['undefended']['clean']['confidence'])}, attacked "
+            f"{figures.shown(told['undefended']['attacked']['confidence'])}, of each output above it.",
         ]
         figure = draw(example.clean, outputs, mask(maps, _PERCENTILE), told["reconstruction"]["outputs"], paragraphs)
         figures.write(figure, told, folder=given.out, name="figure2")
@@ -74,16 +73,18 @@ def draw(
     Raises:
         ImportError: Matplotlib is missing.
     """
-    figure = blank(max(6.0, 1.75 * len(outputs)), 6.6)
-    grid = figure.subplots(len(_ROWS), len(outputs), squeeze=False)
+    width = max(6.0, 1.75 * len(outputs))
+    title = "Figure 2: DIP outputs and their MIG-SG saliency by iteration"
+    figure, part = figures.panels(width, len(_ROWS) * width / len(outputs) + 1.3, title, paragraphs)
+    grid = part.subplots(len(_ROWS), len(outputs), squeeze=False)
     overlaid = overlay(original.expand(len(masks), -1, -1, -1), masks)
     for column, outcome in enumerate(outcomes):
-        figures.show(grid[0, column], outputs[column], title=f"{outcome['budget']} iterations")
+        above = f"{outcome['budget']} iterations\nconfidence {figures.shown(outcome['confidence'])}"
+        figures.show(grid[0, column], outputs[column], title=above)
         figures.show(grid[1, column], masks[column])
-        figures.show(grid[2, column], overlaid[column], f"confidence {outcome['confidence']:.2g}")
+        figures.show(grid[2, column], overlaid[column])
     for axes, name in zip(grid[:, 0], _ROWS, strict=True):
         axes.set_ylabel(name, fontsize=9)
-    figures.headed(figure, "Figure 2: DIP outputs and their MIG-SG saliency by iteration", paragraphs)
     return figure
 
 

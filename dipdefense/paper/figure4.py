@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dipdefense.evaluation import command_line
 from dipdefense.paper import figures
-from dipdefense.paper.plots import blank
 from dipdefense.saliency import gradient, integrated_gradients, mask, mig_sg, smoothgrad
 
 if TYPE_CHECKING:
@@ -35,21 +34,23 @@ def reproduce(*, description: str | None, arguments: Sequence[str] | None = None
             example = figures.open_example(given)
         steps = {"steps": given.steps}
         noise = {"samples": given.samples, "noise_std": _NOISE_STD}
-        settings = {"gradient": {}, "integrated gradients": steps, "SmoothGrad": noise, "MIG-SG": steps | noise}
+        # As many gradients as MIG-SG has: of ten noisy copies alone, SmoothGrad is noise.
+        smooth = noise | {"samples": given.steps * given.samples}
+        settings = {"gradient": {}, "integrated gradients": steps, "SmoothGrad": smooth, "MIG-SG": steps | noise}
         of_all = {"target": example.label, "batch_size": 8}
         classifier, image, seed = example.classifier, example.attacked, example.seed
         maps = {
             "gradient": gradient(classifier, image, **of_all),
             "integrated gradients": integrated_gradients(classifier, image, **of_all, **steps),
-            "SmoothGrad": smoothgrad(classifier, image, seed=seed, **of_all, **noise),
+            "SmoothGrad": smoothgrad(classifier, image, seed=seed, **of_all, **smooth),
             "MIG-SG": mig_sg(classifier, image, seed=seed, **of_all, **steps, **noise),
         }
         told = figures.record(example, saliency={"baseline": "black", "percentile": _PERCENTILE, "methods": settings})
         about = (
             f"{figures.described(example)} Maps of the true class's score, whose confidence is "
-            f"{told['undefended']['attacked']['confidence']:.2g}: absolute values, clipped at the "
-            f"{_PERCENTILE:g}th percentile. Steps {given.steps}, samples {given.samples}, σ = {_NOISE_STD}, "
-            "black baseline."
+            f"{figures.shown(told['undefended']['attacked']['confidence'])}: absolute values, clipped at the "
+            f"{_PERCENTILE:g}th percentile. Steps {given.steps}, samples {given.samples} (SmoothGrad "
+            f"{smooth['samples']}), σ = {_NOISE_STD}, black baseline."
         )
         figure = draw(image, {name: mask(each, _PERCENTILE) for name, each in maps.items()}, [about])
         figures.write(figure, told, folder=given.out, name="figure4")
@@ -66,10 +67,10 @@ def draw(image: Tensor, masks: Mapping[str, Tensor], paragraphs: Sequence[str]) 
     Raises:
         ImportError: Matplotlib is missing.
     """
-    figure = blank(2.3 * (1 + len(masks)), 3.2)
-    first, *others = figure.subplots(1, 1 + len(masks))
+    count = 1 + len(masks)
+    figure, part = figures.panels(2.3 * count, 3.4, "Figure 4: saliency maps of one image", paragraphs)
+    first, *others = part.subplots(1, count)
     figures.show(first, image[0], "(a) image")
     for letter, axes, (name, each) in zip("bcdefgh", others, masks.items(), strict=False):
         figures.show(axes, each[0], f"({letter}) {name}")
-    figures.headed(figure, "Figure 4: saliency maps of one image", paragraphs)
     return figure

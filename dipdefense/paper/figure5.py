@@ -15,7 +15,6 @@ from dipdefense.config import PAPER_BUDGETS, DIPConfig
 from dipdefense.evaluation import command_line
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.paper import figures
-from dipdefense.paper.plots import blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,8 +66,10 @@ def draw(
     titles = {0: "image", 1: f"attacked: {condition_title(example.condition)}"}
     titles |= {3 + place: f"output at {budget} iterations" for place, budget in enumerate(outputs)}
     pictures = torch.cat([example.clean, example.attacked, *(output[None] for output in outputs.values())])
-    figure = blank(2.3 * (3 + len(outputs)), 5.2)
-    grid = figure.subplots(2, 3 + len(outputs), height_ratios=(1.35, 1))
+    figure, part = figures.panels(
+        2.3 * (3 + len(outputs)), 5.4, "Figure 5: the Deep Image Prior as a defence", paragraphs
+    )
+    grid = part.subplots(2, 3 + len(outputs), height_ratios=(1.35, 1))
     scores = example.scores(pictures)
     for (column, title), picture, confidences in zip(titles.items(), pictures, scores, strict=True):
         figures.show(grid[0, column], picture, title=title)
@@ -78,7 +79,6 @@ def draw(
     _noise(grid[1, 2], config, example)
     for column, text in enumerate(("attack", "target of the fit (MSE)", "early stop")):
         _arrow(grid[0, column], text)
-    figures.headed(figure, "Figure 5: the Deep Image Prior as a defence", paragraphs)
     return figure
 
 
@@ -91,7 +91,7 @@ def _bars(axes: Axes, scores: Tensor, example: figures.Example) -> None:
         confidence = scores[label].item()
         axes.barh(-place, confidence, color=_TRUE if label == example.label else _OTHER, alpha=0.55)
         name = textwrap.shorten(example.category(label).replace("-", "- "), 22, placeholder=" …").replace("- ", "-")
-        axes.text(0.02, -place, f"{name}  {confidence:.2g}", fontsize=7.5, va="center")
+        axes.text(0.02, -place, f"{name}  {figures.shown(confidence)}", fontsize=7.5, va="center")
     axes.set(xlim=(0, 1), xticks=(0, 0.5, 1), yticks=())
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
@@ -109,7 +109,7 @@ def _network(axes: Axes, config: DIPConfig, *, image_channels: int) -> None:
             skip = {"arrowstyle": "->", "color": "0.45", "lw": 0.7}
             axes.annotate("", xy=(reach, level), xytext=(-reach, level), arrowprops=skip)
     count = config.parameter_count(image_channels=image_channels, scales=scales)
-    axes.set(xlim=(-scales - 0.6, scales + 0.6), ylim=(-0.65, 0.5))
+    axes.set(xlim=(-scales - 0.6, scales + 0.6), ylim=(-0.65, 0.5), xticks=(), yticks=())
     axes.set_title("an untrained network for this image", fontsize=9)
     axes.text(
         0.5, 0.02, f"{scales} scales, {config.channels} channels,\n{count:,} parameters; Adam", fontsize=8, ha="center",

@@ -6,7 +6,8 @@ import argparse
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,14 @@ from dipdefense.evaluation import Setting, circumstances, command_line, open_sub
 from dipdefense.evaluation.protocol import attack_named, condition_title, content_digest
 from dipdefense.evaluation.report import png
 from dipdefense.files import write_atomically
-from dipdefense.paper.plots import wrapped
+from dipdefense.paper.plots import below, blank, caption
 from dipdefense.paper.published import IMAGES, reductions
 from dipdefense.reconstruct import Reconstruction, reconstruct
 from dipdefense.seeds import derive_seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,10 +188,26 @@ def show(axes: Axes, image: Tensor, caption: str = "", *, title: str = "") -> No
     axes.set_title(title, fontsize=9)
 
 
-def headed(figure: Figure, title: str, paragraphs: Sequence[str]) -> None:
-    """The figure's title and, below it, paragraphs."""
-    text, colour = wrapped(figure, paragraphs)
-    figure.suptitle(f"{title}\n{text}", x=0.01, ha="left", fontsize=9, color=colour)
+def panels(width: float, height: float, title: str, paragraphs: Sequence[str]) -> tuple[Figure, SubFigure]:
+    """An empty figure of this size in inches with a title and paragraphs, and its part for the panels below these.
+
+    Raises:
+        ImportError: Matplotlib is missing.
+    """
+    figure = blank(width, height)
+    part = below(figure)
+    caption(figure, partial(part.suptitle, x=0.01, ha="left"), title, paragraphs)
+    return figure, part
+
+
+def shown(confidence: float) -> str:
+    """A confidence for a caption.
+
+    Example:
+        >>> shown(0.9996), shown(0.0042), shown(1.8e-14)
+        ('1.00', '0.004', '2e-14')
+    """
+    return f"{confidence:.2f}" if confidence >= 0.01 else f"{confidence:.1g}"
 
 
 def record(example: Example, **measured: Any) -> dict[str, Any]:
@@ -215,7 +232,7 @@ def reconstruction_record(
 ) -> dict[str, Any]:
     """The reconstruction's settings, and the classifier's outcome at each budget."""
     return {
-        "network": asdict(config),
+        "network": config.to_json(),
         "precision": str(operand_dtype(given.precision, example.clean.device)).removeprefix("torch."),
         "backend": run.backend,
         "outputs": [

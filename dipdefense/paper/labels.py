@@ -77,7 +77,10 @@ def banner(run: Run, cells: Sequence[Cell]) -> list[str]:
     budgets = [budget for defence, budget in columns(cells) if defence == "dip"]
     # A network that nothing was reconstructed with reduces nothing.
     config = network(run) if budgets else DIPConfig.paper()
-    reduced = reductions(config, images=cells[0].n, budgets=budgets, shape=run.configuration["input"])
+    reduced = reductions(
+        config, images=cells[0].n, budgets=budgets, shape=run.configuration["input"],
+        stopping=run.configuration.get("stopping"),
+    )  # fmt: skip
     return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}."] if reduced else []
 
 

@@ -25,7 +25,7 @@ from dipdefense.paper.published import beside, printed_columns, printed_number
 from dipdefense.paper.tables import ADVERSARIES, table_cells
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 # Confidences nearer to 0 or 1 are plotted here, or the axis would have no end.
 _EDGE = 1e-5
@@ -85,7 +85,7 @@ def bars(run: Run, *, table: int) -> Figure:
     axes.set(ylim=(0, 100), xlim=(-0.5, len(conditions) - 0.5), ylabel="top-1 accuracy, %")
     axes.grid(axis="y", color="0.88", zorder=0)
     about = f"{subject(run, cells)} Lines: 95 % Wilson intervals."
-    _caption(figure, partial(axes.set_title, loc="left"), TITLES[table], [*banner(run, cells), about])
+    caption(figure, partial(axes.set_title, loc="left"), TITLES[table], [*banner(run, cells), about])
     handles, labels = axes.get_legend_handles_labels()
     bars_first = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
     figure.legend(
@@ -112,7 +112,7 @@ def accuracy_by_budget(run: Run) -> Figure:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     for condition in _reconstructed(cells):
-        colour, line = _style(condition)
+        colour, line = condition_style(condition)
         curve = sorted(
             (cell for cell in cells if (cell.condition, cell.defence) == (condition, "dip")),
             key=lambda cell: cell.budget,
@@ -134,7 +134,7 @@ def accuracy_by_budget(run: Run) -> Figure:
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     title = f"Accuracy against the budget, n = {cells[0].n} (defence-unaware attacks)"
     about = f"{subject(run, cells)} Bands: 95 % Wilson intervals. Dotted: no defence."
-    _caption(figure, partial(axes.set_title, loc="left"), title, [*banner(run, cells), about])
+    caption(figure, partial(axes.set_title, loc="left"), title, [*banner(run, cells), about])
     return figure
 
 
@@ -165,7 +165,7 @@ def recovery_by_confidence(run: Run) -> Figure:
     conditions = [name for name in _reconstructed(cells) if not name.startswith("noise")]
     rows, across = math.ceil(len(conditions) / _ACROSS), min(len(conditions), _ACROSS)
     figure = blank(8.0, 1.6 + 2.4 * rows)
-    panels = figure.add_subfigure(figure.add_gridspec()[0, 0])
+    panels = below(figure)
     grid = panels.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
     inside = [_inside(confidence) for confidence in clean.values()]
     marks = [mark for mark in _MARKS if min(inside) <= mark <= max(inside)]
@@ -184,7 +184,7 @@ def recovery_by_confidence(run: Run) -> Figure:
         if len(set(before)) > 2 and len(set(after)) > 1:
             rho, p = spearmanr(before, after)
             label += f"\nρ = {rho:.2f}, p = {p:.2g}"
-        colour, _ = _style(condition)
+        colour, _ = condition_style(condition)
         face = [colour if right else "white" for right in correct]
         size = 20 if len(points) < _MANY else 9
         places = [_inside(confidence) for confidence in before]
@@ -204,7 +204,7 @@ def recovery_by_confidence(run: Run) -> Figure:
         f"{subject(run, cells)} A point is an image, filled if it is classified correctly behind the reconstruction. "
         "ρ: Spearman's rank correlation."
     )
-    _caption(figure, partial(panels.suptitle, x=0.01, ha="left"), title, [*banner(run, cells), about])
+    caption(figure, partial(panels.suptitle, x=0.01, ha="left"), title, [*banner(run, cells), about])
     return figure
 
 
@@ -219,7 +219,7 @@ def _reconstructed(cells: Sequence[Cell]) -> list[str]:
     )
 
 
-def _style(condition: str) -> tuple[str, str]:
+def condition_style(condition: str) -> tuple[str, str]:
     """Colour and line of a condition: attacks in colours that the colour-blind can tell apart (Okabe and Ito 2008).
 
     The noise controls are grey and dashed; an attack rounded to 8 bits is dotted in its colour.
@@ -240,18 +240,17 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def wrapped(figure: Figure, paragraphs: Sequence[str]) -> tuple[str, str]:
-    """The paragraphs in lines of the figure's width, and their colour: red where the first is a warning."""
+def below(figure: Figure) -> SubFigure:
+    """The part of a figure for several panels with one heading; ``caption`` puts its paragraphs on top of it."""
+    return figure.add_subfigure(figure.add_gridspec()[0, 0])
+
+
+def caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
+    """A title in bold and, where ``put`` puts them, paragraphs below it: in red where the first is a warning."""
     characters = int(11.5 * figure.get_figwidth())
     lines = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
-    colour = "firebrick" if paragraphs[0].startswith("REDUCED") else "black"
-    return "\n".join("\n".join(each) for each in lines), colour
-
-
-def _caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
-    """A title in bold and, where ``put`` puts them, paragraphs below it."""
-    text, colour = wrapped(figure, paragraphs)
-    put(f"{text}\n", fontsize=9, color=colour)
+    text = "\n".join("\n".join(each) for each in lines)
+    put(f"{text}\n", fontsize=9, color="firebrick" if paragraphs[0].startswith("REDUCED") else "black")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 

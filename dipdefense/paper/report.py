@@ -18,7 +18,7 @@ from dipdefense.evaluation.report import Rows, Section, markdown, png, provenanc
 from dipdefense.evaluation.report import table as markdown_table
 from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread
 from dipdefense.files import write_atomically
-from dipdefense.paper.claims import findings
+from dipdefense.paper.claims import Finding, findings
 from dipdefense.paper.labels import (
     TITLES,
     banner,
@@ -149,11 +149,7 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], 
     if len(pairs := _pairs(cells)) > 1:
         yield Section("Paired comparisons", [_PAIRED], pairs)
     if claims := findings(everything, published):
-        reduced = bool(banner(run, cells))
-        about = [subject(run, cells), _CLAIMS, *([_REDUCED_CLAIMS] if reduced else [])]
-        where = " in this setting" if reduced else ""
-        listed = ["\n".join([f"{c.verdict.upper()}{where}: {c.claim}", *c.details]) for c in claims]
-        yield Section("The paper's claims, for this classifier and setting", [" ".join(about)], items=listed)
+        yield claims_section(claims, f"{subject(run, cells)} {_CLAIMS}", reduced=bool(banner(run, cells)))
     yield _seeds(cells)
     diverged = Counter(record.status for record in run.records)["diverged"]
     checks = [f"{'passed' if passed else 'FAILED'}: {check}" for check, passed in sanity_checks(cells)]
@@ -166,6 +162,20 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], 
         notes += about_parameters(network(run), run.configuration["input"])
     yield Section("Notes", items=notes)
     yield Section("How it was measured", items=list(provenance(run)))
+
+
+def claims_section(claims: Sequence[Finding], about: str, *, reduced: bool) -> Section:
+    """The paper's claims with their verdicts.
+
+    Args:
+        claims: decided.
+        about: the subject, and how it was decided.
+        reduced: whether the setting is less than the paper's.
+    """
+    about = f"{about} {_REDUCED_CLAIMS}" if reduced else about
+    where = " in this setting" if reduced else ""
+    listed = ["\n".join([f"{c.verdict.upper()}{where}: {c.claim}", *c.details]) for c in claims]
+    return Section("The paper's claims, for this classifier and setting", [about], items=listed)
 
 
 def _beside(run: Run) -> Numbers:

@@ -1,10 +1,12 @@
-"""A table of the paper from the command line to its written report."""
+"""A table of the paper, or its section 6, from the command line to the written report."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from dipdefense.evaluation import STORE, command_line, open_subject
+from dipdefense.paper import architecture, architecture_report
 from dipdefense.paper.report import write_report
 from dipdefense.paper.tables import measure_table, parse_arguments
 
@@ -27,3 +29,21 @@ def reproduce(*, table: int, description: str) -> None:
         print("written:", *[text, *others], f"and {store}")
         if run.skipped:
             print(f"{len(run.skipped)} images could not be read and were skipped", file=sys.stderr)
+
+
+def reproduce_architecture(*, description: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, measure every variant, write the report, and print it: all that architecture.py does.
+
+    Raises:
+        SystemExit: see ``command_line``: every end but the ordinary one.
+    """
+    setting = architecture.parse_arguments(description=description, arguments=arguments)
+    store = setting.out / STORE
+    with command_line.script(store):
+        with command_line.usage():
+            subject = open_subject(setting)
+            architecture.networks(setting.config, subject.shape, names=setting.variants, backend=setting.backend)
+        runs = architecture.measure_variants(setting, subject)
+        text, *others = architecture_report.write_report(runs, folder=setting.out)
+        print(text.read_text())
+        print("written:", *[text, *others], f"and {store}")

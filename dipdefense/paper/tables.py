@@ -28,6 +28,7 @@ from dipdefense.evaluation import (
 from dipdefense.evaluation.protocol import DEFENCES, condition_name
 from dipdefense.evaluation.statistics import Cell, summarise
 from dipdefense.paper.published import CLASSES, IMAGES, reductions
+from dipdefense.stopping import RuleName, check_stopping
 
 PASSES = (1, 30)
 """Passes of randomisation: one an image, and as many as the submission of Xie et al. 2017 averages."""
@@ -63,6 +64,7 @@ class TableSetting(Setting):
         defences: of ``DEFENCES``.
         precision: "auto", "fp32" or "bf16".
         backend: "auto", "torch", "cudagraphs" or "triton".
+        stopping: "variance" or "trend" to end each image's fit by itself; None for the paper's fixed budgets.
     """
 
     table: int
@@ -72,6 +74,7 @@ class TableSetting(Setting):
     defences: tuple[str, ...]
     precision: Precision = "auto"
     backend: Backend = "auto"
+    stopping: RuleName | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not be run."""
@@ -93,7 +96,8 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
     Raises:
         SystemExit: 2, after one line on stderr, if the arguments cannot be used.
     """
-    parser = command_line.parser(description, command_line.add_subject, command_line.add_reconstruction)
+    groups = (command_line.add_subject, command_line.add_reconstruction, command_line.add_stopping)
+    parser = command_line.parser(description, *groups)
     add = parser.add_argument
     add("--conditions", nargs="+", choices=CONDITIONS, metavar="CONDITION", help=f"of {', '.join(CONDITIONS)}")
     add("--defences", nargs="+", choices=DEFENCES, default=DEFENCES, help="default: %(default)s")
@@ -107,6 +111,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
         defences=tuple(name for name in DEFENCES if name in given.defences),
         precision=given.precision,
         backend=given.backend,
+        stopping=given.stopping,
     )
 
 
@@ -125,15 +130,19 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
         ImportError: an optional package is missing.
     """
     check_backend(setting.backend, torch.device(setting.device))
+    rule = check_stopping(setting.stopping)
     subject = subject or open_subject(setting)
     config = subject.fitted(setting.config)
     if "dip" in setting.defences and (
-        reduced := reductions(config, images=len(subject.chosen.indices), budgets=setting.budgets, shape=subject.shape)
-    ):
+        reduced := reductions(
+            config, images=len(subject.chosen.indices), budgets=setting.budgets, shape=subject.shape,
+            stopping=None if rule is None else rule.settings,
+        )
+    ):  # fmt: skip
         print(f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}.", file=sys.stderr)
     reconstruction = deep_image_prior(
         setting.budgets, config=config, precision=setting.precision, backend=setting.backend,
-        shape=subject.shape, batch=setting.batch, device=setting.device,
+        shape=subject.shape, batch=setting.batch, device=setting.device, stopping=rule,
     )  # fmt: skip
     known = (undefended(), randomisation(PASSES), reconstruction)
     return measure(

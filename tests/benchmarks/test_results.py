@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme  # noqa: E402
 
 from dipdefense.evaluation import read_export  # noqa: E402
+from dipdefense.paper import figure1_report  # noqa: E402
 from dipdefense.paper.report import as_markdown  # noqa: E402
 
 
@@ -45,6 +46,12 @@ def test_the_readmes_speeds_are_the_records() -> None:
         assert f"| {row} | {seconds[0]} | {seconds[1]} | {median:.1f} [{low:.2g}, {high:.2g}] |" in text
         medians.append(f"{before[setting, 'dipdefense, fp32', batch]['speedup']['median']:.1f}")
     assert f"had {medians[0]}, {medians[1]} and {medians[2]} times" in text
+
+
+@pytest.mark.parametrize("source", readme.CURVES)
+def test_reports_of_figure_1_are_those_of_their_records(source: str) -> None:
+    folder = readme.RESULTS / source
+    assert figure1_report.as_markdown(read_export(folder / "figure1.jsonl")) == (folder / "figure1.md").read_text()
 
 
 @pytest.mark.parametrize("source", sorted(path.parent.name for path in readme.RESULTS.glob("*/table2.jsonl")))

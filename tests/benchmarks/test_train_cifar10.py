@@ -1,7 +1,8 @@
-"""The training script of the CIFAR-10 classifier, on a few images: it learns, and a killed training resumes."""
+"""The training script of the CIFAR-10 classifiers, on a few images: it learns, and a killed training resumes."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from dipdefense.classifiers import CIFAR10_CATEGORIES
+from dipdefense.evaluation.provenance import digest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import train_cifar10
@@ -29,8 +31,11 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def train(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, *, epochs: int) -> dict[str, torch.Tensor]:
-    monkeypatch.setattr(sys, "argv", f"train_cifar10.py --data {data} --out {out} --epochs {epochs}".split())
+def train(
+    monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, *options: str, epochs: int
+) -> dict[str, torch.Tensor]:
+    given = [*f"train_cifar10.py --data {data} --out {out} --epochs {epochs}".split(), *options]
+    monkeypatch.setattr(sys, "argv", given)
     train_cifar10.main()
     return torch.load(out, weights_only=True)
 
@@ -58,7 +63,36 @@ def test_it_learns_and_a_killed_training_resumes(monkeypatch, data, tmp_path, ca
     resumed = train(monkeypatch, data, tmp_path / "killed.pt", epochs=8)
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
-    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["killed.pt", "whole.pt"]
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["killed.json", "killed.pt", "whole.json", "whole.pt"]
+
+
+def test_adversarial_fine_tuning_begins_with_the_given_weights_and_is_recorded(monkeypatch, data, tmp_path) -> None:
+    monkeypatch.setattr(train_cifar10, "STEPS", 2)
+    first = train(monkeypatch, data, tmp_path / "first.pt", epochs=1)
+    seen = []
+    real = train_cifar10.pgd_l2
+
+    def attack(classifier, images, labels, *, epsilon, step, steps, generator=None):
+        moved = real(classifier, images, labels, epsilon=epsilon, step=step, steps=steps, generator=generator)
+        seen.append((steps, (moved - images).flatten(1).norm(dim=1).max().item()))
+        return moved
+
+    monkeypatch.setattr(train_cifar10, "pgd_l2", attack)
+    monkeypatch.setattr(train_cifar10, "PEAK_RATE", 1e-9)
+    options = ["--adversarial", "0.5", "--precision", "bf16", "--initial", str(tmp_path / "first.pt")]
+    tuned = train(monkeypatch, data, tmp_path / "tuned.pt", *options, epochs=1)
+    for name, value in first.items():
+        if "running" not in name and "num" not in name:
+            torch.testing.assert_close(tuned[name], value, rtol=1e-3, atol=1e-3)
+    assert {steps for steps, _ in seen} == {1, 2}
+    assert all(0 < moved <= 0.5 + 1e-4 for _, moved in seen)
+    told = json.loads((tmp_path / "tuned.json").read_text())
+    assert told["training"]["adversarial"] == 0.5
+    assert told["training"]["initial"] == digest([(tmp_path / "first.pt").read_bytes()])
+    assert told["weights"] == digest([(tmp_path / "tuned.pt").read_bytes()])
+    assert told["test split"]["attacked"]["n"] == told["test split"]["clean"]["n"] == 10
+    assert set(told) >= {"command", "commit", "hardware", "versions"}
+    assert all(value.dtype == torch.float16 for value in tuned.values() if value.is_floating_point())
 
 
 def test_augmented_images_are_shifted_or_flipped_copies() -> None:

@@ -68,7 +68,7 @@ def test_the_purifier_carries_its_backend() -> None:
 
 
 def test_the_purifier_passes_its_backend_on(tiny: DIPConfig, monkeypatch) -> None:
-    monkeypatch.setattr("dipdefense.checks.check_backend", lambda backend, device: None)
+    monkeypatch.setattr("dipdefense.checks.check_backend", lambda *_: None)
     asked = []
 
     def by_torch(request: Request, backend: str) -> Fitting:

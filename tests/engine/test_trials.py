@@ -160,7 +160,7 @@ def auto(monkeypatch, tiny: DIPConfig):
         for name, (seconds, spoil) in {"torch": (1.0, None), **others}.items():
             builder = functools.partial(StandIn, name=name, seconds=seconds, spoil=spoil)
             monkeypatch.setitem(BACKENDS, name, builder)
-        monkeypatch.setattr(backends, "available", lambda device: tuple(others))
+        monkeypatch.setattr(backends, "available", lambda device, config: tuple(others))
         asked = check_request(
             torch.rand(count, 3, 16, 17),
             budgets=(iterations,), config=tiny, seed=3, precision=precision, backend="torch",
@@ -300,7 +300,7 @@ def test_on_a_cpu_it_is_torchs_operators_untried(tiny: DIPConfig, monkeypatch) -
 
 
 def test_the_interpreters_kernels_are_not_worth_a_trial(monkeypatch) -> None:
-    monkeypatch.setattr(backends, "check_backend", lambda backend, device: None)
+    monkeypatch.setattr(backends, "check_backend", lambda *_: None)
     assert backends.available(torch.device("cuda:0")) == ("cudagraphs", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert backends.available(torch.device("cuda:0")) == ("cudagraphs",)

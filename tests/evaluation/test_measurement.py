@@ -20,6 +20,7 @@ from dipdefense.evaluation import Defence, Run, Setting, Store, StoreError, expo
 from dipdefense.evaluation.defences import Outcome, deep_image_prior
 from dipdefense.evaluation.protocol import choose, read
 from dipdefense.evaluation.report import provenance
+from dipdefense.stopping import Variance
 
 
 def never(*_: object) -> Any:
@@ -134,7 +135,7 @@ PRAGMA user_version = 1;
 def as_layout_1(run: Run, path: Path, *names: str) -> None:
     """A store as the first version wrote it, with the run under the name that each set of images gave it."""
     path.unlink(missing_ok=True)
-    columns = [f.name for f in dataclasses.fields(run.records[0]) if f.name != "content"]
+    columns = [f.name for f in dataclasses.fields(run.records[0]) if f.name not in ("content", "iterations")]
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("PRAGMA journal_mode = WAL")
         database.executescript(LAYOUT_1)
@@ -166,6 +167,48 @@ def test_a_store_of_layout_1_is_upgraded_resumed_and_says_that_its_images_are_tr
     # To the bit with one image a batch: the fifth has been through a batch of its own before.
     more, fresh = (tiny_measure(folder, tiny_subject(images=6), batch=1) for folder in (old, tmp_path / "fresh"))
     assert outcomes(more) == outcomes(fresh)
+
+
+def test_a_store_of_layout_2_is_upgraded_and_resumed(tmp_path: Path) -> None:
+    first = tiny_measure(tmp_path)
+    path = tmp_path / "outcomes.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("ALTER TABLE records DROP COLUMN iterations")
+        database.execute("PRAGMA user_version = 2")
+    again = tiny_measure(tmp_path, defences=idle())
+    assert again.records == first.records
+    assert dump(path)[-1] == "(3,)"
+
+
+def test_iterations_of_stopped_fits_are_kept_and_exported(tmp_path: Path) -> None:
+    rule = Variance(warm_up=1, patience=2)
+    stopping = deep_image_prior((4, 30), config=CONFIG, stopping=rule)
+    run = tiny_measure(tmp_path, defences=[stopping])
+    assert run.configuration["stopping"] == rule.settings
+    early = [record.iterations for record in run.records if record.budget == 30]
+    assert all(iterations is not None and 3 <= iterations <= 30 for iterations in early)
+    assert min(early) < 30
+    export(run, tmp_path / "stopped.jsonl")
+    assert read_export(tmp_path / "stopped.jsonl").records == run.records
+    fixed = tiny_measure(tmp_path, defences=tiny_defences((4, 30)))
+    assert {record.iterations for record in fixed.records} == {None}
+    assert "stopping" not in fixed.configuration
+    export(fixed, tmp_path / "fixed.jsonl")
+    assert "iterations" not in (tmp_path / "fixed.jsonl").read_text()
+
+
+def test_a_family_shares_its_seeds(tmp_path: Path) -> None:
+    seen: dict[str, list[Sequence[int]]] = {}
+
+    def defence(name: str, family: str) -> Defence:
+        def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]):
+            seen.setdefault(name, []).append(seeds)
+            yield Outcome(1, classifier(images), None, ["ok"] * len(images), 0.1)
+
+        return Defence(name, (1,), classify, family=family)
+
+    tiny_measure(tmp_path, defences=[defence("dip", ""), defence("dip-stopped", "dip"), defence("other", "")])
+    assert seen["dip"] == seen["dip-stopped"] != seen["other"]
 
 
 def test_an_upgrade_that_is_cut_short_leaves_the_store_as_it_was(

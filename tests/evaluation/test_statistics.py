@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy import stats
 
-from dipdefense.evaluation.statistics import mcnemar, spread, wilson
+from dipdefense.evaluation.statistics import mcnemar, paired_difference, spread, wilson
 from dipdefense.paper.published import NOTES, PUBLISHED, QUOTED, THIS_PAPER, printed_number
 
 COUNTS = [(0, 1), (1, 1), (0, 20), (17, 20), (20, 20), (306, 500), (1, 500), (500, 500), (250, 500)]
@@ -120,3 +120,30 @@ def test_the_papers_numbers_are_said_to_be_no_counts_out_of_500() -> None:
     impossible = [v for v in singles if abs(v * 5 - round(v * 5)) > 1e-6]
     assert {67.5, 75.3} <= odd
     assert any(f"yet {len(impossible)} of" in note for note in NOTES)
+
+
+# Newcombe 1998 (paired data), table III: counts of both, the first alone, the second alone, neither; method 10.
+NEWCOMBE = {
+    (36, 12, 2, 0): (0.2000, 0.0569, 0.3404),
+    (36, 14, 0, 0): (0.2800, 0.1528, 0.4167),
+    (2, 97, 1, 0): (0.9600, 0.8721, 0.9854),
+    (0, 0, 0, 54): (0.0, -0.0664, 0.0664),
+}
+
+
+@pytest.mark.parametrize(("counts", "expected"), NEWCOMBE.items(), ids=str)
+def test_paired_differences_are_the_published_ones(counts, expected) -> None:
+    outcomes = ((True, True), (True, False), (False, True), (False, False))
+    first, second = zip(
+        *(pair for pair, count in zip(outcomes, counts, strict=True) for _ in range(count)), strict=True
+    )
+    assert paired_difference(first, second) == pytest.approx(expected, abs=5e-5)
+    value, low, high = expected
+    assert paired_difference(second, first) == pytest.approx((-value, -high, -low), abs=5e-5)
+
+
+def test_paired_differences_need_the_same_images() -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        paired_difference([], [])
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        paired_difference([True], [True, False])

@@ -11,7 +11,9 @@ import matplotlib.colors
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from dipdefense import classifiers, reconstruct
 from dipdefense.attacks import Attack
@@ -72,6 +74,27 @@ def pixels(axes: Any) -> np.ndarray[Any, Any]:
     return np.asarray(image.get_array())
 
 
+def about(figure: Figure) -> str:
+    """The paragraphs below the title."""
+    (part,) = figure.subfigs
+    return " ".join(part.get_suptitle().split())
+
+
+def overlaps(figure: Figure) -> list[tuple[str, str]]:
+    """Texts that cover each other, as the picture has them."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
+    return [(a, b) for i, (a, one) in enumerate(boxes) for b, other in boxes[:i] if one.overlaps(other)]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_covers_another(name: str, make: Callable[..., Made]) -> None:
+    figure, _ = make(name)
+    assert overlaps(figure) == []
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_a_picture_and_a_record(name: str, make: Callable[..., Made], tmp_path: Path) -> None:
     _, told = make(name)
@@ -99,15 +122,15 @@ def test_figure_2_has_outputs_masks_and_masks_on_the_original(
     assert [axes.get_ylabel() for axes in rows[:, 0]] == ["DIP output", "MIG-SG mask", "on the original"]
     for column, outcome in enumerate(outcomes):
         output, shade, overlaid = (pixels(axes) for axes in rows[:, column])
-        assert rows[0, column].get_title() == f"{outcome['budget']} iterations"
-        assert rows[2, column].get_xlabel() == f"confidence {outcome['confidence']:.2g}"
+        above = f"{outcome['budget']} iterations\nconfidence {figures.shown(outcome['confidence'])}"
+        assert rows[0, column].get_title() == above
         np.testing.assert_allclose(output, run.images[column, 0].permute(1, 2, 0), atol=1e-4)
         assert shade.max() == 1
         assert shade.std() > 0.05
         expected = overlay(clean, torch.from_numpy(shade)[None, None])
         np.testing.assert_allclose(overlaid, expected[0].permute(1, 2, 0), atol=1e-6)
     for words in ("REDUCED SETTING", "3 iterations at most instead of 4000", "FGSM ε=10, defence-unaware", IMAGE):
-        assert words in figure.get_suptitle().replace("\n", " ")
+        assert words in about(figure)
 
 
 def test_figure_4_has_every_method_with_its_name_under_it(
@@ -146,7 +169,7 @@ def test_nothing_is_reduced_where_network_and_budgets_are_the_papers(
     make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figure, _ = make("figure5")
-    assert "REDUCED SETTING, NOT THE PAPER'S: 32×32 pixels" in figure.get_suptitle()
+    assert "REDUCED SETTING, NOT THE PAPER'S: 32×32 pixels" in about(figure)
     example = figures.Example(
         **dict.fromkeys(figures.Example.__dataclass_fields__) | {"clean": torch.rand(1, 3, 224, 224)}
     )

@@ -20,14 +20,16 @@ if __name__ == "__main__":
 
 import pytest
 import torch
-from measuring import timeless, tiny_defences, tiny_measure, tiny_subject
+from measuring import CONFIG, timeless, tiny_defences, tiny_measure, tiny_subject
 
 from dipdefense import files
 from dipdefense.evaluation import STORE, Record, Store, exports, measurement, read_export
-from dipdefense.paper import report
+from dipdefense.paper import figure1_report, report
+from dipdefense.paper.figure1_setting import CurveSetting, measure_figure
 from dipdefense.paper.report import write_report
 
 CONDITIONS = ("clean", "fgsm-10", "bi-10", "noise-10")
+FIGURE_1_CONDITIONS = ("clean", "fgsm-1", "llci-5")
 BUDGETS = (1, 2, 3, 4)
 
 
@@ -45,13 +47,22 @@ def write_talking(path: Path, data: bytes | str) -> None:
 
 
 def work(folder: Path) -> None:
-    """A table from its images to its report, with timings and circumstances left out of the latter."""
+    """What the folder is named for, from its images to its report, with timings and circumstances left out of that."""
     measurement.Store = TalkingStore  # type: ignore[misc]
-    # Seconds a report, and no other bytes for the same records, as test_report.py has it.
-    report.png = lambda _: bytes(100_000)  # type: ignore[attr-defined]
-    report.write_atomically = exports.write_atomically = write_talking  # type: ignore[attr-defined]
-    run = tiny_measure(folder, tiny_subject(images=8), conditions=CONDITIONS, defences=tiny_defences(BUDGETS))
-    write_report(timeless(run), table=2, folder=folder)
+    exports.write_atomically = write_talking
+    for module in (report, figure1_report):
+        # Seconds a report, and no other bytes for the same records, as test_report.py has it.
+        module.png = lambda _: bytes(100_000)  # type: ignore[attr-defined]
+        module.write_atomically = write_talking  # type: ignore[attr-defined]
+    subject = tiny_subject(images=8)
+    if "figure1" in folder.name:
+        setting = CurveSetting(
+            out=folder, batch=2, progress=False, config=CONFIG, budgets=BUDGETS, conditions=FIGURE_1_CONDITIONS
+        )
+        figure1_report.write_report(timeless(measure_figure(setting, subject)), folder=folder)
+    else:
+        run = tiny_measure(folder, subject, conditions=CONDITIONS, defences=tiny_defences(BUDGETS))
+        write_report(timeless(run), table=2, folder=folder)
 
 
 def serve() -> None:
@@ -124,7 +135,7 @@ def worker() -> Iterator[Worker]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every byte of the report, records included."""
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("table2*"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[tf]*"))}
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +196,19 @@ def test_a_kill_while_the_report_is_written_leaves_every_file_whole(
         assert len(read_export(folder / "table2.jsonl").records) == 8 * len(CONDITIONS) * 7
         assert worker.finish(folder).count("stored") == 0
         assert contents(folder) == whole
+
+
+def test_figure_1_resumes_with_the_same_report(worker: Worker, tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "figure1", tmp_path / "figure1 killed"
+    worker.finish(undisturbed)
+    assert set(contents(undisturbed)) == {
+        f"figure1{end}" for end in (".txt", ".md", ".csv", ".jsonl", ".png", "-images.png")
+    }
+    for times in (2, 0, 4):
+        assert worker.kill(killed, "stored", times=times, delay=0.02) is not None
+    left = worker.finish(killed).count("stored")
+    assert 0 < left < 4 * len(FIGURE_1_CONDITIONS) * (1 + len(BUDGETS))
+    assert contents(killed) == contents(undisturbed)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from dipdefense.classifiers import CIFAR10_CATEGORIES, untrained_cifar10
 from dipdefense.config import Backend
 from dipdefense.evaluation import Run, defences, read_export, subject
 from dipdefense.paper import tables
+from dipdefense.paper.report import as_text
 from dipdefense.paper.reproduction import reproduce
 from dipdefense.paper.tables import ADVERSARIES, TABLES, measure_table, parse_arguments
+from dipdefense.stopping import Trend
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "table1.py"
 
@@ -68,6 +70,7 @@ REFUSED = {
     "--config huge": "invalid choice: 'huge'",
     "--im 3": "unrecognized arguments: --im 3",
     "--backend triton": 'backend="triton" needs',
+    "--stopping soon": "invalid choice: 'soon'",
 }
 
 
@@ -78,6 +81,37 @@ def test_bad_arguments_are_one_line_and_exit_2(line: str, message: str, capsys: 
     assert exit_.value.code == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert message in told
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_early_stopping_needs_torchs_operators(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dipdefense.evaluation.command_line.check_backend", lambda *_: None)
+    line = "--device cuda --stopping trend --backend cudagraphs"
+    with pytest.raises(SystemExit):
+        parse_arguments(table=1, description="", arguments=line.split())
+    assert 'stopping needs backend="torch", got "cudagraphs"' in capsys.readouterr().err
+
+
+def test_a_table_with_early_stopping_is_another_run_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("foolbox")
+    torch.manual_seed(0)
+    torch.save(untrained_cifar10().network.state_dict(), tmp_path / "weights.pt")
+    line = f"--device cpu --classifier cifar10-cnn --weights {tmp_path}/weights.pt --images 1 --out {tmp_path}"
+    line += " --conditions clean --config architecture-2 --budgets 3 --defences dip"
+    early, fixed = (
+        measure_table(parse_arguments(table=2, description="", arguments=[*line.split(), *more]))
+        for more in (["--stopping", "trend"], [])
+    )
+    assert early.configuration == fixed.configuration | {"stopping": Trend().settings}
+    assert [record.iterations for record in (*early.records, *fixed.records)] == [3, None]
+    words = 'each image\'s fit ended by the rule "trend" instead of at fixed budgets'
+    assert words in capsys.readouterr().err
+    assert words in " ".join(as_text(early, table=2).split())
+    assert words not in " ".join(as_text(fixed, table=2).split())
 
 
 def test_a_table_end_to_end_extends_its_store_and_returns_what_was_asked(

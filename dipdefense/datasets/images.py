@@ -1,4 +1,4 @@
-"""Labelled images: those that come with packages, folders keyed by WordNet id, and CIFAR-10.
+"""Image files with labels: those that come with packages, folders keyed by WordNet id, and CIFAR-10.
 
 Files are read by the rules of ``dipdefense.files``: every picture is upright by its EXIF, transparency is ignored, and
 16-bit grey is scaled by its depth. Files whose names end otherwise than in ``files.SUFFIXES`` are no images here.

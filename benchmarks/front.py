@@ -1,0 +1,206 @@
+"""Accuracy against seconds at 224×224: which network, image size and number of iterations earn their time.
+
+    python benchmarks/front.py
+    python benchmarks/front.py --data IMAGENET/val --images 20 --candidates compact narrow half-size
+
+Every candidate is fitted to the same images, clean and attacked (defence-unaware), and classified every 50 iterations.
+Its accuracy at each budget, the mean over the conditions, stands against its time, and the front is of those that no
+other beats in both. Time is relative to the compact network's, measured in turns in one process at the end. Bare, it
+takes packaged images and a reduced setting that is too small to decide anything. A killed run resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from front_report import CONDITIONS, REFERENCE, Point, markdown, picture
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from dipdefense.config import DIPConfig
+from dipdefense.evaluation import (
+    STORE,
+    Defence,
+    Run,
+    Setting,
+    Subject,
+    circumstances,
+    command_line,
+    deep_image_prior,
+    export,
+    measure,
+    open_subject,
+)
+from dipdefense.evaluation.defences import Outcome
+from dipdefense.evaluation.protocol import attack_named
+from dipdefense.evaluation.report import png
+from dipdefense.evaluation.statistics import summarise
+from dipdefense.files import write_atomically
+from dipdefense.reconstruct import reconstruct
+
+COMPACT = DIPConfig.compact()
+ROUNDS, TIMED = 5, 4
+"""Rounds of the timing, and iterations in each after two that warm up."""
+
+
+class Candidate(NamedTuple):
+    """A network, and the side in pixels at which it reconstructs the images: None for their own."""
+
+    config: DIPConfig
+    side: int | None = None
+
+
+CANDIDATES = {
+    "compact": Candidate(COMPACT),
+    "paper": Candidate(DIPConfig.paper()),
+    "half-width": Candidate(replace(COMPACT, channels=16)),
+    "double-width": Candidate(replace(COMPACT, channels=64)),
+    "3-scales": Candidate(replace(COMPACT, scales=3)),
+    "no-skips": Candidate(replace(COMPACT, skip_channels=0)),
+    "skips-16": Candidate(replace(COMPACT, skip_channels=16)),
+    "rate-0.02": Candidate(replace(COMPACT, learning_rate=0.02)),
+    "rate-0.005": Candidate(replace(COMPACT, learning_rate=0.005)),
+    "half-size": Candidate(COMPACT, side=112),
+    "half-size-paper": Candidate(DIPConfig.paper(), side=112),
+}
+"""By name; every one but the paper's differs from the compact network in one thing."""
+
+
+def defence(candidate: Candidate, given: argparse.Namespace, shape: Sequence[int]) -> Defence:
+    """The reconstruction by a candidate; at another size, of the image averaged down, and enlarged again."""
+    channels, *own = shape
+    size = own if candidate.side is None else [candidate.side, candidate.side]
+    config = replace(candidate.config, scales=candidate.config.scales_for(*size))
+    made = deep_image_prior(
+        tuple(given.budgets), config=config, precision=given.precision, backend=given.backend,
+        shape=(channels, *size), batch=given.batch, device=given.device,
+    )  # fmt: skip
+    if candidate.side is None:
+        return made
+
+    def classify(
+        classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
+    ) -> Iterator[Outcome]:
+        smaller = interpolate(images, size=size, mode="area")
+        return made.classify(_Enlarged(classifier, own), smaller, budgets, seeds)
+
+    return replace(made, classify=classify, settings={**made.settings, "side": candidate.side})
+
+
+class _Enlarged(nn.Module):
+    """A classifier of smaller images."""
+
+    def __init__(self, classifier: nn.Module, size: Sequence[int]) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.size = list(size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        enlarged = interpolate(images, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        logits: Tensor = self.classifier(enlarged)
+        return logits
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds an iteration by candidate, one a round."""
+
+    rounds: Mapping[str, Sequence[float]]
+
+    def relative(self, name: str) -> float:
+        """The median ratio to the compact network's of the same round."""
+        own, reference = self.rounds[name], self.rounds[REFERENCE]
+        return statistics.median(a / b for a, b in zip(own, reference, strict=True))
+
+
+def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int]) -> Times:
+    """Fit every candidate in turns for a few iterations."""
+    rounds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(ROUNDS):
+        for name in names:
+            candidate, marks = CANDIDATES[name], [time.perf_counter()]
+            size = shape[1:] if candidate.side is None else (candidate.side, candidate.side)
+            images = torch.rand(given.batch, shape[0], *size, device=given.device)
+
+            def mark(marks: list[float] = marks, cuda: bool = images.is_cuda) -> None:
+                if cuda:
+                    torch.cuda.synchronize()
+                marks.append(time.perf_counter())
+
+            reconstruct(
+                images, budgets=(2 + TIMED,), config=candidate.config, seed=0, precision=given.precision,
+                backend=given.backend, on_iteration=mark,
+            )  # fmt: skip
+            rounds[name].append((marks[-1] - marks[2]) / TIMED)
+    return Times(rounds)
+
+
+def points(runs: Mapping[str, Run], times: Times) -> list[Point]:
+    """Every candidate at every budget, its time in iterations of the compact network."""
+    return [
+        Point(name, cell.budget, cell.budget * times.relative(name), next(iter(cell.outcomes.values())))
+        for name, run in runs.items()
+        for cell in summarise(run.records, averaged=tuple(CONDITIONS))
+        if cell.condition == "average"
+    ]
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; see the module."""
+    made = command_line.parser(__doc__, command_line.add_subject, command_line.add_reconstruction)
+    made.add_argument("--candidates", nargs="+", choices=CANDIDATES, metavar="NAME", help=", ".join(CANDIDATES))
+
+    def defaults(given: argparse.Namespace) -> dict[str, Any]:
+        large = given.data is not None
+        names = [name for name in CANDIDATES if name != "paper"] if large else ["compact", "half-size"]
+        budgets = list(range(50, 1001, 50)) if large else [100, 200, 300]
+        batch = 32 if torch.device(given.device).type == "cuda" else 1
+        # The candidates are the networks: --config has nothing to choose here.
+        return {"candidates": names, "budgets": budgets, "batch": batch, "images": 20 if large else 1, "config": None}
+
+    return command_line.parse(made, defaults, arguments)
+
+
+def measured(given: argparse.Namespace, setting: Setting, subject: Subject) -> dict[str, Run]:
+    """The outcomes of every candidate, the compact network first."""
+    runs = {}
+    conditions = {name: attack_named(name) for name in CONDITIONS}
+    for name in dict.fromkeys([REFERENCE, *given.candidates]):
+        print(f"{name}: {setting.images} images, to {given.budgets[-1]} iterations", file=sys.stderr)
+        way = defence(CANDIDATES[name], given, subject.shape)
+        runs[name] = measure(
+            setting, subject, conditions=conditions, defences=[way], configuration=way.settings,
+            exports=f"front-{name}.jsonl",
+        )  # fmt: skip
+        export(runs[name], setting.out / f"front-{name}.jsonl")
+    return runs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, time, and write the report."""
+    given = parse(arguments)
+    with command_line.script(given.out / STORE):
+        with command_line.usage():
+            setting = Setting(**command_line.subject_of(given))
+            subject = open_subject(setting)
+        about = circumstances(torch.device(given.device))
+        runs = measured(given, setting, subject)
+        times = timed(list(runs), given, subject.shape)
+        found = points(runs, times)
+        report = markdown(found, images=len(subject.ids), source=subject.source, classifier=subject.classifier.name)
+        write_atomically(given.out / "front-times.json", json.dumps({"circumstances": about, "seconds": times.rounds}))
+        write_atomically(given.out / "front.md", report)
+        write_atomically(given.out / "front.png", png(picture(found)))
+        print(report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The points of accuracy against time as a table, a test against the compact network, and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+from dipdefense.evaluation.protocol import condition_title
+from dipdefense.evaluation.report import Section
+from dipdefense.evaluation.report import markdown as as_markdown
+from dipdefense.evaluation.statistics import mcnemar, wilson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REFERENCE = "compact"
+CONDITIONS = ("clean", "fgsm-5", "bi-10")
+
+
+class Point(NamedTuple):
+    """A candidate at a budget.
+
+    Attributes:
+        name: of the candidate.
+        budget: iterations.
+        time: in iterations of the compact network at the images' own size.
+        outcomes: by image, the share of the conditions under which it is classified correctly.
+    """
+
+    name: str
+    budget: int
+    time: float
+    outcomes: Mapping[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over images and conditions."""
+        return fmean(self.outcomes.values())
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Those that no other beats: none is as accurate in less time, or more accurate in the same. Ascending in both."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.time, -point.accuracy)):
+        if not best or point.accuracy > best[-1].accuracy:
+            best.append(point)
+    return best
+
+
+def reference(points: Sequence[Point]) -> Point:
+    """The compact network at its largest budget."""
+    return max((point for point in points if point.name == REFERENCE), key=lambda point: point.budget)
+
+
+def fast(points: Sequence[Point]) -> list[Point]:
+    """Each candidate at its best budget that takes at most half of the compact network's time, best first."""
+    limit = reference(points).time / 2
+    chosen: dict[str, Point] = {}
+    for point in points:
+        known = chosen.get(point.name)
+        if point.time <= limit and (known is None or (point.accuracy, -point.time) > (known.accuracy, -known.time)):
+            chosen[point.name] = point
+    return sorted(chosen.values(), key=lambda point: (-point.accuracy, point.time))
+
+
+def markdown(points: Sequence[Point], *, images: int, source: str, classifier: str) -> str:
+    """The report."""
+    whole = reference(points)
+    about = (
+        f"{classifier}, {images} images of {source} that it classifies correctly; accuracy is the mean over "
+        f"{', '.join(condition_title(name) for name in CONDITIONS)}, with the Wilson 95 % interval of {images} images. "
+        f"Time is in iterations of the compact network. The attacks are defence-unaware: this is not robustness."
+    )
+    head = ["candidate", "iterations", "time", "accuracy, %"]
+    return as_markdown(
+        [
+            Section("Accuracy against time", [about]),
+            Section("The front", table=[head, *(_row(point) for point in front(points))]),
+            Section(
+                "At most half of the compact network's time",
+                [
+                    f"Against the compact network at {whole.budget} iterations ({_percent(whole)}): on how many images "
+                    "the candidate has the higher share of conditions, and the lower; exact sign test, two-sided, not "
+                    "corrected. The budget is chosen on the same images, which flatters the candidate."
+                ],
+                [[*head, "higher : lower", "p"], *_against(points, whole)],
+            ),
+            Section("Every candidate at its best budget", table=[head, *(_row(point) for point in _best(points))]),
+        ]
+    )
+
+
+def _row(point: Point) -> list[str]:
+    return [point.name, str(point.budget), f"{point.time:.0f}", _percent(point)]
+
+
+def _percent(point: Point) -> str:
+    low, high = wilson(point.accuracy, len(point.outcomes))
+    return f"{100 * point.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _against(points: Sequence[Point], whole: Point) -> Iterator[list[str]]:
+    for point in fast(points):
+        pairs = [(point.outcomes[image], whole.outcomes[image]) for image in whole.outcomes]
+        test = mcnemar([own > other for own, other in pairs], [other > own for own, other in pairs])
+        yield [*_row(point), f"{test.only_first} : {test.only_second}", f"{test.p:.2g}"]
+
+
+def _best(points: Sequence[Point]) -> list[Point]:
+    names = dict.fromkeys(point.name for point in points)
+    own = ([point for point in points if point.name == name] for name in names)
+    return [max(group, key=lambda point: (point.accuracy, -point.time)) for group in own]
+
+
+def picture(points: Sequence[Point]) -> Figure:
+    """Every candidate's curve, and the front; the compact and the paper's network are marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for index, name in enumerate(dict.fromkeys(point.name for point in points)):
+        own = sorted((point for point in points if point.name == name), key=lambda point: point.budget)
+        marker = {"compact": "s", "paper": "*"}.get(name, ".")
+        width = 2.0 if name in (REFERENCE, "paper") else 1.0
+        axes.plot(
+            [point.time for point in own], [100 * point.accuracy for point in own], marker=marker, linewidth=width,
+            color=f"C{index % 10}", linestyle="-" if index < 10 else "--", label=name, alpha=0.8,
+        )  # fmt: skip
+    best = front(points)
+    axes.step(
+        [point.time for point in best], [100 * point.accuracy for point in best], where="post", color="black",
+        linewidth=1, linestyle=":", label="front",
+    )  # fmt: skip
+    axes.axvline(reference(points).time / 2, color="grey", linewidth=0.8)
+    axes.set(
+        xscale="log", xlabel="time, in iterations of the compact network (grey: half of its whole run)",
+        ylabel="accuracy, %, mean over conditions", ylim=(0, 100),
+        title=f"n = {len(points[0].outcomes)}, defence-unaware",
+    )  # fmt: skip
+    axes.legend(fontsize="small")
+    return figure

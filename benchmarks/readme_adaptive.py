@@ -1,0 +1,74 @@
+"""The parts of the READMEs that come from adaptive records: the row that matters, the tables, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dipdefense.evaluation import AdaptiveReport
+from dipdefense.evaluation.adaptive_judging import Verdict
+from dipdefense.evaluation.adaptive_names import WORST_CASE, Column, column_title, is_known, named, title
+
+NOTHING = 0.05
+"""At most this accuracy under the strongest attack is called nothing."""
+
+
+def strongest_row(report: AdaptiveReport, columns: Sequence[Column], *, blank: int) -> list[str]:
+    """The row that matters: each defence under the strongest attack found, at the largest ε."""
+    epsilon = report.epsilons[-1]
+    found = [report.judged(WORST_CASE, column, epsilon) for column in columns]
+    n = max(verdict.n for verdict in report.verdicts)
+    cells = ["–" if each is None else _cell(each) for each in found]
+    return [f"| **strongest attack found, ε={epsilon:g}** (n = {n}) | " + " | ".join([*cells, *["–"] * blank]) + " |"]
+
+
+def attacked(report: AdaptiveReport) -> str:
+    """Clean, defence-unaware and strongest attack found, for every defence of a record, at every ε."""
+    columns = [column for column in report.columns if not is_known(column[0])]
+    lines = ["| | " + " | ".join(map(column_title, columns)) + " |", "| --- " * (len(columns) + 1) + "|"]
+    rows: list[tuple[str, str, float]] = [("clean", "clean", 0)]
+    for epsilon in report.epsilons:
+        rows += [(f"defence-unaware (transfer), ε={epsilon:g}", "transfer", epsilon)]
+        rows += [(f"**strongest attack found**, ε={epsilon:g}", WORST_CASE, epsilon)]
+    for name, attack, epsilon in rows:
+        found = [report.judged(attack, column, epsilon) for column in columns]
+        lines.append(f"| {name} | " + " | ".join("–" if each is None else _cell(each) for each in found) + " |")
+    configuration, n = report.run.configuration, max(each.n for each in report.verdicts)
+    level = configuration["adaptive"]["level"]
+    reduced = "" if level == "full" else "REDUCED ATTACK, no robust accuracy. "
+    about = (
+        f'{reduced}Attackers who know the defence, level "{level}". Classifier: {configuration["classifier"]}. '
+        f"Images: {n}. Each attack's image is judged on fresh draws; accuracy of a single draw in per cent, with "
+        "Wilson 95 % intervals."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def verdict(reports: Sequence[AdaptiveReport]) -> str:
+    """A sentence a record and budget: the accuracy that is left of the reconstruction, or that nothing is."""
+    found = []
+    for report in reports:
+        epsilon = report.epsilons[-1]
+        for column in report.columns:
+            left = report.judged(WORST_CASE, column, epsilon)
+            strongest = report.strongest(column, epsilon)
+            clean = report.judged("clean", column)
+            if column[0] != "dip" or left is None or strongest is None or clean is None:
+                continue
+            parts = named(strongest.condition)
+            assert parts is not None
+            where = f"{column_title(column)}, {report.run.configuration['classifier']}, n = {left.n}"
+            rest = f"{'nothing is left: ' if left.mean <= NOTHING else ''}{_cell(left)} %"
+            found.append(
+                f"{where}: {_cell(clean)} % on clean images; at ε = {epsilon:g}, under attackers who know it, {rest}, "
+                f"by {title(parts.attack)} above all"
+            )
+    if not found:
+        return "Attackers who know the defence have not been measured yet."
+    reduced = any(report.run.configuration["adaptive"]["level"] != "full" for report in reports)
+    end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
+    return f"**{'. '.join(found)}.**{end}"
+
+
+def _cell(judged: Verdict) -> str:
+    low, high = judged.interval(judged.mean)
+    return f"{100 * judged.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

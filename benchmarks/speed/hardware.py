@@ -1,0 +1,71 @@
+"""Every record of the speed benchmark as one CSV, by device and version, and the newest of each device as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+COLUMNS = (
+    "device", "torch", "commit", "started", "setting", "contender", "precision", "batch",
+    "seconds", "low", "high", "speedup", "peak MiB",
+)  # fmt: skip
+"""Seconds an image and 1,000 iterations: median, lowest and highest round; the speed-up is over the published loop."""
+
+_SHOWN = ("device", "torch", "setting", "batch", "seconds", "low", "high", "speedup")
+
+
+def rows(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row for every timed contender of every record, the oldest record first."""
+    for record in sorted(records, key=lambda record: record["circumstances"]["started"]):
+        circumstances = record["circumstances"]
+        about = {
+            "device": circumstances["hardware"],
+            "torch": circumstances["versions"]["torch"],
+            "commit": circumstances["commit"][:12],
+            "started": circumstances["started"],
+        }
+        for row in record["results"]:
+            if "skipped" not in row:
+                own = {name: row[name] for name in ("setting", "contender", "precision", "batch")}
+                seconds, speedup = row["seconds"], row["speedup"]["median"]
+                times = {"seconds": seconds["median"], "low": seconds["low"], "high": seconds["high"]}
+                memory = "" if row["peak_memory_mib"] is None else round(row["peak_memory_mib"])
+                yield about | own | {name: f"{value:.4g}" for name, value in times.items()} | {
+                    "speedup": f"{speedup:.2f}", "peak MiB": memory,
+                }  # fmt: skip
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder's records.
+
+    Raises:
+        OSError, ValueError: a file cannot be read as one.
+    """
+    return list(rows(json.loads(path.read_text()) for path in folder.glob("speed-*.json")))
+
+
+def as_csv(found: Iterable[Mapping[str, Any]]) -> str:
+    """All of them."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue()
+
+
+def as_markdown(found: Iterable[Mapping[str, Any]]) -> str:
+    """This library's own row of each device and setting, at its fastest batch size in the newest record."""
+    newest: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in found:
+        if row["contender"].startswith("dipdefense"):
+            place = row["device"], row["setting"]
+            known = newest.get(place)
+            if known is None or row["started"] > known["started"] or float(row["seconds"]) < float(known["seconds"]):
+                newest[place] = row
+    lines = ["| " + " | ".join(_SHOWN) + " |", "| --- " * len(_SHOWN) + "|"]
+    lines += ["| " + " | ".join(str(row[name]) for name in _SHOWN) + " |" for row in newest.values()]
+    return "\n".join(lines)

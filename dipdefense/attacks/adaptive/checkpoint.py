@@ -1,0 +1,100 @@
+"""The state of an attack in a file, so that a kill costs a minute and no result."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dipdefense.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where an attack keeps its state, and how often.
+
+    An attack that finds its own state resumes from it, with the result of a run that was never interrupted. The file
+    stays when the attack has ended, and holds its result; `remove` it once that is kept elsewhere.
+
+    Attributes:
+        path: the file; its folder must exist. One seed an image makes a file an image beside it.
+        seconds: the least time between two writes.
+
+    Raises:
+        ValueError: at the attack, the file is another attack's, or no checkpoint.
+    """
+
+    path: Path | str
+    seconds: float = 60.0
+
+    def remove(self) -> None:
+        """Delete the file and those of single images, where they exist."""
+        path = Path(self.path)
+        for file in (path, *path.parent.glob(f"{path.name}.image*")):
+            file.unlink(missing_ok=True)
+
+    def of_image(self, index: int) -> Checkpoint:
+        """The checkpoint of one image of the batch."""
+        return Checkpoint(f"{self.path}.image{index}", self.seconds)
+
+
+@dataclass
+class Progress:
+    """One attack's access to its checkpoint; without one nothing is kept.
+
+    Attributes:
+        checkpoint: the file, or none.
+        identity: the digest of everything that the result depends on.
+    """
+
+    checkpoint: Checkpoint | None
+    identity: str
+    _written: float = field(default_factory=time.monotonic)
+
+    def load(self) -> dict[str, Any]:
+        """The state that was saved last; an empty one if there is none.
+
+        Raises:
+            ValueError: the file is no checkpoint, or another attack's.
+        """
+        if self.checkpoint is None or not Path(self.checkpoint.path).exists():
+            return {}
+        path = self.checkpoint.path
+        try:
+            saved = torch.load(path, weights_only=True)
+            identity, state = saved["identity"], dict(saved["state"])
+        except Exception as error:  # broken bytes raise many kinds
+            raise ValueError(
+                f"{path} is no checkpoint of an attack ({error}); remove it or name another file"
+            ) from None
+        if identity != self.identity:
+            raise ValueError(
+                f"{path} is the checkpoint of another attack: the attack, defence, images, labels, threat or seed "
+                "differs; remove it or name another file"
+            )
+        return state
+
+    def save(self, state: Mapping[str, Any], *, at_once: bool = False) -> None:
+        """Write the state, unless the last write was a moment ago and this one needs not be at once."""
+        if self.checkpoint is None or not (at_once or time.monotonic() - self._written >= self.checkpoint.seconds):
+            return
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, "state": dict(state)}, buffer)
+        write_atomically(self.checkpoint.path, buffer.getvalue())
+        self._written = time.monotonic()
+
+
+def identity(*parts: object) -> str:
+    """A digest of everything that an attack's result depends on; of tensors their values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.detach().cpu().flatten() if isinstance(part, Tensor) else None
+        digest.update(repr(part).encode() if data is None else data.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

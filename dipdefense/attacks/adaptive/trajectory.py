@@ -1,0 +1,43 @@
+"""Trajectory BPDA: the mean of the classifier's gradients at the purifier's intermediate outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dipdefense.attacks.adaptive.gradient_attack import GradientAttack
+from dipdefense.attacks.adaptive.gradients import Estimator, along_the_trajectory, check_trajectory
+from dipdefense.attacks.adaptive.task import Task, check_counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory(GradientAttack):
+    """BPDA with the mean of the gradients at intermediate outputs, the strongest of Croce et al. 2022.
+
+    One run of the purifier gives all outputs. The loss that is increased is their mean too; iterates are compared by
+    the last output's, the one that is classified. Croce et al. run APGD for 1,000 steps.
+
+    Attributes:
+        points: intermediate outputs, evenly spaced over the purifier's iterations; the last is its own output.
+
+    Raises:
+        ValueError: at the call, the defence has no trajectory: only :class:`dipdefense.DIPPurifier` and what has its
+            ``iters`` and ``reconstruct`` do.
+    """
+
+    kind: ClassVar[str] = "trajectory"
+
+    steps: int = 1000
+    points: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters outside their range, before any work."""
+        super().__post_init__()
+        check_counts(points=self.points)
+
+    def _check(self, task: Task, classes: int) -> None:
+        super()._check(task, classes)
+        check_trajectory(task.defence)
+
+    def _estimator(self, task: Task) -> Estimator:
+        return along_the_trajectory(task, self.points)

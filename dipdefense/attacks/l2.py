@@ -1,0 +1,80 @@
+"""Projected gradient descent in the L2 norm, by which Ilyas et al. 2019 train robust networks and make their sets."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def pgd_l2(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    step: float,
+    steps: int,
+    targeted: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Adversarial images within an L2 ball around each image (Madry et al. 2018), defence-unaware.
+
+    The classifier stays in its mode, so that a network in training is attacked as it is trained; its parameters get no
+    gradients.
+
+    Args:
+        classifier: from (N, C, H, W) in [0, 1] to (N, classes) logits.
+        images: (N, C, H, W) floats in [0, 1].
+        labels: (N,) integers: the true classes or, ``targeted``, those to be predicted.
+        epsilon: radius of the ball, on the scale of [0, 1] images: CIFAR-10's customary 0.5, not 128.
+        step: length of a step along the normalised gradient.
+        steps: how many.
+        targeted: whether the loss of the labels is descended instead of ascended.
+        generator: of a random point in the ball to begin at; None begins at the image.
+
+    Returns:
+        (N, C, H, W) in [0, 1].
+
+    Raises:
+        ValueError: epsilon or step is not positive, or there is not a step.
+
+    Example:
+        >>> images, classifier = torch.rand(2, 3, 8, 8), nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+        >>> found = pgd_l2(classifier, images, torch.tensor([3, 4]), epsilon=0.5, step=0.1, steps=7)
+        >>> bool(((found - images).flatten(1).norm(dim=1) <= 0.5 + 1e-4).all())
+        True
+    """
+    if not (epsilon > 0 and step > 0 and steps >= 1):
+        raise ValueError(
+            f"epsilon and step must be positive and steps at least 1, got epsilon={epsilon}, step={step}, steps={steps}"
+        )
+    images = images.detach()
+    moved = images
+    if generator is not None:
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        lengths = torch.rand(len(images), generator=generator).to(images)
+        # Uniform in a ball of so many dimensions is all but uniform on its surface; a uniform length reaches inside.
+        moved = _within(images, images + epsilon * _each(lengths) * unit(noise), epsilon)
+    for _ in range(steps):
+        with torch.enable_grad():
+            moved = moved.detach().requires_grad_()
+            loss = F.cross_entropy(classifier(moved).float(), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, moved)
+        direction = unit(gradient)
+        moved = _within(images, moved.detach() + (-step if targeted else step) * direction, epsilon)
+    return moved
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Each image of a batch (N, …) scaled to L2 length 1; one of zeros stays."""
+    return F.normalize(vectors.flatten(1)).view_as(vectors)
+
+
+def _within(images: Tensor, moved: Tensor, epsilon: float) -> Tensor:
+    """The nearest points in the balls, then in [0, 1], which is no farther from an image that lies in it."""
+    return (images + (moved - images).renorm(2, 0, epsilon)).clamp(0, 1)
+
+
+def _each(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

@@ -1,0 +1,182 @@
+"""``evaluate``: attackers who know the defence × a purifier and classifier of your own, in one call."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import dipdefense
+from dipdefense.arguments import choice, integer, several
+from dipdefense.attacks.adaptive import Threat
+from dipdefense.attacks.adaptive.samples import purified
+from dipdefense.attacks.checking import check_attacked
+from dipdefense.datasets import LabelledImages
+from dipdefense.evaluation.adaptive_conditions import (
+    STATES,
+    Target,
+    asked,
+    conditions,
+    purifying,
+    rounds,
+    with_known_draws,
+)
+from dipdefense.evaluation.adaptive_levels import LEVELS, Level
+from dipdefense.evaluation.adaptive_names import Column, Norm
+from dipdefense.evaluation.adaptive_plan import plan, prices, seconds_of
+from dipdefense.evaluation.adaptive_probes import probe
+from dipdefense.evaluation.adaptive_report import AdaptiveReport
+from dipdefense.evaluation.defences import undefended
+from dipdefense.evaluation.measurement import STORE, complete, joined
+from dipdefense.evaluation.protocol import Chosen, content_digest
+from dipdefense.evaluation.provenance import circumstances, digest
+from dipdefense.evaluation.report import text
+from dipdefense.evaluation.store import Store
+from dipdefense.evaluation.subject import InMemory
+from dipdefense.modes import evaluated
+from dipdefense.purifier import DIPPurifier
+
+# Images that a defence is probed with, and timed on.
+_FEW = 4
+
+
+def evaluate(
+    defence: nn.Module,
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    level: str | Level = "quick",
+    epsilon: float | Sequence[float] = 8,
+    norm: Norm = "Linf",
+    seed: int = 0,
+    batch_size: int = 16,
+    folder: Path | str | None = None,
+    tell: Callable[[str], object] | None = print,
+) -> AdaptiveReport:
+    """Attack a defence by those who know it, and report what is left of it.
+
+    The undefended classifier is attacked beside it. Before anything runs, the price is told: purifications an image
+    and the time that they will take. ``quick`` and ``standard`` are reduced attacks, and so the report calls them: an
+    accuracy under them is an upper bound, and no robust accuracy.
+
+    Args:
+        defence: a purifier, any module from images to images. If it is random, it must take its random numbers from
+            torch's default generators, as modules do that are given no seed.
+        classifier: from the defence's output to (N, classes) logits. Both are put in eval mode, and left as they were.
+        images: (N, C, H, W) floats in [0, 1]; all count, those that are misclassified without an attack too.
+        labels: (N,) integers, the true classes.
+        level: "quick", "standard", "full", or a ``Level`` of your own.
+        epsilon: one or several, in 1/255 for "Linf"; for "L2" the norm itself.
+        norm: "Linf" or "L2".
+        seed: of the attacks and of the draws that judge them.
+        batch_size: images attacked and judged at once.
+        folder: where outcomes and attacks' states are kept; called again, an evaluation that was killed resumes from it
+            with the same result. None keeps nothing.
+        tell: is called with the plan before the start; None for silence.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described; nothing has been run yet.
+
+    Example:
+        >>> purifier, classifier = nn.Identity(), nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+        >>> images, labels = torch.rand(2, 3, 32, 32), torch.tensor([3, 7])
+        >>> report = evaluate(purifier, classifier, images, labels, tell=None)
+        >>> report.judged("worst case", ("defence", 1), 8).n
+        2
+    """
+    if not isinstance(defence, nn.Module):
+        raise TypeError(f"defence must be a torch.nn.Module from images to images, got {type(defence).__name__}")
+    check_attacked(classifier, images, labels)
+    if not len(images):
+        raise ValueError("images must be at least one, got an empty batch")
+    if isinstance(level, str):
+        choice("level", level, LEVELS)
+        level = LEVELS[level]
+    epsilons = _epsilons(epsilon, norm)
+    integer("seed", seed, low=0, high=2**62)
+    integer("batch_size", batch_size, low=1)
+    draws = tuple(range(seed, seed + level.draws))
+
+    data, chosen = _given(images, labels)
+    configuration = _identity(defence, classifier, images) | {"adaptive": level.settings()}
+    with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):
+        keeps_shape = purified(defence, images[:1], seed=seed).shape == images[:1].shape
+        targets = [Target(("none", 0), nn.Identity()), Target(_column(defence), defence, keeps_shape)]
+        probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
+        if tell is not None:
+            few = images[:batch_size]
+            found = conditions(level, targets, epsilons=epsilons, norm=norm)
+            seconds = {target.name: seconds_of(target, classifier, few) for target in targets}
+            tell(text([plan(level, prices(level, targets, found), seconds, images=len(images))]))
+        runs = [
+            complete(
+                store,
+                configuration,
+                circumstances(images.device) | {"batch": batch_size},
+                data=data,
+                chosen=part,
+                classifier=classifier,
+                conditions=conditions(level, targets, epsilons=epsilons, norm=norm, repeat=repeat, folder=states),
+                defences=[undefended(), purifying(targets[1]), *with_known_draws(level, targets)],
+                seeds=draws,
+                asked=asked(level, draws),
+                device=images.device,
+                batch=batch_size,
+            )
+            for repeat, part in rounds(level, chosen)
+        ]
+    return AdaptiveReport(joined(runs), {targets[1].name: probes})
+
+
+def _column(defence: nn.Module) -> Column:
+    return ("dip", defence.iters) if isinstance(defence, DIPPurifier) else ("defence", 1)
+
+
+def _epsilons(given: float | Sequence[float], norm: Norm) -> tuple[float, ...]:
+    """Ascending and checked, before any work."""
+    expected = "one or several numbers: in units of 1/255 from 1 to 255 for Linf, the norm itself for L2"
+    values = several("epsilon", [given] if isinstance(given, int | float) else given, expected=expected, most=1000)
+    if not values:
+        raise ValueError(f"epsilon must be {expected}, got none")
+    return tuple(sorted({Threat(epsilon=value, norm=norm).epsilon for value in values}))  # type: ignore[arg-type]
+
+
+def _given(images: Tensor, labels: Tensor) -> tuple[InMemory, Chosen]:
+    """The images of a call as a data set, all of which are chosen."""
+    ids = tuple(str(index) for index in range(len(images)))
+    data = InMemory(LabelledImages(ids, images.detach().cpu(), labels.cpu(), ()))
+    contents = (content_digest(image, label) for image, label in zip(images.cpu(), labels.tolist(), strict=True))
+    return data, Chosen(tuple(range(len(ids))), len(ids), tuple(contents))
+
+
+def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor) -> dict[str, Any]:
+    """Everything of the call that decides outcomes, beside the attacks."""
+    parts = [(repr(module), repr(getattr(module, "config", None))) for module in defence.modules()]
+    return {
+        "classifier": type(classifier).__name__,
+        "weights": _weights(classifier),
+        "defence": digest([repr(parts).encode()]),
+        "defence's weights": _weights(defence),
+        "data": "images of a call",
+        "input": list(images.shape[1:]),
+        "device": images.device.type,
+        "dipdefense": dipdefense.__version__,
+    }
+
+
+def _weights(module: nn.Module) -> str:
+    return digest(value.detach().cpu().numpy().tobytes() for value in module.state_dict().values())
+
+
+@contextlib.contextmanager
+def _opened(folder: Path | str | None) -> Iterator[tuple[Store, Path | None]]:
+    """The store of the outcomes, and the folder of the attacks' states, which none is kept of where nothing is."""
+    with contextlib.ExitStack() as stack:
+        kept = Path(folder if folder is not None else stack.enter_context(tempfile.TemporaryDirectory()))
+        store = stack.enter_context(Store(kept / STORE))
+        yield store, None if folder is None else kept / STATES

@@ -1,0 +1,117 @@
+"""How hard a defence is attacked: levels by name, and their price in purifications before anything runs.
+
+A level is honest about being weak. Published evaluations of purifiers take 200 steps with 20 samples each (Lee & Kim
+2023); ``full`` is that order of magnitude, and ``quick`` a hundredth of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dipdefense.arguments import integer
+from dipdefense.attacks.adaptive import ATTACKS
+from dipdefense.evaluation.adaptive_names import CONTROLS
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """The attackers of an evaluation, and how their images are judged.
+
+    Attributes:
+        name: "quick", "standard" or "full", or your own.
+        attacks: by their name in ``dipdefense.attacks.adaptive.ATTACKS``, the settings of each.
+        controls: settings of BPDA for the controls "one-step", "unbounded", "more-steps" and "more-draws".
+        draws: fresh draws that judge each attack.
+        control_draws: fresh draws that judge a control.
+        repeats: further seeds of every attack on the defence, on the first images.
+        repeated: how many images these are.
+
+    Raises:
+        TypeError, ValueError: an attacker or a control is not known, or a count is outside its range.
+    """
+
+    name: str
+    attacks: Mapping[str, Settings]
+    controls: Mapping[str, Settings] = field(default_factory=dict)
+    draws: int = 10
+    control_draws: int = 3
+    repeats: int = 0
+    repeated: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse attackers that are not known, and counts below one draw."""
+        if unknown := sorted(set(self.attacks) - set(ATTACKS)):
+            raise ValueError(f"attacks must be of {', '.join(ATTACKS)}; got {', '.join(unknown)}")
+        if unknown := sorted(set(self.controls) - set(CONTROLS)):
+            raise ValueError(f"controls must be of {', '.join(CONTROLS)}; got {', '.join(unknown)}")
+        for name in ("draws", "control_draws"):
+            integer(name, getattr(self, name), low=1)
+        for name in ("repeats", "repeated"):
+            integer(name, getattr(self, name), low=0)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides its outcomes, in types that JSON has."""
+        return {"level": self.name, "attacks": {**self.attacks}, "controls": {**self.controls}}
+
+
+QUICK = Level(
+    name="quick",
+    attacks={
+        "transfer": {"steps": 20},
+        "bpda": {"steps": 10},
+        "trajectory": {"steps": 10},
+        "low-frequency": {"steps": 10},
+    },
+    controls={"one-step": {"steps": 1}, "unbounded": {"steps": 10}},
+)
+STANDARD = Level(
+    name="standard",
+    attacks={
+        "transfer": {"steps": 100},
+        "bpda": {"steps": 40},
+        "bpda-eot": {"steps": 20, "samples": 4},
+        "trajectory": {"steps": 40},
+        "known-seed": {"steps": 40},
+        "low-frequency": {"steps": 40},
+        "unrolled": {"steps": 10, "iterations": 25},
+        "stand-in": {"steps": 40},
+        "square": {"queries": 100},
+    },
+    controls={
+        "one-step": {"steps": 1},
+        "unbounded": {"steps": 20},
+        "more-steps": {"steps": 80},
+        "more-draws": {"steps": 20, "samples": 8},
+    },
+    repeats=2,
+    repeated=5,
+)
+FULL = Level(
+    name="full",
+    attacks={
+        "transfer": {"steps": 100},
+        "bpda": {"steps": 200},
+        "bpda-eot": {"steps": 200, "samples": 20},
+        "trajectory": {"steps": 200},
+        "known-seed": {"steps": 200},
+        "bpda-eot-targeted": {"steps": 100, "samples": 20},
+        "unrolled": {"steps": 100, "iterations": 50},
+        "stand-in": {"steps": 100, "pairs": 16},
+        "low-frequency": {"steps": 200},
+        "square": {"queries": 5000},
+    },
+    controls={
+        "one-step": {"steps": 1},
+        "unbounded": {"steps": 40},
+        "more-steps": {"steps": 400},
+        "more-draws": {"steps": 100, "samples": 40},
+    },
+    repeats=2,
+    repeated=20,
+)
+LEVELS = {level.name: level for level in (QUICK, STANDARD, FULL)}
+"""By name, from weak to strong."""

@@ -1,0 +1,148 @@
+"""The price of an adaptive evaluation before it starts: purifications an image, and the time that they will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dipdefense.attacks.adaptive import Adaptive, Unrolled
+from dipdefense.evaluation.adaptive_conditions import Attacked, Target, asked
+from dipdefense.evaluation.adaptive_levels import Level
+from dipdefense.evaluation.adaptive_names import KNOWN_SEED, named
+from dipdefense.evaluation.protocol import Condition
+from dipdefense.evaluation.report import Section
+from dipdefense.purifier import DIPPurifier
+
+# Of a reconstruction, whose every iteration costs the same.
+_TIMED_ITERATIONS = 10
+
+# Iterations that one unrolled iteration and its gradient cost, about.
+_COST_OF_UNROLLED = 8
+
+
+@dataclass(frozen=True)
+class Price:
+    """The price of one condition on one defence, in purifications an image.
+
+    Attributes:
+        condition: its name.
+        target: the defence's.
+        attack: to make the image.
+        judging: fresh draws that judge it.
+        other: the time of all else that the attack does, in purifications.
+    """
+
+    condition: str
+    target: str
+    attack: int
+    judging: int
+    other: float = 0.0
+
+
+def prices(level: Level, targets: Sequence[Target], found: Mapping[str, Condition | None]) -> list[Price]:
+    """Of every condition on every defence that is judged under it; the undefended classifier purifies nothing."""
+    seeds = range(level.draws)
+    ask, priced = asked(level, seeds), []
+    for name, condition in found.items():
+        parts = named(name)
+        for target in targets:
+            judging = sum(ask(name, *target.column, seed) for seed in seeds)
+            replayed = parts is None or (parts.attack, parts.target) == (KNOWN_SEED, target.name)
+            if KNOWN_SEED in level.attacks and replayed:
+                judging += 1  # by the draw that the attacker knew
+            if judging and target.column != ("none", 0):
+                crafted = parts is not None and parts.target == target.name and isinstance(condition, Attacked)
+                attack = condition.attack.purifications() if crafted else 0  # type: ignore[union-attr]
+                other = _unrolled(condition.attack, target) if crafted else 0.0  # type: ignore[union-attr]
+                priced.append(Price(name, target.name, attack, judging, other))
+    return priced
+
+
+def _unrolled(attack: Adaptive, target: Target) -> float:
+    """Gradients through unrolled iterations, in purifications."""
+    if not isinstance(attack, Unrolled) or not isinstance(target.purifier, DIPPurifier):
+        return 0.0
+    gradients = attack.restarts * (attack.steps + 1) * attack.samples
+    return gradients * _COST_OF_UNROLLED * min(attack.iterations, target.purifier.iters) / target.purifier.iters
+
+
+def seconds_of(target: Target, classifier: nn.Module, images: Tensor) -> float:
+    """Measured seconds an image of one purification, its classification and the gradient.
+
+    Args:
+        target: a reconstruction is timed on its first iterations.
+        classifier: behind it.
+        images: (N, C, H, W), as many as will be purified at once.
+    """
+    purifier, scale = target.purifier, 1.0
+    if isinstance(purifier, DIPPurifier) and purifier.iters > _TIMED_ITERATIONS:
+        scale = purifier.iters / _TIMED_ITERATIONS
+        purifier = DIPPurifier(
+            _TIMED_ITERATIONS, config=purifier.config, precision=purifier.precision, backend=purifier.backend,
+            batch_size=purifier.batch_size, seed=0,
+        )  # fmt: skip
+    purified = _timed(lambda: purifier(images), images)
+    output = purifier(images).detach().requires_grad_()
+
+    def classified() -> None:
+        torch.autograd.grad(classifier(output).logsumexp(dim=1).sum(), output)
+
+    return (scale * purified + _timed(classified, images)) / len(images)
+
+
+def _timed(work: object, images: Tensor) -> float:
+    """Seconds of the second call: the first one warms up."""
+    assert callable(work)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def plan(level: Level, priced: Sequence[Price], seconds: Mapping[str, float], *, images: int) -> Section:
+    """A table of every condition's price, and the time of all.
+
+    Args:
+        level: named in the title.
+        priced: from ``prices``.
+        seconds: of one purification of one image, by the target's name.
+        images: how many.
+    """
+    rows = [["condition", "on", "purifications an image", "of these to judge it", "expected time"]]
+    total = 0.0
+    for price in priced:
+        own = (price.attack + price.judging + price.other) * seconds[price.target] * images
+        total += own
+        rows.append(
+            [price.condition, price.target, str(price.attack + price.judging), str(price.judging), duration(own)]
+        )
+    each = ", ".join(f"{1000 * value:.3g} ms ({name})" for name, value in seconds.items())
+    count = sum(price.attack + price.judging for price in priced)
+    about = (
+        f"{count:,} purifications an image, {images} images: about {duration(total)} if nothing is stored yet. One "
+        f"purification with its classification and gradient takes {each}; measured just now."
+    )
+    repeated = ""
+    if level.repeats:
+        repeated = f"Not counted: {level.repeats} further seeds of each attack on the first {level.repeated} images."
+    return Section(f'Plan of the level "{level.name}"', [about, *([repeated] if repeated else [])], rows)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours in two digits.
+
+    Example:
+        >>> duration(5), duration(600), duration(86400)
+        ('5 s', '10 min', '24 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.3g} h"

@@ -1,0 +1,97 @@
+"""``benchmarks/adaptive.py`` from the command line to its written report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from dipdefense.evaluation import command_line
+from dipdefense.evaluation.adaptive_benchmark import (
+    AdaptiveSetting,
+    Opponents,
+    measure_adaptive,
+    measured,
+    opponents,
+    parse_arguments,
+)
+from dipdefense.evaluation.adaptive_plan import plan, prices, seconds_of
+from dipdefense.evaluation.adaptive_probes import Probes, probe
+from dipdefense.evaluation.adaptive_report import AdaptiveReport
+from dipdefense.evaluation.exports import export, read_export
+from dipdefense.evaluation.measurement import STORE
+from dipdefense.evaluation.report import png, text
+from dipdefense.evaluation.subject import Subject, open_subject
+from dipdefense.files import write_atomically
+
+_NAME = "adaptive"
+
+# Images that a defence is probed with.
+_PROBED = 2
+
+
+def reproduce(description: str | None) -> None:
+    """Read the command line, print the plan, measure, write the report, and print it.
+
+    Raises:
+        SystemExit: see ``command_line``: every end but the ordinary one.
+    """
+    setting = parse_arguments(description)
+    store = setting.out / STORE
+    with command_line.script(store):
+        with command_line.usage():
+            subject = open_subject(setting)
+            against = opponents(setting, subject)
+        few = subject.data.stack(subject.chosen.indices[: setting.batch]).images.to(setting.device)
+        seconds = {target.name: seconds_of(target, subject.classifier, few) for target in against.targets}
+        priced = prices(setting.level, against.targets, measured(setting, against))
+        print(text([plan(setting.level, priced, seconds, images=len(subject.chosen.indices))]), flush=True)
+        if setting.dry_run:
+            return
+        run = measure_adaptive(setting, subject, against)
+        report = AdaptiveReport(run, probed(setting, subject, against))
+        written = write_report(report, setting.out)
+        print(report)
+        print("written:", *written, f"and {store}")
+        if run.skipped:
+            print(f"{len(run.skipped)} images could not be read and were skipped", file=sys.stderr)
+
+
+def probed(setting: AdaptiveSetting, subject: Subject, against: Opponents) -> dict[str, Probes]:
+    """The properties of each defence but none, found out on the first images."""
+    few = subject.data.stack(subject.chosen.indices[:_PROBED])
+    images, labels = few.images.to(setting.device), few.labels.to(setting.device)
+    attacked = [target for target in against.targets if target.column != ("none", 0)]
+    return {target.name: probe(target.purifier, subject.classifier, images, labels) for target in attacked}
+
+
+def write_report(report: AdaptiveReport, folder: Path) -> list[Path]:
+    """Write adaptive.txt, .md, .png, .jsonl and adaptive-probes.json, all that ``read_report`` needs in the last two.
+
+    Raises:
+        ImportError: Matplotlib is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probes = {name: each.to_json() for name, each in report.probes.items()}
+    files: dict[str, str | bytes] = {
+        f"{_NAME}.txt": str(report),
+        f"{_NAME}.md": report.markdown(),
+        f"{_NAME}.png": png(report.plot()),
+        f"{_NAME}-probes.json": json.dumps(probes, indent=2) + "\n",
+    }
+    export(report.run, folder / f"{_NAME}.jsonl")
+    for name, data in files.items():
+        write_atomically(folder / name, data)
+    return [*(folder / name for name in files), folder / f"{_NAME}.jsonl"]
+
+
+def read_report(folder: Path) -> AdaptiveReport:
+    """The report whose files ``write_report`` wrote.
+
+    Raises:
+        ExportError: the records are not as they were written.
+        OSError: a file is missing.
+    """
+    probes = json.loads((folder / f"{_NAME}-probes.json").read_text())
+    told = {name: Probes.from_json(each) for name, each in probes.items()}
+    return AdaptiveReport(read_export(folder / f"{_NAME}.jsonl"), told)

@@ -1,0 +1,267 @@
+"""The comparison of stopping rules with fixed budgets: command line, report and plot."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dipdefense.config import PAPER_BUDGETS
+from dipdefense.evaluation import STORE, Run, Setting, command_line, export, measure, open_subject
+from dipdefense.evaluation.early_stopping import one_fit
+from dipdefense.evaluation.protocol import attack_named, condition_order, condition_title
+from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance
+from dipdefense.evaluation.statistics import Cell, Interval, compare, holm, summarise, wilson
+from dipdefense.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONDITIONS = ("clean", "fgsm-5", "bi-10")
+"""Unattacked, and the paper's weaker and stronger kind of attack."""
+
+_AVERAGE = "average"
+_LEVEL = 0.05
+
+
+def compare_rules(*, description: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, measure, write the report and the plot, and print the report.
+
+    Raises:
+        SystemExit: see ``command_line``: every end but the ordinary one.
+    """
+    parser = command_line.parser(description, command_line.add_subject, command_line.add_reconstruction)
+    add = parser.add_argument
+    add("--conditions", nargs="+", default=CONDITIONS, help="clean, fgsm-5, bi-10, … (default: %(default)s)")
+    given = command_line.parse(parser, _defaults, arguments)
+    setting = Setting(**command_line.subject_of(given))
+    with command_line.script(setting.out / STORE):
+        with command_line.usage():
+            conditions = {name: attack_named(name) for name in given.conditions}
+            if unknown := [name for name, attack in conditions.items() if attack is None and name != "clean"]:
+                raise ValueError(f"--conditions takes clean and attacks such as fgsm-5, got {', '.join(unknown)}")
+            subject = open_subject(setting)
+            config = subject.fitted(command_line.CONFIGS[given.config]())
+        if given.budgets[-1] < PAPER_BUDGETS[-1]:
+            print(f"REDUCED SETTING: {_reduced(given.budgets[-1])}.", file=sys.stderr)
+        defences = one_fit(tuple(given.budgets), config=config, precision=given.precision, device=setting.device)
+        run = measure(setting, subject, conditions=conditions, defences=defences, exports="stopping.jsonl")
+        for path in write_report(run, setting.out):
+            print(path.read_text() if path.suffix == ".md" else f"written: {path}")
+
+
+def write_report(run: Run, folder: Path) -> list[Path]:
+    """Write stopping.md, stopping.png and the records, stopping.jsonl; their paths."""
+    compared = Compared.of(run)
+    paths = [folder / f"stopping.{ending}" for ending in ("md", "png", "jsonl")]
+    write_atomically(paths[0], markdown(_sections(run, compared)))
+    write_atomically(paths[1], png(plot(compared)))
+    export(run, paths[2])
+    return paths
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The cells of a run, and the fixed budgets that the rules are held against.
+
+    Attributes:
+        conditions: in order, without the average.
+        cells: by condition, or "average", and (defence, budget).
+        iterations: by condition and rule, those of each fit.
+        last: the last budget.
+        best: the fixed budget of the highest accuracy on average over the conditions; the least of several.
+    """
+
+    conditions: tuple[str, ...]
+    cells: Mapping[str, Mapping[tuple[str, int], Cell]]
+    iterations: Mapping[tuple[str, str], Sequence[int]]
+    last: int
+    best: int
+
+    @classmethod
+    def of(cls, run: Run) -> Compared:
+        """The comparison that a run's records allow."""
+        conditions = tuple(sorted({record.condition for record in run.records}, key=condition_order))
+        cells: dict[str, dict[tuple[str, int], Cell]] = {}
+        for cell in summarise(run.records, averaged=conditions):
+            cells.setdefault(cell.condition, {})[cell.column] = cell
+        iterations: dict[tuple[str, str], list[int]] = {}
+        for record in run.records:
+            if record.iterations is not None:
+                for condition in (record.condition, _AVERAGE):
+                    iterations.setdefault((condition, record.defence), []).append(record.iterations)
+        fixed = {budget: cell for (name, budget), cell in cells[_AVERAGE].items() if name == "dip"}
+        best = min(fixed, key=lambda budget: (-fixed[budget].accuracy, budget))
+        return cls(conditions, cells, iterations, max(fixed), best)
+
+    @property
+    def rules(self) -> list[str]:
+        """Names of the rules."""
+        return [name for condition, name in self.iterations if condition == _AVERAGE]
+
+    @property
+    def budgets(self) -> list[int]:
+        """The fixed ones."""
+        return [budget for name, budget in self.cells[_AVERAGE] if name == "dip"]
+
+    def rule(self, condition: str, name: str) -> Cell:
+        """A rule's cell."""
+        return self.cells[condition][name, self.last]
+
+    def fixed(self, condition: str, budget: int) -> Cell:
+        """A fixed budget's cell."""
+        return self.cells[condition]["dip", budget]
+
+    def as_costly(self, name: str) -> int:
+        """The fixed budget nearest to the iterations that a rule takes on average."""
+        mean = fmean(self.iterations[_AVERAGE, name])
+        return min(self.budgets, key=lambda budget: abs(budget - mean))
+
+
+def _sections(run: Run, compared: Compared) -> Iterator[Section]:
+    n = compared.fixed(_AVERAGE, compared.best).n
+    reduced = [f"Reduced setting: {_reduced(compared.last)}."] if compared.last < PAPER_BUDGETS[-1] else []
+    yield Section(
+        "Early stopping against fixed budgets",
+        [
+            f"{n} images that the classifier classifies correctly; {run.configuration['classifier']}; "
+            f"{run.configuration['data']}; defence-unaware attacks. Every rule and budget is judged on the same fits. "
+            "Accuracy in per cent, Wilson 95 % intervals.",
+            f"The best fixed budget is {compared.best}, chosen for its accuracy on average over the conditions, on "
+            "these very images: the comparison favours it.",
+            *reduced,
+        ],
+        items=list(_verdicts(compared)),
+    )
+    yield Section("Accuracy", table=list(_accuracies(compared)))
+    yield Section(
+        "Iterations",
+        [
+            "Mean of the fits, least and most, and the share that the rule ended before the last budget. The output "
+            "taken is an earlier one, by the rule's patience; the fits' cost are the iterations."
+        ],
+        table=list(_costs(compared)),
+    )
+    yield Section("The run", items=list(provenance(run)))
+
+
+def _verdicts(compared: Compared) -> Iterator[str]:
+    """A rule against the best fixed budget and the one of its cost, on average over the conditions."""
+    rules = compared.rules
+    for title, budgets in (
+        ("the best fixed budget", [compared.best for _ in rules]),
+        ("the fixed budget of its cost", [compared.as_costly(name) for name in rules]),
+    ):
+        pairs = [
+            (compared.rule(_AVERAGE, name), compared.fixed(_AVERAGE, budget))
+            for name, budget in zip(rules, budgets, strict=True)
+        ]
+        tests = [compare(*pair) for pair in pairs]
+        corrected = holm([test.p for test in tests])
+        for name, budget, (rule, fixed), test, p in zip(rules, budgets, pairs, tests, corrected, strict=True):
+            above = test.only_first > test.only_second
+            verdict = ("yes" if above else "no, it is below") if p < _LEVEL else "no, not decided"
+            yield (
+                f"Does {name} beat {title}, {budget}? {verdict}: {_percent(rule.accuracy)} against "
+                f"{_percent(fixed.accuracy)} on average, better on {test.only_first} images and worse on "
+                f"{test.only_second} (sign test, p = {p:.2g}, corrected for {len(rules)} rules by Holm's procedure)"
+            )
+
+
+def _accuracies(compared: Compared) -> Iterator[list[str]]:
+    """A column a condition: every budget, then every rule, with its test against the best fixed budget."""
+    conditions = (*compared.conditions, _AVERAGE)
+    yield ["", *(_title(condition) for condition in conditions)]
+    for budget in compared.budgets:
+        best = " (best)" if budget == compared.best else ""
+        yield [f"{budget} iterations{best}", *(_shown(compared.fixed(name, budget)) for name in conditions)]
+    for rule in compared.rules:
+        row = []
+        for name in conditions:
+            test = compare(compared.rule(name, rule), compared.fixed(name, compared.best))
+            shown = _shown(compared.rule(name, rule))
+            row.append(f"{shown}; {test.only_first} : {test.only_second}, p = {test.p:.2g}")
+        yield [rule, *row]
+
+
+def _costs(compared: Compared) -> Rows:
+    conditions = (*compared.conditions, _AVERAGE)
+    rows = [["", *(_title(condition) for condition in conditions)]]
+    for rule in compared.rules:
+        row = [rule]
+        for condition in conditions:
+            found = compared.iterations[condition, rule]
+            ended = sum(iterations < compared.last for iterations in found) / len(found)
+            row.append(f"{fmean(found):.0f} [{min(found)}, {max(found)}], {ended:.0%}")
+        rows.append(row)
+    return rows
+
+
+def plot(compared: Compared) -> Figure:
+    """Accuracy against iterations by condition: fixed budgets as lines, rules as points at their mean iterations."""
+    from matplotlib.figure import Figure
+
+    conditions = (*compared.conditions, _AVERAGE)
+    figure = Figure(figsize=(3.4 * len(conditions), 4), layout="constrained")
+    panels = figure.subplots(1, len(conditions), sharey=True)
+    for panel, condition in zip(panels, conditions, strict=True):
+        fixed = [compared.fixed(condition, budget) for budget in compared.budgets]
+        low, high = zip(*(_interval(cell) for cell in fixed), strict=True)
+        panel.plot(compared.budgets, [cell.accuracy for cell in fixed], color="black", label="fixed budgets")
+        panel.fill_between(compared.budgets, low, high, color="black", alpha=0.1, linewidth=0)
+        for place, rule in enumerate(compared.rules):
+            cell = compared.rule(condition, rule)
+            ends = _interval(cell)
+            panel.errorbar(
+                fmean(compared.iterations[condition, rule]), cell.accuracy,
+                yerr=[[cell.accuracy - ends.low], [ends.high - cell.accuracy]],
+                fmt="osD^v<>"[place % 7], color=f"C{place}", label=rule, capsize=2,
+            )  # fmt: skip
+        panel.axvline(compared.best, color="black", linestyle=":", linewidth=1)
+        panel.set(title=_title(condition), xlabel="iterations", ylim=(-0.03, 1.03))
+        panel.set_xlim(left=0)
+    panels[0].set_ylabel("accuracy")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    figure.suptitle(
+        f"Early stopping, {fixed[0].n} images, defence-unaware; dotted: the best fixed budget ({compared.best}); "
+        "95 % intervals",
+        fontsize=10,
+    )
+    return figure
+
+
+def _title(condition: str) -> str:
+    return "average of these" if condition == _AVERAGE else condition_title(condition)
+
+
+def _interval(cell: Cell) -> Interval:
+    return wilson(cell.accuracy, cell.n)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _shown(cell: Cell) -> str:
+    low, high = _interval(cell)
+    return f"{100 * cell.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _reduced(last: int) -> str:
+    return f"{last} iterations at most, where the paper has {PAPER_BUDGETS[-1]}"
+
+
+def _defaults(given: argparse.Namespace) -> dict[str, Any]:
+    """Every fiftieth iteration; on a CPU and packaged images, a setting of minutes."""
+    if torch.device(given.device).type != "cpu":
+        return {"config": "paper", "budgets": range(50, 1001, 50), "batch": 32}
+    few = {"images": 2} if given.data is None else {}
+    last = 300 if given.data is None else 1000
+    return {"config": "compact", "budgets": range(50, last + 1, 50), "batch": 1} | few

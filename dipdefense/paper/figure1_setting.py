@@ -1,0 +1,167 @@
+"""Figure 1's conditions, its command line, and how it is measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dipdefense.attacks import Attack, AttackName
+from dipdefense.checks import Precision, check_backend, check_budgets
+from dipdefense.config import Backend, DIPConfig
+from dipdefense.evaluation import (
+    Run,
+    Setting,
+    Subject,
+    command_line,
+    deep_image_prior,
+    measure,
+    open_subject,
+    undefended,
+)
+from dipdefense.evaluation.command_line import CONFIGS
+from dipdefense.evaluation.protocol import condition_name
+from dipdefense.paper.published import IMAGES, reductions
+
+NAMES: tuple[AttackName, ...] = ("FGSM", "BI", "LLCI")
+"""The adversaries of Figure 1, in its order."""
+
+EPSILONS = (1, 5, 25, 100)
+"""The strengths of Figure 1, in units of 1/255."""
+
+FIGURE_1_IMAGES = 20
+"""Images of Figure 1."""
+
+BUDGETS = tuple(range(100, 1001, 100))
+"""Iterations at which Figure 1 classifies; its text names the interval and not the end, which is Table 2's here."""
+
+CONDITIONS: dict[str, Attack | None] = {
+    condition_name(attack): attack
+    for attack in (None, *(Attack(name, epsilon) for name in NAMES for epsilon in EPSILONS))
+}
+"""The conditions of Figure 1, and the clean images."""
+
+_FEW = ("clean", *(condition_name(Attack(name, 5)) for name in NAMES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSetting(Setting):
+    """Figure 1, as a command line asks for it.
+
+    Attributes:
+        config: the network of the reconstruction.
+        budgets: iterations at which the output is classified, ascending.
+        conditions: keys of ``CONDITIONS``.
+        precision: "auto", "fp32" or "bf16".
+        backend: "auto", "torch", "cudagraphs" or "triton".
+    """
+
+    config: DIPConfig
+    budgets: tuple[int, ...]
+    conditions: tuple[str, ...]
+    precision: Precision = "auto"
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be run."""
+        super().__post_init__()
+        check_budgets(self.budgets)
+
+
+def parse_arguments(*, description: str | None, arguments: Sequence[str] | None = None) -> CurveSetting:
+    """The setting that a command line asks for; what it leaves open follows from the device.
+
+    A GPU gets the paper's network on 20 images. A CPU gets a reduced setting that takes minutes, and every report of it
+    says so.
+
+    Args:
+        description: of the script, for ``--help``.
+        arguments: instead of the process's own.
+
+    Raises:
+        SystemExit: 2, after one line on stderr, if the arguments cannot be used.
+    """
+    parser = command_line.parser(description, command_line.add_subject, command_line.add_reconstruction)
+    add = parser.add_argument
+    add("--conditions", nargs="+", choices=CONDITIONS, metavar="CONDITION", help=f"of {', '.join(CONDITIONS)}")
+    given = command_line.parse(parser, _defaults, arguments)
+    return CurveSetting(
+        **command_line.subject_of(given),
+        config=CONFIGS[given.config](),
+        budgets=tuple(given.budgets),
+        conditions=tuple(name for name in CONDITIONS if name in given.conditions),
+        precision=given.precision,
+        backend=given.backend,
+    )
+
+
+def measure_figure(setting: CurveSetting, subject: Subject | None = None) -> Run:
+    """Complete the stored outcomes of Figure 1 in ``setting.out``, and return them; see ``evaluation.measure``.
+
+    Args:
+        setting: from ``parse_arguments``.
+        subject: from ``open_subject``; opened here where none is given.
+
+    Raises:
+        ValueError: there are fewer correctly classified images, or classes, than asked for; an export is none; or the
+            backend does not run on the device.
+        StoreError: the store cannot be read or written.
+        FileNotFoundError: there is no such data.
+        ImportError: an optional package is missing.
+    """
+    check_backend(setting.backend, torch.device(setting.device))
+    subject = subject or open_subject(setting)
+    config = subject.fitted(setting.config)
+    if reduced := reduction(
+        config,
+        images=len(subject.chosen.indices),
+        budgets=setting.budgets,
+        shape=subject.shape,
+        conditions=setting.conditions,
+    ):
+        print(*reduced, file=sys.stderr)
+    reconstruction = deep_image_prior(
+        setting.budgets, config=config, precision=setting.precision, backend=setting.backend,
+        shape=subject.shape, batch=setting.batch, device=setting.device,
+    )  # fmt: skip
+    return measure(
+        setting,
+        subject,
+        conditions={name: CONDITIONS[name] for name in setting.conditions},
+        defences=[undefended(), reconstruction],
+        exports="figure1*.jsonl",
+    )
+
+
+def reduction(
+    config: DIPConfig, *, images: int, budgets: Sequence[int], shape: Sequence[int], conditions: Sequence[str]
+) -> list[str]:
+    """A sentence on what is less than Figure 1's, or another; none where nothing is.
+
+    Args:
+        config: the network, with its number of scales.
+        images: how many were classified.
+        budgets: iterations.
+        shape: (channels, height, width) of the images.
+        conditions: keys of ``CONDITIONS``.
+    """
+    found = [f"{images} {'image' if images == 1 else 'images'} instead of {FIGURE_1_IMAGES}"]
+    found = found if images < FIGURE_1_IMAGES else []
+    attacks, published = len(set(conditions) - {"clean"}), len(CONDITIONS) - 1
+    if attacks < published:
+        found.append(f"{attacks} {'attack' if attacks == 1 else 'attacks'} instead of {published}")
+    found += reductions(config, images=IMAGES, budgets=budgets, shape=shape)
+    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(found)}."] if found else []
+
+
+def _defaults(given: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that a command line leaves open."""
+    if torch.device(given.device).type != "cpu":
+        images = {"config": "paper", "budgets": BUDGETS, "batch": 20}
+        return images | {"conditions": tuple(CONDITIONS), "images": FIGURE_1_IMAGES}
+    # Under ten minutes on two cores, where an iteration takes about a tenth of a second.
+    return {"config": "compact", "budgets": BUDGETS[:6], "conditions": _FEW, "batch": 1, "images": 2}

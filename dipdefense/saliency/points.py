@@ -1,0 +1,48 @@
+"""Where a method's gradients are taken: noisy copies of an image, and the baseline that a path begins at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from dipdefense.arguments import integer, real
+from dipdefense.checks import check_images
+from dipdefense.saliency.gradients import MOST
+
+
+def noisy(points: Iterable[Tensor], noise_std: float, seed: int) -> Iterator[Tensor]:
+    """The points, each with noise of its own that depends on the seed and on its place alone."""
+    generator = torch.Generator().manual_seed(seed)
+    for point in points:
+        # On the CPU in float32, so that a seed means the same on every device and in every dtype.
+        yield point + noise_std * torch.randn(point.shape, generator=generator, device="cpu").to(point)
+
+
+def checked_noise(samples: int, noise_std: float, seed: int) -> tuple[int, float, int]:
+    """The arguments of a random method, checked: samples, standard deviation and seed."""
+    expected = "zero or a positive number, in units of the range [0, 1]"
+    return (
+        integer("samples", samples, low=1, high=MOST),
+        real("noise_std", noise_std, expected=expected, holds=lambda x: x >= 0),
+        integer("seed", seed, low=0, high=2**63 - 1, expected="an integer in [0, 2**63)"),
+    )
+
+
+def baselines(baseline: Tensor | float, images: Tensor) -> Tensor:
+    """The baseline of each image: (N, C, H, W)."""
+    check_images(images)
+    if not isinstance(baseline, Tensor):
+        expected = "a grey level in [0, 1], or a tensor that broadcasts to the images"
+        level = real("baseline", baseline, expected=expected, holds=lambda x: 0 <= x <= 1)
+        return torch.full_like(images.detach(), level)
+    if not (baseline.is_floating_point() and baseline.isfinite().all()):
+        raise ValueError("baseline must be a tensor of finite floats on the images' scale, [0, 1]")
+    try:
+        return baseline.detach().to(images).broadcast_to(images.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"baseline must broadcast to the images, {tuple(images.shape)}, as (channels, height, width) does; got "
+            f"{tuple(baseline.shape)}"
+        ) from None

@@ -1,0 +1,75 @@
+"""The README's verdict and its row that matters, from made-up adaptive records."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import pytest
+from conftest import ROOT
+from measuring import CIRCUMSTANCES, CONFIGURATION, made_up, record
+
+from dipdefense.evaluation import AdaptiveReport, Run
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import readme
+from readme_adaptive import attacked, verdict
+
+ATTACKS = {"transfer": {"steps": 20}, "bpda": {"steps": 10}, "trajectory": {"steps": 10}}
+
+
+def adaptive(correct: Mapping[str, int], *, level: str = "quick", budget: int = 500) -> AdaptiveReport:
+    """Ten images, of which each condition leaves so many correct: behind DIP, and without a defence if clean."""
+    records = [
+        record(
+            f"{position}.png", condition=condition, defence=defence, budget=budget if defence == "dip" else 0,
+            position=position, prediction=3 if position < left else 4, session=1,
+        )
+        for condition, kept in correct.items()
+        for defence, left in (("none", kept if condition == "clean" else 0), ("dip", kept))
+        if defence == "dip" or "@" not in condition
+        for position in range(10)
+    ]  # fmt: skip
+    configuration = CONFIGURATION | {
+        "classifier": "efficientnet-lite0",
+        "adaptive": {"level": level, "attacks": ATTACKS, "controls": {}},
+    }
+    return AdaptiveReport(Run(configuration, tuple(records), {1: CIRCUMSTANCES}))
+
+
+FALLEN = {"clean": 8, "transfer-8": 6, "bpda-8@dip-500": 2, "trajectory-8@dip-500": 0}
+STANDING = {"clean": 8, "transfer-8": 6, "bpda-8@dip-500": 5, "trajectory-8@dip-500": 7}
+
+
+def test_nothing_left_is_said_so() -> None:
+    text = verdict([adaptive(FALLEN)])
+    assert "at ε = 8, under attackers who know it, nothing is left: 0.0 [0.0, 27.8] %, by trajectory above all" in text
+    assert "stronger ones can only leave less" in text
+
+
+def test_something_left_is_a_figure_and_no_robustness() -> None:
+    text = verdict([adaptive(STANDING)])
+    assert "nothing is left" not in text
+    assert "50.0 [23.7, 76.3] %, by BPDA above all" in text
+    assert "robust" not in text
+    assert verdict([]) == "Attackers who know the defence have not been measured yet."
+
+
+def test_the_tables_have_the_strongest_attack_beside_the_defence_unaware_one() -> None:
+    text = attacked(adaptive(FALLEN))
+    assert "| defence-unaware (transfer), ε=8 | 0.0 [0.0, 27.8] | 60.0 [31.3, 83.2] |" in text
+    assert "| **strongest attack found**, ε=8 | 0.0 [0.0, 27.8] | 0.0 [0.0, 27.8] |" in text
+    assert "REDUCED ATTACK, no robust accuracy." in text
+    assert "REDUCED" not in attacked(adaptive(FALLEN, level="full"))
+
+
+@pytest.mark.parametrize(("classifier", "rows"), [("efficientnet-lite0", 1), ("another", 0)])
+def test_the_first_table_gains_the_row_of_its_own_classifier_alone(classifier: str, rows: int) -> None:
+    text = readme.brief(made_up(classifier=classifier, budgets=(500, 1000)), adaptive(FALLEN))
+    found = [line for line in text.splitlines() if line.startswith("| **strongest attack found, ε=8** (n = 10)")]
+    assert len(found) == rows
+    header = text.splitlines()[0]
+    for line in found:
+        assert line.count("|") == header.count("|")
+        assert "| 0.0 [0.0, 27.8] | – | 0.0 [0.0, 27.8] | – |" in line

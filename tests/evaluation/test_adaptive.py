@@ -1,0 +1,266 @@
+"""``evaluate`` in one call: its report, its plan, what it refuses, and a kill that changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from measuring import CONFIG, timeless
+from test_adaptive_sanity import TINY, Honest, Linear, questions
+from torch import Tensor, nn
+
+from dipdefense import DIPPurifier
+from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, evaluate
+from dipdefense.evaluation.adaptive_plan import duration
+
+BRIEF = Level(
+    name="brief",
+    attacks={"transfer": {"steps": 2}, "bpda": {"steps": 3}, "known-seed": {"steps": 3}},
+    controls={"one-step": {"steps": 1}},
+    draws=3,
+    control_draws=1,
+    repeats=1,
+    repeated=2,
+)
+
+
+class Small(nn.Module):
+    """A classifier of 32×32 images, which DIP takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("weight", torch.randn(3 * 8 * 8, 4, generator=generator) / 14)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = nn.functional.adaptive_avg_pool2d(images - 0.5, 8)
+        return 40 * pooled.flatten(1) @ self.weight
+
+
+def asked(count: int = 3) -> tuple[nn.Module, Tensor, Tensor]:
+    classifier = Small()
+    images = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        return classifier, images, classifier(images).argmax(dim=1)
+
+
+def call(defence: nn.Module | None = None, **changes: Any) -> AdaptiveReport:
+    arguments: dict[str, Any] = {"level": BRIEF, "epsilon": 16, "tell": None, "batch_size": 2} | changes
+    return evaluate(defence or DIPPurifier(2, config=CONFIG), *asked(), **arguments)
+
+
+def same(report: AdaptiveReport) -> AdaptiveReport:
+    return dataclasses.replace(report, run=timeless(report.run))
+
+
+@pytest.fixture(scope="module")
+def report() -> AdaptiveReport:
+    return call(epsilon=(8, 16))
+
+
+def test_the_report_has_every_attack_on_every_defence(report: AdaptiveReport) -> None:
+    assert report.columns == [("none", 0), ("dip", 2), ("dip-known-seed", 2)]
+    assert report.epsilons == [8, 16]
+    for epsilon in report.epsilons:
+        for attack in ("transfer", "bpda", "known-seed", "worst case", "one-step"):
+            verdict = report.judged(attack, ("dip", 2), epsilon)
+            assert verdict is not None
+            assert len(verdict.draws[0]) == (1 if attack == "one-step" else 3)
+        assert report.judged("bpda", ("none", 0), epsilon) is None
+        known = report.judged("known-seed", ("dip-known-seed", 2), epsilon)
+        assert known is not None
+        assert len(known.draws[0]) == 1
+    text = str(report)
+    assert 'REDUCED ATTACK, level "brief"' in text
+    assert "never called robust accuracy" in text
+    assert "DIP 2, known seed" in text
+    assert "Several seeds of the attacks" in text
+    assert "is randomised and optimises at inference. RobustBench" in " ".join(text.split())
+    assert report.markdown().startswith("# Attackers who know the defence")
+
+
+def test_json_there_and_back(report: AdaptiveReport) -> None:
+    again = AdaptiveReport.from_json(report.to_json())
+    assert again == report
+    assert str(again) == str(report)
+    assert again.to_json() == report.to_json()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda told: told.pop("records"),
+        lambda told: told["records"][0].pop("label"),
+        lambda told: told["probes"]["dip-2"].pop("looks"),
+        lambda told: told.update(sessions=[]),
+    ],
+)
+def test_json_of_something_else_is_refused(report: AdaptiveReport, spoil: Any) -> None:
+    told = json.loads(report.to_json())
+    spoil(told)
+    with pytest.raises(ValueError, match=r"no report of an adaptive evaluation|missing or unknown"):
+        AdaptiveReport.from_json(json.dumps(told))
+
+
+def test_a_seed_fixes_everything_and_another_gives_another(report: AdaptiveReport) -> None:
+    torch.manual_seed(99)
+    first = same(call())
+    assert first == same(call())
+    other = call(seed=1)
+    assert [r.confidence for r in other.run.records] != [r.confidence for r in first.run.records]
+
+
+def test_no_generator_and_no_mode_is_touched() -> None:
+    defence = DIPPurifier(2, config=CONFIG).train()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    call(defence)
+    assert expected == torch.rand(1)
+    assert defence.training
+
+
+class Killed(Honest):
+    """Dies at one of its calls."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.at -= 1
+        if self.at == 0:
+            raise KeyboardInterrupt
+        return super().forward(images)
+
+    def _get_name(self) -> str:
+        return "Honest"
+
+
+def test_a_kill_in_the_middle_of_an_attack_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dipdefense.attacks.adaptive.checkpoint.Checkpoint.__init__.__defaults__", (0.0,))
+    classifier = Linear()
+    images, labels = questions(classifier)
+    given: dict[str, Any] = {"level": TINY, "epsilon": 8, "tell": None}
+    whole = evaluate(Honest(), classifier, images, labels, **given)
+    kills = 0
+    for at in (9, 25, 40, 70, 10_000):
+        try:
+            resumed = evaluate(Killed(at), classifier, images, labels, folder=tmp_path, **given)
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills == 4
+    assert same(resumed) == same(whole)
+
+
+def test_a_resumed_attack_does_not_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dipdefense.attacks.adaptive.checkpoint.Checkpoint.__init__.__defaults__", (0.0,))
+    classifier = Linear()
+    images, labels = questions(classifier)
+    bare = Level(name="bare", attacks={"bpda": {"steps": 30}}, draws=2)
+    given: dict[str, Any] = {"level": bare, "epsilon": 8, "tell": None, "folder": tmp_path}
+    killed = Killed(6 + 25)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(killed, classifier, images, labels, **given)
+    second = Killed(10_000)
+    evaluate(second, classifier, images, labels, **given)
+    # Six probes, some ten steps that were left, and the draws that judge them.
+    assert 10_000 - second.at < 6 + 15 + 4
+
+
+def test_a_finished_evaluation_is_not_run_again(tmp_path: Path) -> None:
+    first = call(Honest(), folder=tmp_path)
+    counting = Killed(10_000)
+    assert evaluate(counting, *asked(), level=BRIEF, epsilon=16, tell=None, batch_size=2, folder=tmp_path) == first
+    # Probes, and the shape of its output.
+    assert 10_000 - counting.at == 6
+
+
+def test_the_plan_is_told_before_the_start() -> None:
+    told: list[str] = []
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def tell(text: str) -> None:
+        told.append(text)
+        raise Stop
+
+    with pytest.raises(Stop):
+        call(tell=tell, epsilon=(8, 16))
+    (text,) = told
+    words = " ".join(text.split())
+    # clean 3 + 1; of each ε: noise 1, transfer 3, BPDA 4 + 3, known seed 4 + 3 + 1, one step 2 + 1.
+    assert "48 purifications an image, 3 images" in words
+    assert "bpda-8@dip-2" in text
+    assert "Not counted: 1 further seeds of each attack on the first 2 images." in words
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.5, "0.5 s"), (89, "89 s"), (91, "2 min"), (36000, "10 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_levels_from_weak_to_strong() -> None:
+    assert list(LEVELS) == ["quick", "standard", "full"]
+    steps = [level.attacks["bpda"]["steps"] for level in LEVELS.values()]
+    assert steps == sorted(steps)
+    assert all(level.draws == 10 for level in LEVELS.values())
+
+
+def test_l2_and_a_defence_that_changes_the_size() -> None:
+    from dipdefense.randomization import RandomResizePad
+
+    report = call(RandomResizePad(), norm="L2", epsilon=0.5)
+    assert report.judged("bpda", ("defence", 1), 0.5) is not None
+    assert report.judged("noise", ("defence", 1), 0.5) is None
+    assert "Norm: L2, ε is the norm" in " ".join(str(report).split())
+
+
+def test_the_plot_has_a_panel_a_defence(report: AdaptiveReport) -> None:
+    figure = report.plot()
+    assert [axes.get_title() for axes in figure.axes] == ["no defence", "DIP 2", "DIP 2, known seed"]
+    assert all(line.get_xdata()[0] == 0 for axes in figure.axes for line in axes.lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attacks": {"brute-force": {}}}, "attacks must be of transfer, .* got brute-force"),
+        ({"controls": {"two-steps": {}}}, "controls must be of noise, .* got two-steps"),
+        ({"draws": 0}, "draws must be"),
+        ({"repeats": -1}, "repeats must be"),
+    ],
+)
+def test_a_level_that_could_not_be_run_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(BRIEF, **changes)
+
+
+def wrong() -> Iterator[Any]:
+    classifier, images, labels = asked()
+    good = (DIPPurifier(2, config=CONFIG), classifier, images, labels)
+    yield pytest.param((None, *good[1:]), {}, TypeError, "defence must be a torch.nn.Module", id="defence")
+    yield pytest.param((good[0], None, *good[2:]), {}, TypeError, "classifier must be", id="classifier")
+    yield pytest.param((*good[:2], images[:0], labels[:0]), {}, ValueError, "at least one", id="no images")
+    yield pytest.param((*good[:2], images, labels[:1]), {}, ValueError, "labels must be", id="labels")
+    yield pytest.param(good, {"level": "hard"}, ValueError, 'level must be "quick", "standard" or "full"', id="level")
+    yield pytest.param(good, {"epsilon": 0.03}, ValueError, "epsilon is in units of 1/255", id="8/255")
+    yield pytest.param(good, {"epsilon": ()}, ValueError, "epsilon must be one or several", id="no epsilon")
+    yield pytest.param(good, {"norm": "L1"}, ValueError, 'norm must be "Linf" or "L2"', id="norm")
+    yield pytest.param(good, {"seed": -1}, ValueError, "seed must be", id="seed")
+    yield pytest.param(good, {"batch_size": 0}, ValueError, "batch_size must be", id="batch")
+
+
+@pytest.mark.parametrize(("arguments", "changes", "kind", "message"), list(wrong()))
+def test_bad_arguments_are_refused_before_any_work(
+    arguments: tuple[Any, ...], changes: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=message):
+        evaluate(*arguments, **({"tell": None, "folder": tmp_path / "new"} | changes))
+    assert not (tmp_path / "new").exists()

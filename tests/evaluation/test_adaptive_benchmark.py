@@ -1,0 +1,159 @@
+"""benchmarks/adaptive.py: from a command line to records, reports and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from measuring import CONFIG, timeless, tiny_subject
+
+from dipdefense.evaluation import Level, Record, Store, measurement
+from dipdefense.evaluation.adaptive_benchmark import AdaptiveSetting, measure_adaptive, opponents, parse_arguments
+from dipdefense.evaluation.adaptive_report import AdaptiveReport
+from dipdefense.evaluation.adaptive_script import probed, read_report, reproduce, write_report
+
+BRIEF = Level(
+    name="brief",
+    attacks={"transfer": {"steps": 2}, "bpda": {"steps": 2}, "known-seed": {"steps": 2}},
+    controls={"one-step": {"steps": 1}},
+    draws=2,
+    control_draws=1,
+    repeats=1,
+    repeated=2,
+)
+
+
+def tiny_setting(folder: Path, **changes: Any) -> AdaptiveSetting:
+    asked: dict[str, Any] = {
+        "level": BRIEF, "attackers": ("transfer", "bpda", "known-seed", "one-step"), "epsilons": (16.0,),
+        "config": CONFIG, "budgets": (2, 3), "batch": 2, "images": 3, "progress": False, "out": folder,
+    }  # fmt: skip
+    return AdaptiveSetting(**(asked | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[AdaptiveReport, Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    setting, subject = tiny_setting(folder), tiny_subject(images=3)
+    against = opponents(setting, subject)
+    return AdaptiveReport(measure_adaptive(setting, subject, against), probed(setting, subject, against)), folder
+
+
+def test_attacks_are_judged_on_their_own_defence_and_transfer_on_all(whole: tuple[AdaptiveReport, Path]) -> None:
+    report, _ = whole
+    assert report.columns == [
+        ("none", 0), ("randomisation", 1), ("dip", 2), ("dip", 3),
+        ("dip-known-seed", 2), ("dip-known-seed", 3), ("randomisation-known-seed", 1),
+    ]  # fmt: skip
+    seen = {(r.condition, r.defence, r.budget) for r in report.run.records}
+    assert {(defence, budget) for c, defence, budget in seen if c == "transfer-16"} == set(report.columns[:4])
+    assert {(defence, budget) for c, defence, budget in seen if c == "bpda-16@dip-3"} == {("dip", 3)}
+    assert ("known-seed-16@dip-3", "dip-known-seed", 3) in seen
+    assert ("known-seed-16@dip-3", "dip-known-seed", 2) not in seen
+    repeated = {r.image for r in report.run.records if r.condition == "bpda-16@dip-3#1"}
+    assert len(repeated) == 2
+
+
+def test_a_report_is_written_and_read_back(whole: tuple[AdaptiveReport, Path], tmp_path: Path) -> None:
+    report, _ = whole
+    written = write_report(report, tmp_path)
+    assert {path.name for path in written} == {
+        "adaptive.txt", "adaptive.md", "adaptive.png", "adaptive.jsonl", "adaptive-probes.json",
+    }  # fmt: skip
+    again = read_report(tmp_path)
+    assert again == report
+    assert again.markdown() == (tmp_path / "adaptive.md").read_text()
+    assert "REDUCED SETTING, NOT THE PAPER'S: 3 iterations at most" in (tmp_path / "adaptive.txt").read_text()
+
+
+class DyingStore(Store):
+    """Dies at one of its writes, before or after it."""
+
+    deaths: Iterable[int] = ()
+    writes = itertools.count()
+
+    def add(self, run: str, records: Iterable[Record]) -> None:
+        number = next(type(self).writes)
+        if number in type(self).deaths:
+            raise KeyboardInterrupt
+        super().add(run, records)
+
+
+def test_a_kill_and_a_resume_give_the_same_numbers(
+    whole: tuple[AdaptiveReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurement, "Store", DyingStore)
+    monkeypatch.setattr(DyingStore, "deaths", {3, 20, 41, 42, 70})
+    monkeypatch.setattr(DyingStore, "writes", itertools.count())
+    kills = 0
+    while True:
+        try:
+            run = measure_adaptive(tiny_setting(tmp_path), tiny_subject(images=3))
+            break
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills == 5
+    assert timeless(run) == timeless(whole[0].run)
+
+
+def test_exported_records_are_resumed_from(whole: tuple[AdaptiveReport, Path], tmp_path: Path) -> None:
+    write_report(whole[0], tmp_path)
+    run = measure_adaptive(tiny_setting(tmp_path), tiny_subject(images=3))
+    assert timeless(run) == timeless(whole[0].run)
+
+
+def test_fewer_attackers_measure_less_and_share_outcomes(tmp_path: Path) -> None:
+    setting = tiny_setting(tmp_path, attackers=("bpda",), budgets=(2,), defences=("none", "dip"))
+    few = measure_adaptive(setting, tiny_subject(images=2))
+    assert {r.condition for r in few.records} == {"clean", "noise-16", "bpda-16@dip-2", "bpda-16@dip-2#1"}
+    more = measure_adaptive(dataclasses.replace(setting, attackers=("transfer", "bpda")), tiny_subject(images=3))
+    kept = {r.key: r.confidence for r in more.records}
+    assert all(kept[r.key] == r.confidence for r in few.records if r.position < 2)
+
+
+def test_a_dry_run_prints_the_plan_and_stops(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting = tiny_setting(tmp_path / "new", dry_run=True)
+    monkeypatch.setattr("dipdefense.evaluation.adaptive_script.parse_arguments", lambda _: setting)
+    monkeypatch.setattr("dipdefense.evaluation.adaptive_script.open_subject", lambda _: tiny_subject(images=3))
+    reproduce(None)
+    out = capsys.readouterr().out
+    assert 'Plan of the level "brief"' in out
+    assert "purifications an image" in out
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_command_line_becomes_a_setting() -> None:
+    arguments = ["--level", "standard", "--epsilon", "8", "2", "--budgets", "100", "300", "--seed", "4", "--dry-run"]
+    setting = parse_arguments(None, [*arguments, "--device", "cpu", "--config", "architecture-2", "--norm", "L2"])
+    assert (setting.level.name, setting.epsilons, setting.budgets) == ("standard", (2.0, 8.0), (100, 300))
+    assert (setting.draws, setting.norm, setting.dry_run) == (tuple(range(4, 14)), "L2", True)
+    assert setting.attackers == (*setting.level.attacks, *setting.level.controls)
+    assert parse_arguments(None, ["--device", "cpu"]).level.name == "quick"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attackers", "square"], "the level quick has the attackers transfer, .*; got square"),
+        (["--epsilon", "0"], "must be a positive number, got '0'"),
+        (["--epsilon", "0.03"], "epsilon is in units of 1/255"),
+        (["--seed", "1", "2"], "takes one seed here"),
+        (["--level", "hard"], "invalid choice: 'hard'"),
+        (["--budgets", "300", "100"], "must ascend"),
+    ],
+)
+def test_bad_command_lines_end_in_one_line(
+    arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(None, ["--device", "cpu", *arguments])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, line), line

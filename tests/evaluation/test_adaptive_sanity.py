@@ -1,0 +1,280 @@
+"""Every sanity check passes on an honest defence, and fails on one that is built to fool it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dipdefense.evaluation import AdaptiveReport, Level, evaluate
+from dipdefense.evaluation.adaptive_probes import Probes, probe
+from dipdefense.evaluation.adaptive_sanity import leaderboards
+
+UNBOUNDED = "an unbounded perturbation reaches 0 %"
+ITERATIVE = "iterative attacks are at least as strong as one step"
+TRANSFER = "white-box attacks are at least as strong as the transfer attack"
+SQUARE = "white-box attacks are at least as strong as Square"
+STEPS = "more steps change nothing"
+SAMPLES = "more samples change nothing"
+FALLS = "accuracy falls with ε"
+NOISE = "attacks are stronger than random noise of the same norm"
+LOSS = "the loss rises under attack"
+FRESH = "the judging draws are fresh: a defence that samples gives another output for another seed"
+LOOKS = "another image gets another output"
+REPEATS = "one seed gives one output, whatever was asked in between"
+ZERO = "AutoAttack's flag: zero gradients"
+
+TINY = Level(
+    name="tiny",
+    attacks={
+        "transfer": {"steps": 5},
+        "bpda": {"steps": 10},
+        "bpda-eot": {"steps": 10, "samples": 2},
+        "square": {"queries": 60},
+    },
+    controls={
+        "one-step": {"steps": 1},
+        "unbounded": {"steps": 5},
+        "more-steps": {"steps": 20},
+        "more-draws": {"steps": 10, "samples": 4},
+    },
+    draws=4,
+    control_draws=2,
+)
+
+
+class Linear(nn.Module):
+    """A classifier of 4 classes whose every image can be attacked."""
+
+    def __init__(self, scale: float = 20.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("weight", torch.randn(3 * 8 * 8, 4, generator=generator) / 14)
+        self.scale = scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scale * (images - 0.5).flatten(1) @ self.weight
+
+
+class Honest(nn.Module):
+    """A little noise from torch's default generator, as a random defence should take it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 0.01 * torch.randn_like(images)
+
+
+class Shattered(nn.Module):
+    """Its output falls where the image rises, so that the identity is the wrong way round."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 1 - images
+
+
+class Vanishing(nn.Module):
+    """Eight values a channel: the gradient is zero wherever there is one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images * 7).round() / 7
+
+
+class SameDraw(nn.Module):
+    """Random to look at, and every call has the draw that the attack had."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 0.01 * torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0))
+
+
+class DrawnOnce(nn.Module):
+    """Draws at the first call, and keeps what it drew."""
+
+    drawn: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.drawn is None:
+            self.drawn = 0.01 * torch.randn(images.shape[1:])
+        return images + self.drawn
+
+
+class Cached(nn.Module):
+    """Answers with its first output for an image that is near one that it has seen."""
+
+    def __init__(self, near: float) -> None:
+        super().__init__()
+        self.near = near
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + torch.stack([self._answer(image) for image in images.detach()]) - images.detach()
+
+    def _answer(self, image: Tensor) -> Tensor:
+        for other in self.seen:
+            if (image - other).abs().mean() <= self.near:
+                return other
+        self.seen.append(image)
+        return image
+
+
+class Stateful(nn.Module):
+    """The more often it is asked, the more it blurs."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return images * (1 - 0.001 * self.calls)
+
+
+class Fitted(nn.Module):
+    """Optimises at inference, by whatever import of torch's functions."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        from torch.autograd import grad
+
+        with torch.enable_grad():
+            variable = images.detach().clone().requires_grad_()
+            (gradient,) = grad((variable - 0.5).square().sum(), variable)
+        return images - 0.01 * gradient
+
+
+def questions(classifier: nn.Module, defence: nn.Module | None = None, count: int = 6) -> tuple[Tensor, Tensor]:
+    """Images that the defended classifier classifies correctly."""
+    images = 0.2 + 0.6 * torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        labels = classifier(images if defence is None else defence(images)).argmax(dim=1)
+    return images, labels
+
+
+@functools.cache
+def report(make: Callable[[], nn.Module], scale: float = 20.0) -> AdaptiveReport:
+    classifier = Linear(scale)
+    images, labels = questions(classifier, None if make in (Cached, far) else make())
+    return evaluate(make(), classifier, images, labels, level=TINY, epsilon=(8, 16), tell=None)
+
+
+def far() -> nn.Module:
+    return Cached(near=10)
+
+
+def statuses(found: AdaptiveReport) -> dict[str, str]:
+    return {check.title: check.status for check in found.sanity(("defence", 1))}
+
+
+def test_every_check_passes_on_an_honest_defence() -> None:
+    found = statuses(report(Honest))
+    wrong = {title: status for title, status in found.items() if status not in ("pass", "flag")}
+    assert wrong == {}
+    assert [title for title, status in found.items() if status == "flag"] == ["AutoAttack's flag: the output is random"]
+
+
+@pytest.mark.parametrize(
+    ("make", "scale", "failed"),
+    [
+        pytest.param(Shattered, 20.0, {SQUARE, NOISE, SAMPLES}, id="shattered gradient"),
+        pytest.param(Honest, 1e6, {UNBOUNDED, SQUARE, ZERO}, id="vanishing gradient"),
+        pytest.param(Vanishing, 20.0, {ZERO}, id="vanishing gradient of the defence"),
+        pytest.param(SameDraw, 20.0, {FRESH}, id="the same draw"),
+        pytest.param(DrawnOnce, 20.0, {FRESH}, id="drawn once"),
+        pytest.param(far, 20.0, {UNBOUNDED, NOISE, LOSS, LOOKS}, id="a cache"),
+        pytest.param(Stateful, 20.0, {REPEATS}, id="state"),
+    ],
+)  # fmt: skip
+def test_a_check_fails_on_the_defence_that_is_built_to_fool_it(
+    make: Callable[[], nn.Module], scale: float, failed: set[str]
+) -> None:
+    found = report(make, scale)
+    assert failed <= {title for title, status in statuses(found).items() if status == "fail"}
+    for title in failed:
+        assert f"- FAIL: {title[:60]}" in str(found)
+
+
+def test_the_nearest_image_is_a_cache_too() -> None:
+    classifier = Linear()
+    images, labels = questions(classifier)
+    assert not probe(Cached(near=0.05), classifier, images, labels).looks
+
+
+def test_iterative_attacks_weaker_than_one_step_are_seen() -> None:
+    """Made up, for no honest attack does it: one step reaches 0 %, ten steps nothing."""
+    found = doctored(report(Honest), lambda condition: {"one-step": False}.get(condition.partition("-8@")[0], True))
+    assert {ITERATIVE} <= {title for title, status in found.items() if status == "fail"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "title"),
+    [
+        (lambda c: c == "transfer-8", TRANSFER),
+        (lambda c: c.startswith("more-steps"), STEPS),
+        (lambda c: c.startswith("more-draws"), SAMPLES),
+        (lambda c: c.endswith(("-8", "-8@defence-1")), FALLS),
+    ],
+)
+def test_the_other_checks_can_fail(wrong: Callable[[str], bool], title: str) -> None:
+    found = doctored(report(Honest), lambda condition: not wrong(condition))
+    assert found[title] == "fail"
+
+
+def doctored(found: AdaptiveReport, correct: Callable[[str], bool]) -> dict[str, str]:
+    """The checks of a report whose outcomes depend on the condition alone."""
+    records = tuple(
+        dataclasses.replace(r, prediction=r.label if correct(r.condition) else (r.label + 1) % 4)
+        for r in found.run.records
+    )
+    return statuses(AdaptiveReport(dataclasses.replace(found.run, records=records), found.probes))
+
+
+def test_without_its_control_a_check_is_named_as_not_measured() -> None:
+    classifier = Linear()
+    images, labels = questions(classifier)
+    bare = Level(name="bare", attacks={"bpda": {"steps": 2}}, draws=2)
+    found = evaluate(Honest(), classifier, images, labels, level=bare, tell=None)
+    missing = {UNBOUNDED, ITERATIVE, TRANSFER, SQUARE, STEPS, SAMPLES, FALLS}
+    assert {title for title, status in statuses(found).items() if status == "not measured"} >= missing
+    assert str(found).count("- NOT MEASURED: ") >= len(missing)
+
+
+def probed(defence: nn.Module, classifier: nn.Module | None = None) -> Probes:
+    classifier = classifier or Linear()
+    return probe(defence, classifier, *questions(classifier, count=2))
+
+
+@pytest.mark.parametrize(
+    ("defence", "properties"),
+    [
+        (nn.Identity(), {"randomised": False, "samples": False, "optimises": False, "zero_gradients": 0, "classes": 4}),
+        (Honest(), {"randomised": True, "samples": True, "repeatable": True}),
+        (Fitted(), {"optimises": True, "randomised": False}),
+        (Vanishing(), {"zero_gradients": 2, "images": 2}),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_properties_of_defences(defence: nn.Module, properties: dict[str, Any]) -> None:
+    found = probed(defence)
+    assert {name: getattr(found, name) for name in properties} == properties
+    assert Probes.from_json(found.to_json()) == found
+
+
+def test_probabilities_are_told_from_logits() -> None:
+    assert probed(nn.Identity(), nn.Sequential(Linear(), nn.Softmax(dim=1))).probabilities
+    assert not probed(nn.Identity()).probabilities
+
+
+def test_a_probe_leaves_the_generator_and_the_modes_alone() -> None:
+    defence, classifier = Honest().train(), Linear().train()
+    torch.manual_seed(3)
+    probe(defence, classifier, *questions(classifier, count=2))
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert after == torch.rand(1)
+    assert defence.training
+    assert classifier.training
+
+
+def test_the_report_says_why_leaderboards_exclude_the_defence() -> None:
+    assert "is randomised. RobustBench excludes" in str(report(Honest)).replace("\n", " ")
+    assert "optimises at inference. RobustBench" in leaderboards(probed(Fitted()))
+    assert leaderboards(probed(nn.Identity())) == leaderboards(None) == ""
