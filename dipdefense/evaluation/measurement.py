@@ -18,7 +18,7 @@ from dipdefense.evaluation.exports import ExportError, read_export
 from dipdefense.evaluation.protocol import Chosen, Condition, Images
 from dipdefense.evaluation.provenance import circumstances, digest
 from dipdefense.evaluation.records import Key, Run
-from dipdefense.evaluation.runner import Asked, everything, run
+from dipdefense.evaluation.runner import Asked, Spread, everything, run
 from dipdefense.evaluation.store import Store
 from dipdefense.evaluation.subject import Setting, Subject
 
@@ -35,6 +35,7 @@ def measure(
     configuration: Mapping[str, Any] | None = None,
     asked: Asked = everything,
     exports: str = "*.jsonl",
+    spread: Spread | None = None,
 ) -> Run:
     """Complete the store in ``setting.out`` with every outcome that is asked for, and return just those.
 
@@ -50,6 +51,7 @@ def measure(
         configuration: whatever else decides the outcomes, in types that JSON has; two runs that differ never mix.
         asked: which combinations of condition, defence, budget and seed; the others are left out.
         exports: a pattern of the names of the folder's exported records.
+        spread: see ``runner.run``; None for this process. The store is written here all the same.
 
     Returns:
         The outcomes, positions as in ``subject``. Images that could not be read are left out, and named.
@@ -85,6 +87,7 @@ def measure(
             device=device,
             batch=setting.batch,
             progress=setting.progress,
+            spread=spread,
         )
 
 
@@ -103,6 +106,7 @@ def complete(
     device: torch.device | str = "cpu",
     batch: int = 1,
     progress: bool = False,
+    spread: Spread | None = None,
 ) -> Run:
     """Complete a store with every outcome that is asked for, and return just those; arguments as of ``runner.run``.
 
@@ -113,6 +117,7 @@ def complete(
     done = run(
         store, configuration, told, data=data, chosen=chosen, classifier=classifier, conditions=conditions,
         defences=defences, seeds=seeds, asked=asked, device=device, batch=batch, progress=progress,
+        spread=spread,
     )  # fmt: skip
     stored = store.load(done.key)
     # The store may have more from other calls: images, conditions, budgets, seeds, or an image as it was before.

@@ -33,6 +33,10 @@ def everything(condition: str, defence: str, budget: int, seed: int) -> bool:  #
     return True
 
 
+Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
+"""A way to call a function with many items elsewhere."""
+
+
 class Done(NamedTuple):
     """A run that has gone through all its images.
 
@@ -60,6 +64,7 @@ def run(
     device: torch.device | str = "cpu",
     batch: int = 1,
     progress: bool = False,
+    spread: Spread | None = None,
 ) -> Done:
     """Complete the store with every outcome; what it has already is not done again.
 
@@ -77,6 +82,8 @@ def run(
         device: where the classifier is.
         batch: images at once.
         progress: show a bar with the time left.
+        spread: calls a function with every item, in other processes, and yields (index, result) as each is known, such
+            as ``dipdefense.distributed.spread``; None for this process. A batch's outcomes are then stored together.
 
     Returns:
         The run's key in the store, and the ids of the chosen images that could no longer be read as they were chosen;
@@ -97,29 +104,72 @@ def run(
     lost: dict[str, None] = {}
     todo = _todo(store.done(key), contents, conditions, defences, seeds, asked, batch)
     remaining = sum(len(piece.positions) for piece in todo)
+    measuring = _Measuring(
+        data, chosen.indices, contents, places, classifier, conditions, defences, seeds[0], device, batch, session
+    )
     with tqdm(total=remaining, unit="image", desc="images × conditions", disable=not progress) as bar:
-        for piece in todo:
-            found, gone = _reread(data, [chosen.indices[position] for position in piece.positions], contents)
-            lost |= dict.fromkeys(gone)
-            if found is not None:
-                images, labels = found.images.to(device), found.labels.to(device)
-                if (attack := conditions[piece.condition]) is not None:
-                    attack_seeds = [derive_seed(seeds[0], piece.condition, name) for name in found.ids]
-                    images = attack(classifier, images, labels, batch_size=batch, seed=attack_seeds)
-                with torch.no_grad():
-                    for defence, seed, outcome in _outcomes(piece, found.ids, images, classifier):
-                        bar.set_postfix_str(f"{piece.condition}, {defence.name}")
-                        known = {"condition": piece.condition, "defence": defence.name, "seed": seed}
-                        store.add(key, _records(outcome, found, places, contents, known | {"session": session}))
-            bar.update(len(piece.positions))
+        for number, parts in _each(measuring, todo) if spread is None else spread(measuring.whole, todo):
+            for gone, records in parts:
+                for reason in gone.values():
+                    warnings.warn(f"{reason}; it is left out", stacklevel=2)
+                lost |= dict.fromkeys(gone)
+                if records:
+                    bar.set_postfix_str(f"{records[0].condition}, {records[0].defence}")
+                    store.add(key, records)
+            bar.update(len(todo[number].positions))
     return Done(key, tuple(lost))
 
 
+Part = tuple[Mapping[str, str], Sequence[Record]]
+"""Why images can no longer be read, by id, and outcomes that became known together."""
+
+
+class _Measuring(NamedTuple):
+    """How a piece of a run is measured, in this process or another."""
+
+    data: Images
+    indices: Sequence[int]
+    contents: Mapping[str, str]
+    places: Mapping[str, int]
+    classifier: nn.Module
+    conditions: Mapping[str, Condition | None]
+    defences: Sequence[Defence]
+    attack_seed: int
+    device: torch.device | str
+    batch: int
+    session: int
+
+    def parts(self, piece: _Piece) -> Iterator[Part]:
+        """The piece's outcomes as they become known."""
+        found, gone = _reread(self.data, [self.indices[position] for position in piece.positions], self.contents)
+        yield gone, ()
+        if found is None:
+            return
+        images, labels = found.images.to(self.device), found.labels.to(self.device)
+        if (attack := self.conditions[piece.condition]) is not None:
+            attack_seeds = [derive_seed(self.attack_seed, piece.condition, name) for name in found.ids]
+            images = attack(self.classifier, images, labels, batch_size=self.batch, seed=attack_seeds)
+        with torch.no_grad():
+            for defence, seed, outcome in _outcomes(piece, self.defences, found.ids, images, self.classifier):
+                known = {"condition": piece.condition, "defence": defence.name, "seed": seed, "session": self.session}
+                yield {}, list(_records(outcome, found, self.places, self.contents, known))
+
+    def whole(self, piece: _Piece) -> list[Part]:
+        """The piece's outcomes, all at once."""
+        return list(self.parts(piece))
+
+
+def _each(measuring: _Measuring, todo: Sequence[_Piece]) -> Iterator[tuple[int, Iterable[Part]]]:
+    for number, piece in enumerate(todo):
+        yield number, measuring.parts(piece)
+
+
 def _outcomes(
-    piece: _Piece, ids: Sequence[str], images: Tensor, classifier: nn.Module
+    piece: _Piece, defences: Sequence[Defence], ids: Sequence[str], images: Tensor, classifier: nn.Module
 ) -> Iterator[tuple[Defence, int, Outcome]]:
     """A batch's outcomes behind each defence, with each seed, at each budget."""
-    for defence, seed, budgets in piece.work:
+    for place, seed, budgets in piece.work:
+        defence = defences[place]
         own_seeds = [derive_seed(seed, defence.family or defence.name, name) for name in ids]
         for outcome in defence.classify(classifier, images, budgets, own_seeds):
             yield defence, seed, outcome
@@ -127,8 +177,8 @@ def _outcomes(
 
 def _reread(
     data: Images, indices: Sequence[int], contents: Mapping[str, str]
-) -> tuple[LabelledImages | None, list[str]]:
-    """The images that are still as they were chosen, and the ids of the others."""
+) -> tuple[LabelledImages | None, dict[str, str]]:
+    """The images that are still as they were chosen, and what is wrong with the others, by id."""
     found, readable, errors = read(data, indices)
     gone = {name: str(error) for name, error in errors.items()}
     if found is not None:
@@ -138,17 +188,15 @@ def _reread(
         if any(name in gone for name in found.ids):
             kept = [index for index in readable if data.ids[index] not in gone]
             found = data.stack(kept) if kept else None
-    for reason in gone.values():
-        warnings.warn(f"{reason}; it is left out", stacklevel=3)
-    return found, list(gone)
+    return found, gone
 
 
 class _Piece(NamedTuple):
-    """A batch under one condition, and the defences, seeds and budgets at which an outcome of it is missing."""
+    """A batch under one condition, and the defences' places, seeds and budgets at which an outcome of it is missing."""
 
     positions: range
     condition: str
-    work: list[tuple[Defence, int, list[int]]]
+    work: list[tuple[int, int, list[int]]]
 
 
 def _todo(
@@ -167,7 +215,7 @@ def _todo(
         positions = range(start, min(start + batch, len(images)))
         for condition in conditions:
             work = []
-            for defence in defences:
+            for place, defence in enumerate(defences):
                 for seed in seeds if defence.random else seeds[:1]:
                     budgets = [
                         budget
@@ -176,7 +224,7 @@ def _todo(
                         and any(Key(condition, defence.name, budget, seed, *images[p]) not in done for p in positions)
                     ]
                     if budgets:
-                        work.append((defence, seed, budgets))
+                        work.append((place, seed, budgets))
             if work:
                 todo.append(_Piece(positions, condition, work))
     return todo

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from dipdefense.distributed import require_ray
 from dipdefense.evaluation import STORE, command_line, open_subject
 from dipdefense.paper import architecture, architecture_report
 from dipdefense.paper.report import write_report
@@ -21,6 +22,8 @@ def reproduce(*, table: int, description: str) -> None:
     store = setting.out / STORE
     with command_line.script(store):
         with command_line.usage():
+            if setting.spread is not None:
+                require_ray()
             subject = open_subject(setting)
             subject.fitted(setting.config)
         run = measure_table(setting, subject)

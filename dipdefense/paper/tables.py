@@ -14,6 +14,7 @@ import torch
 from dipdefense.attacks import TABLE_2, Attack
 from dipdefense.checks import Precision, check_backend, check_budgets
 from dipdefense.config import CONFIGS, PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.distributed import spread
 from dipdefense.evaluation import (
     Run,
     Setting,
@@ -26,6 +27,7 @@ from dipdefense.evaluation import (
     undefended,
 )
 from dipdefense.evaluation.protocol import DEFENCES, condition_name
+from dipdefense.evaluation.runner import Spread
 from dipdefense.evaluation.statistics import Cell, summarise
 from dipdefense.paper.published import CLASSES, IMAGES, reductions
 from dipdefense.stopping import RuleName, check_stopping
@@ -65,6 +67,7 @@ class TableSetting(Setting):
         precision: "auto", "fp32" or "bf16".
         backend: "auto", "torch", "cudagraphs" or "triton".
         stopping: "variance" or "trend" to end each image's fit by itself; None for the paper's fixed budgets.
+        spread: how the work reaches other processes; None for this one.
     """
 
     table: int
@@ -75,6 +78,7 @@ class TableSetting(Setting):
     precision: Precision = "auto"
     backend: Backend = "auto"
     stopping: RuleName | None = None
+    spread: Spread | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not be run."""
@@ -96,7 +100,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
     Raises:
         SystemExit: 2, after one line on stderr, if the arguments cannot be used.
     """
-    groups = (command_line.add_subject, command_line.add_reconstruction, command_line.add_stopping)
+    groups = (command_line.add_subject, command_line.add_reconstruction, command_line.add_stopping, _add_engine)
     parser = command_line.parser(description, *groups)
     add = parser.add_argument
     add("--conditions", nargs="+", choices=CONDITIONS, metavar="CONDITION", help=f"of {', '.join(CONDITIONS)}")
@@ -112,6 +116,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
         precision=given.precision,
         backend=given.backend,
         stopping=given.stopping,
+        spread=partial(spread, workers=given.workers, address=given.address) if given.engine == "ray" else None,
     )
 
 
@@ -153,6 +158,7 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
         # Of a table without the reconstruction, too: with it, the table is the same run.
         configuration=reconstruction.settings,
         exports="table*.jsonl",
+        spread=setting.spread,
     )
 
 
@@ -163,6 +169,14 @@ def table_cells(run: Run) -> list[Cell]:
         ValueError: there are no records, or not every image has been through everything.
     """
     return summarise(run.records, averaged=ADVERSARIES)
+
+
+def _add_engine(to: argparse.ArgumentParser) -> None:
+    """Add the processes that the work is done in."""
+    add = to.add_argument
+    add("--engine", choices=("here", "ray"), default="here", help="this process, or Ray's workers (default: here)")
+    add("--workers", type=command_line.count, help="of Ray: processes (default: one a GPU, or as the CPUs allow)")
+    add("--address", help="of a running Ray cluster, such as auto (default: processes of this machine)")
 
 
 def _defaults(table: int, given: argparse.Namespace) -> dict[str, Any]:
