@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from dipdefense import DIPConfig, DIPPurifier, files, reconstruct
+from dipdefense import DIPConfig, DIPPurifier, files, reconstruct, stopping
 from dipdefense.cli import jobs, outputs, purifying
 from dipdefense.cli.command import command
 from dipdefense.files import read_image
@@ -327,3 +328,27 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.png").rename(tmp_path / "in" / os.fsdecode(b"caf\xe9.png"))
     assert purify(tmp_path / "in", tmp_path / "out").exit_code == 0
     assert written(tmp_path / "out") == {os.fsdecode(b"caf\xe9.png")}
+
+
+def test_a_rule_may_end_fits_early(tmp_path: Path, monkeypatch) -> None:
+    picture(tmp_path / "in" / "a.png")
+    monkeypatch.setattr(stopping, "Variance", functools.partial(stopping.Variance, warm_up=1, patience=1))
+    assert purify(tmp_path / "in", tmp_path / "out", "--iters", 40, "--stopping", "variance").exit_code == 0
+    with Image.open(tmp_path / "out" / "a.png") as written_one:
+        told = json.loads(written_one.info["dipdefense"])
+    assert told["iterations"] < 40
+    assert told["settings"]["stopping"].startswith("Variance(")
+    assert purify(tmp_path / "in", tmp_path / "out", "--iters", 40).exit_code == 2
+
+
+@pytest.mark.slow
+def test_spread_over_ray_it_writes_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    names = picture_tree.make(tmp_path / "in", 24)
+    assert purify(tmp_path / "in", tmp_path / "here").exit_code == 1
+    result = purify(tmp_path / "in", tmp_path / "spread", "--engine", "ray", "--workers", 2, "--json")
+    assert result.exit_code == 1
+    assert set(told(result)["failed"]) == picture_tree.UNREADABLE
+    assert written(tmp_path / "spread") == names
+    for name in names:
+        assert (tmp_path / "spread" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
