@@ -12,6 +12,7 @@ from dipdefense.cli.options import (
     COUNT,
     EXISTING,
     SEED,
+    WRITTEN,
     Command,
     as_json,
     classifier,
@@ -25,7 +26,7 @@ _NAMES = {"fgsm": "FGSM", "bi": "BI", "llci": "LLCI", "noise": "noise"}
 
 @click.command(cls=Command)
 @click.argument("source", metavar="IN", type=EXISTING)
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=WRITTEN)
 @click.option("--attack", "attack_name", type=click.Choice(tuple(_NAMES)), default="fgsm", show_default=True)
 @click.option(
     "--epsilon", type=click.FloatRange(1, 255), default=5, show_default=True, help="Strength in units of 1/255."

@@ -55,7 +55,9 @@ class Stopped(Exception):  # noqa: N818 - its message says what is wrong
 def handle_signals() -> None:
     """Let SIGINT and SIGTERM end the process in one sentence, whatever it does."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+        # A shell lets programs in the background of a script ignore Ctrl-C.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
     hook = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:

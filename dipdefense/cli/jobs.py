@@ -135,8 +135,8 @@ def batches(jobs: Iterable[Job], at_once: Callable[[Shape], int]) -> list[list[J
     open_batches: dict[Shape, list[Job]] = {}
     found: list[list[Job]] = []
     for job in jobs:
-        batch = open_batches.get(job.shape)
-        if batch is None or len(batch) >= at_once(job.shape):
+        most, batch = at_once(job.shape), open_batches.get(job.shape)
+        if batch is None or len(batch) >= most:
             batch = open_batches[job.shape] = []
             found.append(batch)
         batch.append(job)

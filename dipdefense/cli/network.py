@@ -13,6 +13,7 @@ from dipdefense.checks import Precision, check_backend, operand_dtype
 from dipdefense.config import CONFIGS, Backend, DIPConfig
 from dipdefense.purifier import DIPPurifier
 from dipdefense.seeds import derive_seed
+from dipdefense.stopping import RuleName
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,14 @@ class Network:
             "backend": self.backend,
         }
 
-    def purifier(self, iters: int, *, batch_size: int | Literal["auto"] = "auto") -> DIPPurifier:
+    def purifier(
+        self, iters: int, *, batch_size: int | Literal["auto"] = "auto", stopping: RuleName | None = None
+    ) -> DIPPurifier:
         """The defence with these networks."""
         return DIPPurifier(
-            iters, config=self.config, batch_size=batch_size, precision=self.precision, backend=self.backend
-        )
+            iters, config=self.config, batch_size=batch_size, precision=self.precision, backend=self.backend,
+            stopping=stopping,
+        )  # fmt: skip
 
 
 def asked_for(*, config: str | None, device: str | None, precision: Precision, backend: Backend, seed: int) -> Network:

@@ -17,7 +17,18 @@ CONFIG_NAMES = ("paper", "compact", "architecture-1", "architecture-2")
 COUNT = click.IntRange(1, 2**31 - 1)
 ITERATIONS = click.IntRange(1, 1_000_000)
 SEED = click.IntRange(0, 2**63 - 1)
-EXISTING = click.Path(exists=True, path_type=Path)
+
+
+class _Path(click.Path):
+    """A path that a file system can have; neither an empty word, which would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value) or "\0" in str(value):
+            self.fail(f"{str(value)!r} is no path.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+EXISTING, WRITTEN = _Path(exists=True, path_type=Path), _Path(path_type=Path)
 
 
 class Command(click.Command):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -13,6 +14,7 @@ from dipdefense.cli.options import (
     COUNT,
     EXISTING,
     ITERATIONS,
+    WRITTEN,
     Command,
     as_json,
     full_names,
@@ -21,10 +23,13 @@ from dipdefense.cli.options import (
     usage,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from dipdefense.stopping import RuleName
+
 
 @click.command(cls=Command)
 @click.argument("source", metavar="IN", type=EXISTING)
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=WRITTEN)
 @click.option("--iters", type=ITERATIONS, help="Iterations of each image's network.  [default: 1000]")
 @click.option(
     "--budgets", type=ITERATIONS, multiple=True, metavar="N...",
@@ -32,7 +37,17 @@ from dipdefense.cli.options import (
 )  # fmt: skip
 @click.option("--batch-size", type=COUNT, help="Images of one size fitted at once.  [default: by free memory]")
 @click.option("--max-side", type=click.IntRange(32, 2**16), help="Reduce images whose longer side has more pixels.")
+@click.option(
+    "--stopping", type=click.Choice(("variance", "trend")),
+    help="A rule that ends each image's fit by itself, before the last iteration.  [default: none, as in the paper]",
+)  # fmt: skip
 @network
+@click.option(
+    "--engine", type=click.Choice(("here", "ray")), default="here", show_default=True,
+    help="Where batches are fitted; ray spreads them over a cluster's workers.",
+)  # fmt: skip
+@click.option("--address", help="A running Ray cluster, such as auto or 10.0.0.1:6379.  [default: this machine]")
+@click.option("--workers", type=COUNT, help="Ray's processes.  [default: one a GPU, or as the CPUs allow]")
 @overwrite
 @full_names
 @as_json
@@ -43,6 +58,10 @@ def command(
     budgets: tuple[int, ...],
     batch_size: int | None,
     max_side: int | None,
+    stopping: RuleName | None,
+    engine: Literal["here", "ray"],
+    address: str | None,
+    workers: int | None,
     overwrite: bool,
     full_names: bool,
     as_json: bool,
@@ -60,6 +79,8 @@ def command(
     """
     if iters is not None and budgets:
         raise click.UsageError("give either --iters or --budgets")
+    if engine != "ray" and (address, workers) != (None, None):
+        raise click.UsageError("--address and --workers are for --engine ray")
     if any(later <= earlier for earlier, later in itertools.pairwise(budgets)):
         raise click.UsageError(f"--budgets must ascend and name no count twice, got {' '.join(map(str, budgets))}")
 
@@ -82,9 +103,10 @@ def command(
             {count: folder / str(count) if budgets else folder for count in counts},
             folder if source.is_dir() else None,
             chosen,
-            chosen.purifier(counts[-1], batch_size=batch_size or "auto"),
+            chosen.purifier(counts[-1], batch_size=batch_size or "auto", stopping=stopping),
             max_side,
             overwrite,
+            _spread(address, workers) if engine == "ray" else None,
         )
         listing.refuse_originals(items, asked.outputs)
     if chosen.reduced:
@@ -96,3 +118,10 @@ def command(
         ending.end(ending.STOPPED, f"{stop}.")
     summary.show(as_json=as_json, iterations=list(counts), config=chosen.name, seed=chosen.seed)
     raise SystemExit(summary.exit_code)
+
+
+def _spread(address: str | None, workers: int | None) -> Any:
+    from dipdefense import distributed
+
+    distributed.require_ray()
+    return functools.partial(distributed.spread, address=address, workers=workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import subprocess
@@ -18,19 +19,28 @@ KILLS = 30
 
 
 def command(source: Path, out: Path) -> list[str]:
-    options = ["--iters", "3", "--config", "architecture-2", "--precision", "fp32", "--device", "cpu"]
-    return [sys.executable, "-m", "dipdefense", "purify", str(source), str(out), *options]
+    options = ["--iters", "3", "--config", "architecture-2", "--batch-size", "4"]
+    return [sys.executable, "-m", "dipdefense", "purify", str(source), str(out), "--device", "cpu", *options]
 
 
 def pixels(folder: Path) -> dict[str, np.ndarray]:
     """Every picture below a folder, wholly decoded: one that was cut off raises."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() != ".png":
-            continue
-        with Image.open(path) as picture:
-            found[path.relative_to(folder).as_posix()] = np.asarray(picture)
-    return found
+    return {path.relative_to(folder).as_posix(): decoded(path) for path in pictures(folder)}
+
+
+def pictures(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix.lower() == ".png"]
+
+
+def decoded(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def locked_by(process: subprocess.Popen, folder: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / ".dipdefense.lock").read_text() == str(process.pid)
+    return False
 
 
 @pytest.mark.slow
@@ -38,25 +48,37 @@ def pixels(folder: Path) -> dict[str, np.ndarray]:
 def test_killed_thirty_times_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
     source, whole, killed = tmp_path / "in", tmp_path / "whole", tmp_path / "killed"
     names = picture_tree.make(source, 200)
-    begin = time.monotonic()
     assert subprocess.run(command(source, whole), capture_output=True, check=False).returncode == 1
-    duration = time.monotonic() - begin
     assert set(pixels(whole)) == names
 
-    chance, counts = random.Random(0), []
-    while len(counts) < KILLS:
-        process = subprocess.Popen(command(source, killed), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    chance, counts, whole_files = random.Random(0), [0], set()
+    while len(counts) <= KILLS:
+        process = subprocess.Popen(
+            command(source, killed), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # Behind nohup interrupts are ignored, and a child would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
         kind = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        end = time.monotonic() + chance.uniform(0, 0.7 * duration)
-        while time.monotonic() < end and process.poll() is None:
-            pixels(killed)  # at any moment every picture is whole
-            time.sleep(0.2)
+        # Every fifth is killed while it begins, the others while they work.
+        if len(counts) % 5 == 0:
+            time.sleep(chance.uniform(0.2, 4))
+        else:
+            further = chance.randint(0, 12)
+            while process.poll() is None and not locked_by(process, killed):
+                time.sleep(0.02)
+            while process.poll() is None and len(found := pictures(killed)) < counts[-1] + further:
+                for path in set(found) - whole_files:  # at any moment every picture is whole
+                    decoded(path)
+                    whole_files.add(path)
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.2))
         process.send_signal(kind)
         errors = process.communicate()[1]
         assert "Traceback" not in errors, errors
         assert process.returncode in (1, -kind, 128 + kind)
         counts.append(len(pixels(killed)))
     print("files after each kill:", counts)
+    assert len(set(counts)) > 15
     assert subprocess.run(command(source, killed), capture_output=True, check=False).returncode == 1
     expected, found = pixels(whole), pixels(killed)
     assert found.keys() == expected.keys()
