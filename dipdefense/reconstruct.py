@@ -142,9 +142,9 @@ def reconstruct(
             a generator of its own, so that one seed gives other reconstructions. Name the backend where a seed must
             reproduce.
         stopping: "variance" or "trend" (:mod:`dipdefense.stopping`), or such a rule, ends each image's fit by itself,
-            at the last budget at the latest. Its share of the batch falls away, and no other image changes by a bit. A
-            run that no rule ends is that of the fixed budgets. None, the default, is the paper's fixed budgets. With
-            a rule, backend must be "torch" or "auto", which is then torch's operators.
+            at the last budget at the latest. Its share of the batch falls away, and the other images continue as in
+            any batch. A run that no rule ends is that of the fixed budgets. None, the default, is the paper's fixed
+            budgets. With a rule, backend must be "torch" or "auto", which is then torch's operators.
         on_iteration: called after every iteration; a GPU may not have finished it yet.
 
     Raises:

@@ -91,7 +91,7 @@ class Fitting:
         self.iterate()
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all networks but some, each of which continues to the bit as it would have beside the others.
+        """Drop all networks but some, each of which continues as in any batch: to the bit, where that is so of batches.
 
         Args:
             rows: (M,) int64, the networks to keep, at least one.
@@ -273,7 +273,7 @@ class _Aligned:
             state[name] = value
             if value.ndim > 0:
                 state[name] = torch.zeros_like(self.values)
-                state[name].flatten()[: value.numel()] = value.flatten()
+                state[name].view(-1)[: value.numel()] = value.flatten()
 
 
 @contextlib.contextmanager
