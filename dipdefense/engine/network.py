@@ -105,8 +105,12 @@ class SkipNets(nn.Module):
         The convolutions' operands are in the noise's dtype, the last one's in the parameters'.
         """
         weight, bias = self.get_parameter("output_weight"), self.get_parameter("output_bias")
-        features = self._scale(noise, 0).to(weight.dtype)
+        features = self.features(noise).to(weight.dtype)
         return torch.sigmoid(ops.convolution(features, weight) + bias[:, :, None, None])
+
+    def features(self, noise: Tensor) -> Tensor:
+        """The last convolution's input, (N, channels, H, W) in the noise's dtype."""
+        return self._scale(noise, 0)
 
     def _scale(self, x: Tensor, scale: int) -> Tensor:
         """One scale: a skip branch beside everything coarser, merged and mixed."""

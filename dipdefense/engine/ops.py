@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.engine import upsampling
+from dipdefense.engine import compiled, upsampling
 from dipdefense.engine.folding import fold, unfold
 
 # A matrix product over patches beats a convolution where the patches are short: CPU and GPU kernels for groups want 16
@@ -135,6 +135,9 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slo
         eps: added to the biased variance.
         slope: of the LeakyReLU for negative values, or none for no activation.
     """
+    if (kernels := compiled.current()) is not None:
+        slope = 1.0 if slope is None else slope
+        return compiled.Normalise.apply(x, scale, shift, eps, slope, kernels)  # type: ignore[no-any-return]
     shift = None if shift is None else shift.flatten()
     y = F.batch_norm(fold(x), None, None, scale.flatten(), shift, training=True, eps=eps)
     if slope is not None:

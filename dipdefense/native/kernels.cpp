@@ -1,0 +1,570 @@
+// Kernels for what lies between the convolutions on a CPU. dipdefense/native/build.py compiles them at run time.
+//
+// Two layouts of (N, C, H, W): N·C planes of H·W pixels, or, of one image alone, H·W pixels of C channels. Values are
+// fp32 or bf16; every sum is fp32 within a block and double beyond it. Blocks have a fixed size and are added up in
+// order, and no sum reaches over images: results depend neither on the number of threads nor on the batch.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int64_t BLOCK = 1024;  // values of a plane that are summed up in fp32
+constexpr int64_t PIXELS = 256;  // pixels likewise, where channels are innermost
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint64_t Longs __attribute__((vector_size(8 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+struct Bf16 {
+    uint16_t bits;
+};
+
+template <class To, class From>
+inline To bits_of(From from) {
+    static_assert(sizeof(To) == sizeof(From), "the same number of bits");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+inline Floats all(float value) { return Floats{} + value; }
+
+inline Floats load(const float* from) {
+    Floats values;
+    std::memcpy(&values, from, sizeof values);
+    return values;
+}
+
+inline Floats load(const Bf16* from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return bits_of<Floats>(__builtin_convertvector(halves, Words) << 16);
+}
+
+inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
+
+inline void store(Bf16* to, Floats values) {
+    const Words bits = bits_of<Words>(values);
+    const Words even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    // A NaN must not be rounded up to infinity or beyond.
+    const Words whole = values == values ? even : Words{} + 0x7fc0;
+    const Halves halves = __builtin_convertvector(whole, Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+// The first ``count`` lanes; the others are zero.
+template <class T>
+inline Floats load(const T* from, int64_t count) {
+    if (count >= LANES) return load(from);
+    T padded[LANES] = {};
+    std::memcpy(padded, from, count * sizeof(T));
+    return load(padded);
+}
+
+template <class T>
+inline void store(T* to, Floats values, int64_t count) {
+    if (count >= LANES) return store(to, values);
+    T padded[LANES];
+    store(padded, values);
+    std::memcpy(to, padded, count * sizeof(T));
+}
+
+inline float sum(Floats values) {
+    float lanes[LANES];
+    std::memcpy(lanes, &values, sizeof lanes);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
+inline Floats root(Floats values) {
+    float lanes[LANES];
+    std::memcpy(lanes, &values, sizeof lanes);
+    for (float& lane : lanes) lane = std::sqrt(lane);
+    std::memcpy(&values, lanes, sizeof lanes);
+    return values;
+}
+
+// Of positive normal numbers: the polynomial of Cephes' logf.
+inline Floats logarithm(Floats x) {
+    const Words bits = bits_of<Words>(x);
+    Ints exponent = bits_of<Ints>(bits >> 23) - 126;
+    Floats m = bits_of<Floats>((bits & 0x7fffff) | 0x3f000000);
+    const Ints small = m < 0.70710678f;
+    exponent += small;
+    m = (small ? m + m : m) - 1.0f;
+    Floats p = all(7.0376836292e-2f);
+    for (float c : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                    2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f})
+        p = p * m + c;
+    return m + (m * m * m * p - 0.5f * m * m) + 0.69314718f * __builtin_convertvector(exponent, Floats);
+}
+
+// The polynomial of Cephes' expf.
+inline Floats exponential(Floats x) {
+    x = x > 88.0f ? all(88.0f) : x < -87.0f ? all(-87.0f) : x;
+    const Ints n = __builtin_convertvector(x * 1.44269504f + (x > 0.0f ? all(0.5f) : all(-0.5f)), Ints);
+    const Floats whole = __builtin_convertvector(n, Floats);
+    const Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Floats p = all(1.9875691500e-4f);
+    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        p = p * r + c;
+    return (p * r * r + r + 1.0f) * bits_of<Floats>((n + 127) << 23);
+}
+
+// ---- fresh noise -----------------------------------------------------------------------------------------------
+
+// Philox 4×32-10 (Salmon et al. 2011) of 16 counters.
+inline void philox(uint64_t key, Words counter, uint32_t iteration, Words out[4]) {
+    Words a = counter, b = Words{} + iteration, c = Words{}, d = Words{};
+    uint32_t low = uint32_t(key), high = uint32_t(key >> 32);
+    for (int round = 0; round < 10; ++round) {
+        const Longs first = __builtin_convertvector(a, Longs) * 0xD2511F53u;
+        const Longs second = __builtin_convertvector(c, Longs) * 0xCD9E8D57u;
+        a = __builtin_convertvector(second >> 32, Words) ^ b ^ low;
+        c = __builtin_convertvector(first >> 32, Words) ^ d ^ high;
+        b = __builtin_convertvector(second, Words);
+        d = __builtin_convertvector(first, Words);
+        low += 0x9E3779B9u;
+        high += 0xBB67AE85u;
+    }
+    out[0] = a, out[1] = b, out[2] = c, out[3] = d;
+}
+
+// Box and Muller's pair of normal numbers of two words.
+inline void normal(Words radius, Words angle, Floats& first, Floats& second) {
+    const Floats uniform = __builtin_convertvector(radius >> 8, Floats) * 0x1p-24f + 0x1p-25f;
+    const Floats length = root(-2.0f * logarithm(uniform));
+    // The angle's first two bits are the quadrant, the others the way from its middle, in radians.
+    const Words quadrant = angle >> 30;
+    const Floats turn = __builtin_convertvector(bits_of<Ints>(angle << 2) >> 2, Floats) * (1.57079633f * 0x1p-30f);
+    const Floats square = turn * turn;
+    Floats sine = all(2.7557319e-6f), cosine = all(2.4801587e-5f);
+    for (float c : {-1.9841270e-4f, 8.3333333e-3f, -1.6666667e-1f, 1.0f}) sine = sine * square + c;
+    for (float c : {-1.3888889e-3f, 4.1666667e-2f, -0.5f, 1.0f}) cosine = cosine * square + c;
+    sine *= turn;
+    const Ints swap = bits_of<Ints>((quadrant & 1) == 1);
+    const Floats x = swap ? sine : cosine, y = swap ? cosine : sine;
+    const Words sign_x = ((quadrant + 1) & 2) << 30, sign_y = (quadrant & 2) << 30;
+    first = length * bits_of<Floats>(bits_of<Words>(x) ^ sign_x);
+    second = length * bits_of<Floats>(bits_of<Words>(y) ^ sign_y);
+}
+
+template <class T>
+void perturb(const float* fixed, T* out, const int64_t* seeds, int64_t images, int64_t size, int64_t iteration,
+             float deviation, int threads) {
+    constexpr int64_t EACH = 4 * LANES;
+    const int64_t chunks = (size + EACH - 1) / EACH;
+    Words lane{};
+    for (int i = 0; i < LANES; ++i) lane[i] = i;
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (int64_t image = 0; image < images; ++image)
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            Words words[4];
+            Floats values[4];
+            philox(uint64_t(seeds[image]), lane + uint32_t(chunk * LANES), uint32_t(iteration), words);
+            normal(words[0], words[1], values[0], values[1]);
+            normal(words[2], words[3], values[2], values[3]);
+            for (int part = 0; part < 4; ++part) {
+                const int64_t at = chunk * EACH + part * LANES, count = size - at;
+                if (count <= 0) break;
+                const int64_t place = image * size + at;
+                store(out + place, load(fixed + place, count) + deviation * values[part], count);
+            }
+        }
+}
+
+// ---- normalisation and LeakyReLU ---------------------------------------------------------------------------------
+
+// y = factor · x + offset before the activation, a channel's.
+struct Affine {
+    float factor, offset;
+};
+
+inline Floats activated(Floats x, Floats factor, Floats offset, float slope) {
+    const Floats y = x * factor + offset;
+    return y > 0.0f ? y : y * slope;
+}
+
+inline Affine affine(double mean, double inverse, float scale, float shift) {
+    const double factor = inverse * scale;
+    return {float(factor), float(shift - mean * factor)};
+}
+
+// The moments of ``count`` values from the sums of x − origin and of its squares; written as mean and 1/deviation.
+inline void moments(double first, double second, double origin, int64_t count, double eps, double* statistics) {
+    const double mean = first / count, variance = second / count - mean * mean;
+    statistics[0] = origin + mean;
+    // ``<`` rather than a maximum, which would hide a NaN.
+    statistics[1] = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);
+}
+
+template <class T>
+void normalise_planes(const T* x, T* y, const float* scale, const float* shift, double* statistics, int64_t planes,
+                      int64_t size, double eps, float slope, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t plane = 0; plane < planes; ++plane) {
+        const T* from = x + plane * size;
+        const float origin = load(from, 1)[0];
+        double first = 0, second = 0;
+        for (int64_t begin = 0; begin < size; begin += BLOCK) {
+            const int64_t end = begin + BLOCK < size ? begin + BLOCK : size;
+            Floats sums{}, squares{};
+            int64_t at = begin;
+            for (; at + LANES <= end; at += LANES) {
+                const Floats centred = load(from + at) - origin;
+                sums += centred;
+                squares += centred * centred;
+            }
+            float rest = 0, rest_squares = 0;
+            for (; at < end; ++at) {
+                const float centred = load(from + at, 1)[0] - origin;
+                rest += centred;
+                rest_squares += centred * centred;
+            }
+            first += double(sum(sums)) + rest;
+            second += double(sum(squares)) + rest_squares;
+        }
+        double* own = statistics + 2 * plane;
+        moments(first, second, origin, size, eps, own);
+        const Affine a = affine(own[0], own[1], scale[plane], shift ? shift[plane] : 0);
+        T* to = y + plane * size;
+        int64_t at = 0;
+        for (; at + LANES <= size; at += LANES)
+            store(to + at, activated(load(from + at), all(a.factor), all(a.offset), slope));
+        if (at < size)
+            store(to + at, activated(load(from + at, size - at), all(a.factor), all(a.offset), slope), size - at);
+    }
+}
+
+// Gradients of x, scale and shift, given that of y: with x̂ the normalised x and g the gradient before the activation,
+// that of x is factor · (g − mean(g) − x̂ · mean(g x̂)).
+template <class T>
+void normalise_planes_backward(const T* x, const T* grad, T* grad_x, const float* scale, const float* shift,
+                               const double* statistics, float* grad_scale, float* grad_shift, int64_t planes,
+                               int64_t size, float slope, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t plane = 0; plane < planes; ++plane) {
+        const T *from = x + plane * size, *pull = grad + plane * size;
+        T* to = grad_x + plane * size;
+        const double mean = statistics[2 * plane], inverse = statistics[2 * plane + 1];
+        const Affine a = affine(mean, inverse, scale[plane], shift ? shift[plane] : 0);
+        const Affine hat = affine(mean, inverse, 1, 0);
+        const auto before = [&](int64_t at, int64_t count, Floats& normal) {
+            const Floats values = load(from + at, count), g = load(pull + at, count);
+            normal = values * hat.factor + hat.offset;
+            return values * a.factor + a.offset > 0.0f ? g : g * slope;
+        };
+        double first = 0, second = 0;
+        for (int64_t begin = 0; begin < size; begin += BLOCK) {
+            const int64_t end = begin + BLOCK < size ? begin + BLOCK : size;
+            Floats sums{}, products{}, normal;
+            int64_t at = begin;
+            for (; at + LANES <= end; at += LANES) {
+                const Floats g = before(at, LANES, normal);
+                sums += g;
+                products += g * normal;
+            }
+            if (at < end) {
+                const Floats g = before(at, end - at, normal);  // zero beyond the end
+                sums += g;
+                products += g * normal;
+            }
+            first += sum(sums);
+            second += sum(products);
+        }
+        grad_scale[plane] = float(second);
+        if (grad_shift) grad_shift[plane] = float(first);
+        const float mean_g = float(first / size), mean_product = float(second / size);
+        for (int64_t at = 0; at < size; at += LANES) {
+            Floats normal;
+            const Floats g = before(at, size - at, normal);
+            store(to + at, a.factor * (g - mean_g - normal * mean_product), size - at);
+        }
+    }
+}
+
+// Sums over the pixels of an image: ``add`` sums up a block's for 16 channels; written for each channel in double.
+template <class Add>
+void sum_pixels(int64_t pixels, int64_t channels, double* first, double* second, int threads, Add add) {
+    const int64_t blocks = (pixels + PIXELS - 1) / PIXELS, padded = (channels + LANES - 1) / LANES * LANES;
+    std::vector<float> partial(2 * blocks * padded);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t begin = block * PIXELS, end = begin + PIXELS < pixels ? begin + PIXELS : pixels;
+        for (int64_t channel = 0; channel < channels; channel += LANES) {
+            Floats sums[2] = {};
+            add(channel, begin, end, sums);
+            for (int which = 0; which < 2; ++which)
+                store(&partial[(2 * block + which) * padded + channel], sums[which]);
+        }
+    }
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        first[channel] = second[channel] = 0;
+        for (int64_t block = 0; block < blocks; ++block) {
+            first[channel] += partial[2 * block * padded + channel];
+            second[channel] += partial[(2 * block + 1) * padded + channel];
+        }
+    }
+}
+
+// ``apply`` writes the pixels from begin to end for 16 channels.
+template <class Apply>
+void for_pixels(int64_t pixels, int64_t channels, int threads, Apply apply) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t begin = 0; begin < pixels; begin += PIXELS)
+        for (int64_t channel = 0; channel < channels; channel += LANES)
+            apply(channel, begin, begin + PIXELS < pixels ? begin + PIXELS : pixels);
+}
+
+template <class T>
+void normalise_pixels(const T* x, T* y, const float* scale, const float* shift, double* statistics, int64_t channels,
+                      int64_t pixels, double eps, float slope, int threads) {
+    std::vector<double> first(channels), second(channels);
+    sum_pixels(pixels, channels, first.data(), second.data(), threads,
+               [=](int64_t channel, int64_t begin, int64_t end, Floats* sums) {
+                   const int64_t count = channels - channel;
+                   const Floats origin = load(x + channel, count);
+                   for (int64_t pixel = begin; pixel < end; ++pixel) {
+                       const Floats centred = load(x + pixel * channels + channel, count) - origin;
+                       sums[0] += centred;
+                       sums[1] += centred * centred;
+                   }
+               });
+    const int64_t padded = (channels + LANES - 1) / LANES * LANES;
+    std::vector<float> factor(padded), offset(padded);
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        double* own = statistics + 2 * channel;
+        moments(first[channel], second[channel], load(x + channel, 1)[0], pixels, eps, own);
+        const Affine a = affine(own[0], own[1], scale[channel], shift ? shift[channel] : 0);
+        factor[channel] = a.factor, offset[channel] = a.offset;
+    }
+    for_pixels(pixels, channels, threads, [&](int64_t channel, int64_t begin, int64_t end) {
+        const int64_t count = channels - channel;
+        const Floats f = load(&factor[channel]), o = load(&offset[channel]);
+        for (int64_t pixel = begin; pixel < end; ++pixel) {
+            const int64_t at = pixel * channels + channel;
+            store(y + at, activated(load(x + at, count), f, o, slope), count);
+        }
+    });
+}
+
+template <class T>
+void normalise_pixels_backward(const T* x, const T* grad, T* grad_x, const float* scale, const float* shift,
+                               const double* statistics, float* grad_scale, float* grad_shift, int64_t channels,
+                               int64_t pixels, float slope, int threads) {
+    const int64_t padded = (channels + LANES - 1) / LANES * LANES;
+    // Rows: the affine map's two numbers, those without scale and shift, and the two means.
+    std::vector<float> table(6 * padded);
+    float* const rows = table.data();
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        const double mean = statistics[2 * channel], inverse = statistics[2 * channel + 1];
+        const Affine a = affine(mean, inverse, scale[channel], shift ? shift[channel] : 0);
+        const Affine hat = affine(mean, inverse, 1, 0);
+        const float values[] = {a.factor, a.offset, hat.factor, hat.offset};
+        for (int row = 0; row < 4; ++row) rows[row * padded + channel] = values[row];
+    }
+    const auto row = [=](int which, int64_t channel) { return load(rows + which * padded + channel); };
+    std::vector<double> first(channels), second(channels);
+    sum_pixels(pixels, channels, first.data(), second.data(), threads,
+               [=](int64_t channel, int64_t begin, int64_t end, Floats* sums) {
+                   const int64_t count = channels - channel;
+                   const Floats factor = row(0, channel), offset = row(1, channel);
+                   const Floats hat_factor = row(2, channel), hat_offset = row(3, channel);
+                   for (int64_t pixel = begin; pixel < end; ++pixel) {
+                       const int64_t at = pixel * channels + channel;
+                       const Floats values = load(x + at, count), g = load(grad + at, count);
+                       const Floats before = values * factor + offset > 0.0f ? g : g * slope;
+                       sums[0] += before;
+                       sums[1] += before * (values * hat_factor + hat_offset);
+                   }
+               });
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        grad_scale[channel] = float(second[channel]);
+        if (grad_shift) grad_shift[channel] = float(first[channel]);
+        rows[4 * padded + channel] = float(first[channel] / pixels);
+        rows[5 * padded + channel] = float(second[channel] / pixels);
+    }
+    for_pixels(pixels, channels, threads, [&](int64_t channel, int64_t begin, int64_t end) {
+        const int64_t count = channels - channel;
+        const Floats factor = row(0, channel), offset = row(1, channel);
+        const Floats hat_factor = row(2, channel), hat_offset = row(3, channel);
+        const Floats mean_g = row(4, channel), mean_product = row(5, channel);
+        for (int64_t pixel = begin; pixel < end; ++pixel) {
+            const int64_t at = pixel * channels + channel;
+            const Floats values = load(x + at, count), g = load(grad + at, count);
+            const Floats before = values * factor + offset > 0.0f ? g : g * slope;
+            const Floats normal = values * hat_factor + hat_offset;
+            store(grad_x + at, factor * (before - mean_g - normal * mean_product), count);
+        }
+    });
+}
+
+// ---- the last layer and the loss, forward and backward -------------------------------------------------------------
+
+// What a block of pixels of one image has: sigmoid outputs, errors' squares, and the gradients before the sigmoid.
+struct Head {
+    const float *weight, *bias, *target;  // (outputs, channels), (outputs), (outputs, pixels): of this image
+    float* output;                        // like target
+    int64_t outputs, channels, pixels;
+
+    // From logits to ``pull``, the loss's gradient with respect to them; returns the sum of the squared errors.
+    Floats pulled(int64_t which, int64_t at, int64_t count, Floats logits, Floats& pull) const {
+        const Floats out = 1.0f / (1.0f + exponential(-logits - bias[which]));
+        const int64_t place = which * pixels + at;
+        Floats error = out - load(target + place, count);
+        store(output + place, out, count);
+        if (count < LANES)
+            for (int64_t lane = count; lane < LANES; ++lane) error[lane] = 0;
+        pull = (2.0f / float(outputs * pixels)) * error * out * (1.0f - out);
+        return error * error;
+    }
+};
+
+template <class T, bool innermost>
+void head(const T* x, T* grad_x, const Head* heads, float* grad_weight, float* grad_bias, float* losses,
+          int64_t images, int threads) {
+    const int64_t outputs = heads->outputs, channels = heads->channels, pixels = heads->pixels;
+    const int64_t blocks = (pixels + BLOCK - 1) / BLOCK, padded = (channels + LANES - 1) / LANES * LANES;
+    // A block's sums: the weight's gradient, the bias's, and the squared errors.
+    const int64_t each = outputs * padded + outputs + 1;
+    std::vector<float> partial(images * blocks * each);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<Floats> lanes(outputs * channels), pulls(outputs), logits(outputs);
+        // The weight with whole vectors of channels.
+        std::vector<float> rows(outputs * padded);
+#pragma omp for collapse(2)
+        for (int64_t image = 0; image < images; ++image)
+            for (int64_t block = 0; block < blocks; ++block) {
+                const Head& own = heads[image];
+                const T* from = x + image * channels * pixels;
+                T* to = grad_x + image * channels * pixels;
+                float* sums = &partial[(image * blocks + block) * each];
+                std::vector<Floats> bias_sums(outputs);
+                Floats squares{};
+                if (innermost)
+                    for (int64_t o = 0; o < outputs; ++o)
+                        std::memcpy(&rows[o * padded], own.weight + o * channels, channels * sizeof(float));
+                for (Floats& lane : lanes) lane = Floats{};
+                const int64_t end = (block + 1) * BLOCK < pixels ? (block + 1) * BLOCK : pixels;
+                for (int64_t at = block * BLOCK; at < end; at += LANES) {
+                    const int64_t count = end - at < LANES ? end - at : LANES;
+                    for (Floats& logit : logits) logit = Floats{};
+                    if (innermost) {
+                        for (int64_t lane = 0; lane < count; ++lane)
+                            for (int64_t o = 0; o < outputs; ++o) {
+                                Floats products{};
+                                for (int64_t c = 0; c < channels; c += LANES)
+                                    products += load(&rows[o * padded + c]) *
+                                                load(from + (at + lane) * channels + c, channels - c);
+                                logits[o][lane] = sum(products);
+                            }
+                    } else {
+                        for (int64_t c = 0; c < channels; ++c) {
+                            const Floats values = load(from + c * pixels + at, count);
+                            for (int64_t o = 0; o < outputs; ++o) logits[o] += values * own.weight[o * channels + c];
+                        }
+                    }
+                    for (int64_t o = 0; o < outputs; ++o) {
+                        squares += own.pulled(o, at, count, logits[o], pulls[o]);
+                        bias_sums[o] += pulls[o];
+                    }
+                    if (innermost) {
+                        for (int64_t lane = 0; lane < count; ++lane)
+                            for (int64_t c = 0; c < channels; c += LANES) {
+                                const int64_t place = (at + lane) * channels + c;
+                                const Floats values = load(from + place, channels - c);
+                                Floats grad{};
+                                for (int64_t o = 0; o < outputs; ++o) {
+                                    const float pull = pulls[o][lane];
+                                    grad += pull * load(&rows[o * padded + c]);
+                                    float* sum_at = sums + o * padded + c;
+                                    store(sum_at, load(sum_at) + pull * values);
+                                }
+                                store(to + place, grad, channels - c);
+                            }
+                    } else {
+                        for (int64_t c = 0; c < channels; ++c) {
+                            const Floats values = load(from + c * pixels + at, count);
+                            Floats grad{};
+                            for (int64_t o = 0; o < outputs; ++o) {
+                                grad += pulls[o] * own.weight[o * channels + c];
+                                lanes[o * channels + c] += pulls[o] * values;
+                            }
+                            store(to + c * pixels + at, grad, count);
+                        }
+                    }
+                }
+                if (!innermost)
+                    for (int64_t o = 0; o < outputs; ++o)
+                        for (int64_t c = 0; c < channels; ++c) sums[o * padded + c] = sum(lanes[o * channels + c]);
+                for (int64_t o = 0; o < outputs; ++o) sums[outputs * padded + o] = sum(bias_sums[o]);
+                sums[outputs * padded + outputs] = sum(squares);
+            }
+    }
+    for (int64_t image = 0; image < images; ++image) {
+        const float* sums = &partial[image * blocks * each];
+        const auto total = [&](int64_t which) {
+            double value = 0;
+            for (int64_t block = 0; block < blocks; ++block) value += sums[block * each + which];
+            return value;
+        };
+        for (int64_t o = 0; o < outputs; ++o) {
+            for (int64_t c = 0; c < channels; ++c)
+                grad_weight[(image * outputs + o) * channels + c] = float(total(o * padded + c));
+            grad_bias[image * outputs + o] = float(total(outputs * padded + o));
+        }
+        losses[image] = float(total(outputs * padded + outputs) / (outputs * pixels));
+    }
+}
+
+template <class T>
+void heads(const T* x, T* grad_x, const float* weight, const float* bias, const float* target, float* output,
+           float* grad_weight, float* grad_bias, float* losses, int64_t images, int64_t outputs, int64_t channels,
+           int64_t pixels, bool innermost, int threads) {
+    std::vector<Head> own;
+    for (int64_t image = 0; image < images; ++image)
+        own.push_back({weight + image * outputs * channels, bias + image * outputs,
+                       target + image * outputs * pixels, output + image * outputs * pixels, outputs, channels,
+                       pixels});
+    const auto run = innermost ? head<T, true> : head<T, false>;
+    run(x, grad_x, own.data(), grad_weight, grad_bias, losses, images, threads);
+}
+
+}  // namespace
+
+// ---- the interface, see library.py: each function for fp32 and for bf16 ------------------------------------------------
+
+#define INTERFACE(NAME, T)                                                                                            \
+    void perturb_##NAME(const float* fixed, T* out, const int64_t* seeds, int64_t images, int64_t size,               \
+                        int64_t iteration, float deviation, int threads) {                                            \
+        perturb(fixed, out, seeds, images, size, iteration, deviation, threads);                                      \
+    }                                                                                                                 \
+    void normalise_##NAME(const T* x, T* y, const float* scale, const float* shift, double* statistics,               \
+                          int64_t channels, int64_t pixels, int innermost, double eps, float slope, int threads) {    \
+        const auto run = innermost ? normalise_pixels<T> : normalise_planes<T>;                                       \
+        run(x, y, scale, shift, statistics, channels, pixels, eps, slope, threads);                                   \
+    }                                                                                                                 \
+    void normalise_backward_##NAME(const T* x, const T* grad, T* grad_x, const float* scale, const float* shift,      \
+                                   const double* statistics, float* grad_scale, float* grad_shift, int64_t channels,  \
+                                   int64_t pixels, int innermost, float slope, int threads) {                         \
+        const auto run = innermost ? normalise_pixels_backward<T> : normalise_planes_backward<T>;                     \
+        run(x, grad, grad_x, scale, shift, statistics, grad_scale, grad_shift, channels, pixels, slope, threads);     \
+    }                                                                                                                 \
+    void head_##NAME(const T* x, T* grad_x, const float* weight, const float* bias, const float* target,              \
+                     float* output, float* grad_weight, float* grad_bias, float* losses, int64_t images,              \
+                     int64_t outputs, int64_t channels, int64_t pixels, int innermost, int threads) {                 \
+        heads(x, grad_x, weight, bias, target, output, grad_weight, grad_bias, losses, images, outputs, channels,     \
+              pixels, innermost, threads);                                                                            \
+    }
+
+extern "C" {
+INTERFACE(fp32, float)
+INTERFACE(bf16, Bf16)
+}
