@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipdefense.engine.interpolation import upsampling_matrix
 from dipdefense.native.library import Kernels
 
 _current: ContextVar[Kernels | None] = ContextVar("kernels", default=None)
@@ -51,6 +53,40 @@ class Normalise(torch.autograd.Function):
         grad = grad.contiguous(memory_format=_format_of(x))
         gradients = ctx.kernels.normalise_backward(x, grad, scale, shift, ctx.statistics, slope=ctx.slope)
         return (*gradients, None, None, None)
+
+
+class NormaliseUpsampled(torch.autograd.Function):
+    """See :func:`dipdefense.engine.ops.normalise_upsampled`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, low: Tensor, scale: Tensor, height: int, width: int, eps: float, kernels: Kernels
+    ) -> Tensor:
+        """Statistics in one pass, the result in another."""
+        low = low.contiguous(memory_format=_format_of(low))
+        ctx.tables, ctx.pixels, ctx.kernels = (_axis(height), _axis(width)), height * width, kernels
+        out, ctx.statistics = kernels.normalise_upsampled(low, scale, ctx.tables, pixels=ctx.pixels, eps=eps)
+        ctx.save_for_backward(low, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        """Likewise."""
+        low, scale = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=_format_of(low))
+        gradients = ctx.kernels.normalise_upsampled_backward(
+            low, grad, scale, ctx.statistics, ctx.tables, pixels=ctx.pixels
+        )
+        return (*gradients, None, None, None, None)
+
+
+@functools.lru_cache(maxsize=64)
+def _axis(size: int) -> Tensor:
+    """The kernels' table for upsampling to this size: (3, ceil(size / 2)) fp32."""
+    matrix = upsampling_matrix(size, torch.float64, torch.device("cpu"))
+    gram = matrix.T @ matrix
+    beside = torch.cat([gram.diagonal(1), gram.new_zeros(1)])
+    return torch.stack([gram.diagonal(), beside, matrix.mean(dim=0)]).float().contiguous()
 
 
 def _format_of(x: Tensor) -> torch.memory_format:

@@ -162,6 +162,8 @@ def normalise_upsampled(low: Tensor, scale: Tensor, *, height: int, width: int, 
         width: of the upsampled tensor, after cropping.
         eps: added to the biased variance.
     """
+    if (kernels := compiled.current()) is not None:
+        return compiled.NormaliseUpsampled.apply(low, scale, height, width, eps, kernels)  # type: ignore[no-any-return]
     return upsampling.NormaliseUpsampled.apply(low, scale, height, width, eps)  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,8 @@ _SIGNATURES = {
     "perturb": "PPPLLLFI",
     "normalise": "PPPPPLLIDFI",
     "normalise_backward": "PPPPPPPPLLIFI",
+    "normalise_upsampled": "PPPPPPLLLLDDI",
+    "normalise_upsampled_backward": "PPPPPPPPLLLLDI",
     "head": "PPPPPPPPPLLLLII",
 }
 _TYPES = {
@@ -116,6 +118,47 @@ class Kernels:
         )  # fmt: skip
         return grad_x, grad_scale, grad_shift
 
+    def normalise_upsampled(
+        self, low: Tensor, scale: Tensor, tables: tuple[Tensor, Tensor], *, pixels: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Divide by the deviation of what the tensor becomes when it is upsampled, and multiply by the scale.
+
+        Args:
+            low: (N, C, h, w).
+            scale: (N, C).
+            tables: (3, h) and (3, w), of either axis: the diagonal of upsampling's Gram matrix, the entries beside it
+                (the last is not read), and each pixel's share in the upsampled mean.
+            pixels: of the upsampled tensor.
+            eps: added to the biased variance.
+
+        Returns:
+            The result in the memory format of ``low``, and the statistics for the backward pass.
+        """
+        out, statistics = torch.empty_like(low), scale.new_empty(2 * scale.numel(), dtype=torch.float64)
+        self._functions["normalise_upsampled", low.dtype](
+            low.data_ptr(), out.data_ptr(), scale.data_ptr(), statistics.data_ptr(), *_maps(low, tables, pixels), eps,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out, statistics
+
+    def normalise_upsampled_backward(
+        self,
+        low: Tensor,
+        grad: Tensor,
+        scale: Tensor,
+        statistics: Tensor,
+        tables: tuple[Tensor, Tensor],
+        *,
+        pixels: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of ``low`` and scale, given that of the result in the memory format of ``low``."""
+        grad_low, grad_scale = torch.empty_like(low), torch.empty_like(scale)
+        self._functions["normalise_upsampled_backward", low.dtype](
+            low.data_ptr(), grad.data_ptr(), grad_low.data_ptr(), scale.data_ptr(), statistics.data_ptr(),
+            grad_scale.data_ptr(), *_maps(low, tables, pixels), torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_low, grad_scale
+
     def head(self, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Head:
         """A 1×1 convolution, the sigmoid and each image's mean squared error, with their gradients, in one pass.
 
@@ -137,3 +180,10 @@ class Kernels:
             torch.get_num_threads(),
         )  # fmt: skip
         return head
+
+
+def _maps(low: Tensor, tables: tuple[Tensor, Tensor], pixels: int) -> tuple[int | float, ...]:
+    """The arguments that describe a low-resolution tensor: maps of one channel, or one of all channels innermost."""
+    count, channels, rows, columns = low.shape
+    maps, inner = (count * channels, 1) if low.is_contiguous() else (1, channels)
+    return tables[0].data_ptr(), tables[1].data_ptr(), maps, rows, columns, inner, float(pixels)
