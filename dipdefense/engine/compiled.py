@@ -80,6 +80,25 @@ class NormaliseUpsampled(torch.autograd.Function):
         return (*gradients, None, None, None, None)
 
 
+class ConvolveNarrow(torch.autograd.Function):
+    """:func:`dipdefense.engine.ops.convolution` with 3×3 kernels of one image's few channels, added to many."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, addend: Tensor, kernels: Kernels) -> Tensor:
+        """No patches are written; the weight stays fp32."""
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.kernels = kernels
+        return kernels.convolve_narrow(x, weight, addend.contiguous(memory_format=torch.channels_last))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The addend's gradient is the result's."""
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        return (*ctx.kernels.convolve_narrow_backward(x, weight, grad), grad, None)
+
+
 @functools.lru_cache(maxsize=64)
 def _axis(size: int) -> Tensor:
     """The kernels' table for upsampling to this size: (3, ceil(size / 2)) fp32."""

@@ -37,9 +37,11 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
         (N, out_channels, ceil(height / stride), ceil(width / stride)).
     """
     count, out_channels, in_channels, kernel, _ = weight.shape
-    size, weight = x.shape[2:], weight.to(x.dtype)
     narrow = (out_channels < _NARROW and addend is None) if kernel == 1 else in_channels < _NARROW
     alone = count == 1 and _innermost(x if addend is None else addend)
+    if alone and narrow and addend is not None and kernel == 3 and (kernels := compiled.current()) is not None:
+        return compiled.ConvolveNarrow.apply(x, weight, addend, kernels)  # type: ignore[no-any-return]
+    size, weight = x.shape[2:], weight.to(x.dtype)
     if alone and narrow:
         return _convolve_narrow(x, weight.squeeze(0), stride, addend)
     if not alone and (kernel == 1 or in_channels < _NARROW):

@@ -16,6 +16,8 @@ _SIGNATURES = {
     "normalise_backward": "PPPPPPPPLLIFI",
     "normalise_upsampled": "PPPPPPLLLLDDI",
     "normalise_upsampled_backward": "PPPPPPPPLLLLDI",
+    "convolve_narrow": "PPPPLLLLI",
+    "convolve_narrow_backward": "PPPPPLLLLI",
     "head": "PPPPPPPPPLLLLII",
 }
 _TYPES = {
@@ -158,6 +160,33 @@ class Kernels:
             grad_scale.data_ptr(), *_maps(low, tables, pixels), torch.get_num_threads(),
         )  # fmt: skip
         return grad_low, grad_scale
+
+    def convolve_narrow(self, x: Tensor, weight: Tensor, addend: Tensor) -> Tensor:
+        """3×3 convolution of one image's few channels, padded by reflection, added to ``addend``.
+
+        Args:
+            x: (1, in, H, W), contiguous, two rows and columns at least.
+            weight: (1, out, in, 3, 3) fp32.
+            addend: (1, out, H, W) with the channels innermost.
+
+        Returns:
+            As ``addend``.
+        """
+        out = torch.empty_like(addend)
+        self._functions["convolve_narrow", x.dtype](
+            x.data_ptr(), addend.data_ptr(), out.data_ptr(), weight.data_ptr(), weight.shape[2], weight.shape[1],
+            *x.shape[2:], torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def convolve_narrow_backward(self, x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of ``x`` and weight, given that of the result with the channels innermost."""
+        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+        self._functions["convolve_narrow_backward", x.dtype](
+            x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), weight.data_ptr(), grad_weight.data_ptr(),
+            weight.shape[2], weight.shape[1], *x.shape[2:], torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_x, grad_weight
 
     def head(self, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Head:
         """A 1×1 convolution, the sigmoid and each image's mean squared error, with their gradients, in one pass.
