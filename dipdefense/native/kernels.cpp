@@ -330,11 +330,13 @@ void normalise_pixels(const T* x, T* y, const float* scale, const float* shift, 
                [=](int64_t channel, int64_t begin, int64_t end, Floats* sums) {
                    const int64_t count = channels - channel;
                    const Floats origin = load(x + channel, count);
+                   Floats first{}, second{};
                    for (int64_t pixel = begin; pixel < end; ++pixel) {
                        const Floats centred = load(x + pixel * channels + channel, count) - origin;
-                       sums[0] += centred;
-                       sums[1] += centred * centred;
+                       first += centred;
+                       second += centred * centred;
                    }
+                   sums[0] = first, sums[1] = second;
                });
     const int64_t padded = (channels + LANES - 1) / LANES * LANES;
     std::vector<float> factor(padded), offset(padded);
@@ -376,13 +378,15 @@ void normalise_pixels_backward(const T* x, const T* grad, T* grad_x, const float
                    const int64_t count = channels - channel;
                    const Floats factor = row(0, channel), offset = row(1, channel);
                    const Floats hat_factor = row(2, channel), hat_offset = row(3, channel);
+                   Floats first{}, second{};
                    for (int64_t pixel = begin; pixel < end; ++pixel) {
                        const int64_t at = pixel * channels + channel;
                        const Floats values = load(x + at, count), g = load(grad + at, count);
                        const Floats before = values * factor + offset > 0.0f ? g : g * slope;
-                       sums[0] += before;
-                       sums[1] += before * (values * hat_factor + hat_offset);
+                       first += before;
+                       second += before * (values * hat_factor + hat_offset);
                    }
+                   sums[0] = first, sums[1] = second;
                });
     for (int64_t channel = 0; channel < channels; ++channel) {
         grad_scale[channel] = float(second[channel]);
