@@ -174,7 +174,7 @@ class DIPPreprocessor(_ImagePreprocessor):
         batch_size: images fitted at once, or "auto" to size it from free memory.
         precision: "fp32", "bf16", or "auto" for bf16 on GPUs that have it and CPUs with
             tiles for it (AMX).
-        backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
+        backend: "auto", "torch", "native", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
         clip_values: (min, max) of the data: the classifier's. Numbers, or arrays of one value a channel.
         channels_first: (N, C, H, W) if true, (N, H, W, C) otherwise.
         apply_fit: purify in ``fit``.

@@ -69,7 +69,7 @@ class DIPPurifier(nn.Module):
             attacks get a usable gradient. "none": a backward pass raises.
         precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it and CPUs with
             tiles for it (AMX).
-        backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
+        backend: "auto", "torch", "native", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
         progress: show a progress bar with the time left.
 
     Raises:

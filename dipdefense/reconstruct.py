@@ -86,12 +86,14 @@ def reconstruct(
             torch's default generator of the CPU. With a seed, no global generator is touched.
         precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
             takes bf16 on a GPU that has it and on a CPU that multiplies it in tiles (AMX).
-        backend: "torch"; on an NVIDIA GPU alone, "cudagraphs" for the same operators replayed from a CUDA graph, or
-            "triton" for hand-written kernels in one; "auto" tries each of them there once and takes the fastest whose
-            results are right (:mod:`dipdefense.engine.backends`), elsewhere torch's operators. None but "torch" has
-            yet been run on a GPU. Initial weights and fixed noise are the same for all; the kernels' fresh noise has
-            a generator of its own, so that one seed gives other reconstructions. Name the backend where a seed must
-            reproduce.
+        backend: "torch"; on a CPU, "native" for kernels between torch's convolutions, which a C++ compiler makes at the
+            first use (:mod:`dipdefense.native`); on an NVIDIA GPU, "cudagraphs" for torch's operators replayed from a
+            CUDA graph, or "triton" for hand-written kernels in one. "auto" takes "native" on a CPU where there is a
+            compiler and the kernels do what torch's operators do. On an NVIDIA GPU it tries each backend once and
+            takes the fastest whose results are right (:mod:`dipdefense.engine.backends`). None but "torch" has yet
+            been run on a GPU. Initial weights and fixed noise are the same for all. The fresh noise of "native" and of
+            "triton" has a generator of its own, so that one seed gives other reconstructions. Name the backend where a
+            seed must reproduce.
         on_iteration: called after every iteration; a GPU may not have finished it yet.
 
     Raises:

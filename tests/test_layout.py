@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up: a module imports from its own wing and from what stands below it.
 LAYERS = [
-    {"arguments", "modes", "pictures"},
-    {"batches", "compiler", "config", "files"},
+    {"arguments", "modes", "pictures", "processor"},
+    {"batches", "compiler", "config", "files", "native"},
     {"checks"},
     {"engine", "stopping"},
     {"reconstruct"},

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dipdefense.engine.interpolation import upsampling_matrix
-from dipdefense.native.library import Kernels
+from dipdefense.native.library import Kernels, table_of
 
 _current: ContextVar[Kernels | None] = ContextVar("kernels", default=None)
 
@@ -59,9 +59,7 @@ class NormaliseUpsampled(torch.autograd.Function):
     """See :func:`dipdefense.engine.ops.normalise_upsampled`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, low: Tensor, scale: Tensor, height: int, width: int, eps: float, kernels: Kernels
-    ) -> Tensor:
+    def forward(ctx: Any, low: Tensor, scale: Tensor, height: int, width: int, eps: float, kernels: Kernels) -> Tensor:
         """Statistics in one pass, the result in another."""
         low = low.contiguous(memory_format=_format_of(low))
         ctx.tables, ctx.pixels, ctx.kernels = (_axis(height), _axis(width)), height * width, kernels
@@ -101,11 +99,7 @@ class ConvolveNarrow(torch.autograd.Function):
 
 @functools.lru_cache(maxsize=64)
 def _axis(size: int) -> Tensor:
-    """The kernels' table for upsampling to this size: (3, ceil(size / 2)) fp32."""
-    matrix = upsampling_matrix(size, torch.float64, torch.device("cpu"))
-    gram = matrix.T @ matrix
-    beside = torch.cat([gram.diagonal(1), gram.new_zeros(1)])
-    return torch.stack([gram.diagonal(), beside, matrix.mean(dim=0)]).float().contiguous()
+    return table_of(upsampling_matrix(size, torch.float64, torch.device("cpu")))
 
 
 def _format_of(x: Tensor) -> torch.memory_format:

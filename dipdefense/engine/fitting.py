@@ -187,7 +187,7 @@ class ByNative:
         weight, bias = networks.get_parameter("output_weight"), networks.get_parameter("output_bias")
         head = kernels.head(features.detach(), weight.detach().flatten(2), bias.detach(), self._target)
         networks.zero_grad()
-        features.backward(head.grad_features)
+        torch.autograd.backward(features, head.grad_features)
         weight.grad, bias.grad = head.grad_weight.view_as(weight), head.grad_bias
         for parameter in self._parameters:
             parameter.take_gradient()

@@ -128,8 +128,7 @@ class Kernels:
         Args:
             low: (N, C, h, w).
             scale: (N, C).
-            tables: (3, h) and (3, w), of either axis: the diagonal of upsampling's Gram matrix, the entries beside it
-                (the last is not read), and each pixel's share in the upsampled mean.
+            tables: of either axis, by :func:`table_of`.
             pixels: of the upsampled tensor.
             eps: added to the biased variance.
 
@@ -209,6 +208,21 @@ class Kernels:
             torch.get_num_threads(),
         )  # fmt: skip
         return head
+
+
+def table_of(upsampling: Tensor) -> Tensor:
+    """The description of upsampling along an axis that the kernels read.
+
+    Args:
+        upsampling: (size, ceil(size / 2)), its matrix; rows that are not beside each other have nothing in common.
+
+    Returns:
+        (3, ceil(size / 2)) fp32: the diagonal of the Gram matrix, the entries beside it (the last is not read), and
+        each pixel's share in the upsampled mean.
+    """
+    gram = upsampling.T @ upsampling
+    beside = torch.cat([gram.diagonal(1), gram.new_zeros(1)])
+    return torch.stack([gram.diagonal(), beside, upsampling.mean(dim=0)]).float()
 
 
 def _maps(low: Tensor, tables: tuple[Tensor, Tensor], pixels: int) -> tuple[int | float, ...]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.native.library import Kernels
+from dipdefense.native.library import Kernels, table_of
 
 # Odd sizes, so that vectors and blocks have rests; one image, whose channels may be innermost, and two.
 _SHAPES = ((1, 19, 33, 31), (2, 3, 5, 7))
@@ -30,7 +30,10 @@ def prove(kernels: Kernels) -> None:
         for dtype in _TOLERANCE:
             for x, grad in _activations(dtype):
                 _normalise(kernels, x, grad)
+                _normalise_upsampled(kernels, x, grad)
                 _head(kernels, x)
+                if not x.is_contiguous():
+                    _convolve_narrow(kernels, x, grad)
             _perturb(kernels, dtype)
 
 
@@ -60,6 +63,36 @@ def _normalise(kernels: Kernels, x: Tensor, grad: Tensor) -> None:
     plain = F.leaky_relu(normal, _SLOPE).view(x.shape)
     gradients = torch.autograd.grad(plain, inputs, grad.float())
     _compare("normalisation", own, (plain, *gradients), x.dtype)
+
+
+def _normalise_upsampled(kernels: Kernels, low: Tensor, grad: Tensor) -> None:
+    scale, (rows, columns) = _rows(*low.shape[:2]), low.shape[2:]
+    # An even height and an odd width.
+    height, width = 2 * rows, 2 * columns - 1
+    tables = _upsampling_table(rows, height), _upsampling_table(columns, width)
+    out, statistics = kernels.normalise_upsampled(low, scale, tables, pixels=height * width, eps=_EPS)
+    gradients = kernels.normalise_upsampled_backward(low, grad, scale, statistics, tables, pixels=height * width)
+    inputs = [each.float().clone().requires_grad_() for each in (low, scale)]
+    upsampled = F.interpolate(inputs[0], scale_factor=2, mode="bilinear")[..., :width]
+    deviation = (upsampled.var(dim=(2, 3), correction=0) + _EPS).sqrt()
+    plain = inputs[0] * (inputs[1] / deviation)[..., None, None]
+    exact = (plain, *torch.autograd.grad(plain, inputs, grad.float()))
+    _compare("upsampled tensor's normalisation", (out, *gradients), exact, low.dtype)
+
+
+def _upsampling_table(low: int, size: int) -> Tensor:
+    unit = torch.eye(low, dtype=torch.float64)
+    return table_of(F.interpolate(unit[None], scale_factor=2, mode="linear")[0].T[:size])
+
+
+def _convolve_narrow(kernels: Kernels, addend: Tensor, grad: Tensor) -> None:
+    count, outputs = addend.shape[:2]
+    x, weight = addend[:, :3].contiguous(), _rows(count, outputs, 3, 3, 3)
+    own = (kernels.convolve_narrow(x, weight, addend), *kernels.convolve_narrow_backward(x, weight, grad))
+    inputs = [each.float().clone().requires_grad_() for each in (x, weight)]
+    padded = F.pad(inputs[0], (1, 1, 1, 1), mode="reflect")
+    plain = addend.float() + F.conv2d(padded, inputs[1][0])
+    _compare("narrow convolution", own, (plain, *torch.autograd.grad(plain, inputs, grad.float())), addend.dtype)
 
 
 def _head(kernels: Kernels, x: Tensor) -> None:

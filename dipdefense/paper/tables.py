@@ -63,7 +63,7 @@ class TableSetting(Setting):
         conditions: keys of ``CONDITIONS``.
         defences: of ``DEFENCES``.
         precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "cudagraphs" or "triton".
+        backend: "auto", "torch", "native", "cudagraphs" or "triton".
     """
 
     table: int
