@@ -22,7 +22,7 @@ _SHARE = 0.7
 
 # Of a parameter: itself, its gradient and two moments. The kernels' rows hold those beside the networks' start, with a
 # copy in the operands' dtype and one that the merged normalisation is folded into.
-_PARAMETER_BYTES = {"torch": 4 * 4, "cudagraphs": 4 * 4, "triton": 4 * 4 + 10, "auto": 4 * 4 + 10}
+_PARAMETER_BYTES = {"torch": 4 * 4, "native": 4 * 4, "cudagraphs": 4 * 4, "triton": 4 * 4 + 10, "auto": 4 * 4 + 10}
 
 # A CPU gains from a batch while its activations stay in the caches, and loses a little beyond that.
 _CPU_PIXELS = 32 * 32 * 32
