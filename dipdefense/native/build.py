@@ -24,6 +24,7 @@ from dipdefense import processor
 T = TypeVar("T")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+HEADERS = tuple(sorted(SOURCE.parent.glob("*.h")))
 
 # OpenMP's functions are not linked: torch has loaded a library with them, and a second one would have threads of its
 # own. Multiplications and additions may be contracted, but sums keep their order.
@@ -32,8 +33,8 @@ _OPTIONS = (
     "-fno-trapping-math",
 )  # fmt: skip
 _COMPILERS = ("g++", "c++", "clang++")
-# Compiling takes two seconds.
-_PATIENCE_S = 120
+# Compiling takes four seconds of an idle core, and minutes of one that is shared with a dozen other processes.
+_PATIENCE_S = 600
 
 
 class UnavailableError(Exception):
@@ -83,8 +84,8 @@ def _key(compiler: Path) -> str:
     """A digest of all that decides what the compiler makes; its own file stands for its version."""
     file = compiler.stat()
     parts = (
-        SOURCE.read_bytes(), compiler, file.st_size, file.st_mtime_ns, _OPTIONS, torch.__version__,
-        platform.machine(), platform.processor(), sorted(processor.features()),
+        *(source.read_bytes() for source in (SOURCE, *HEADERS)), compiler, file.st_size, file.st_mtime_ns, _OPTIONS,
+        torch.__version__, platform.machine(), platform.processor(), sorted(processor.features()),
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

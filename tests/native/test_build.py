@@ -146,4 +146,6 @@ def test_the_environment_switches_them_off(native: Kernels, tiny, monkeypatch) -
 
 def test_the_source_is_in_the_package() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["dipdefense"]
-    assert any(build.SOURCE in (ROOT / "dipdefense").glob(pattern) for pattern in patterns)
+    packaged = {path for pattern in patterns for path in (ROOT / "dipdefense").glob(pattern)}
+    assert packaged >= {build.SOURCE, *build.HEADERS}
+    assert len(build.HEADERS) == 6
