@@ -56,7 +56,10 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
                 continue
             parts = named(strongest.condition)
             assert parts is not None
-            where = f"{column_title(column)}, {report.run.configuration['classifier']}, n = {left.n}"
+            channels = report.run.configuration["dip"]["channels"]
+            where = (
+                f"{column_title(column)} ({channels} channels, {report.run.configuration['classifier']}, n = {left.n})"
+            )
             little = min(left.mean, left.majority) <= NOTHING
             sentence = (
                 f"{where}: {_cell(clean)} % on clean images; at ε = {epsilon:g}, under attackers who know it, "
