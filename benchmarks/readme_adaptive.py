@@ -9,7 +9,7 @@ from dipdefense.evaluation.adaptive_judging import Verdict
 from dipdefense.evaluation.adaptive_names import WORST_CASE, Column, column_title, is_known, named, title
 
 NOTHING = 0.05
-"""At most this accuracy under the strongest attack is called nothing."""
+"""At most this accuracy under the strongest attack, by a single draw or by vote, is called next to nothing."""
 
 
 def strongest_row(report: AdaptiveReport, columns: Sequence[Column], *, blank: int) -> list[str]:
@@ -56,11 +56,19 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
                 continue
             parts = named(strongest.condition)
             assert parts is not None
-            where = f"{column_title(column)}, {report.run.configuration['classifier']}, n = {left.n}"
-            rest = f"{'nothing is left: ' if left.mean <= NOTHING else ''}{_cell(left)} %"
+            channels = report.run.configuration["dip"]["channels"]
+            where = (
+                f"{column_title(column)} ({channels} channels, {report.run.configuration['classifier']}, n = {left.n})"
+            )
+            little = min(left.mean, left.majority) <= NOTHING
+            sentence = (
+                f"{where}: {_cell(clean)} % on clean images; at ε = {epsilon:g}, under attackers who know it, "
+                f"{'next to nothing is left: ' if little else ''}{_cell(left)} % by a single draw and "
+                f"{100 * left.majority:.1f} % by majority vote, strongest attack {title(parts.attack)}"
+            )
+            unaware = report.judged("transfer", column, epsilon)
             found.append(
-                f"{where}: {_cell(clean)} % on clean images; at ε = {epsilon:g}, under attackers who know it, {rest}, "
-                f"by {title(parts.attack)} above all"
+                sentence + (f"; {_cell(unaware)} % under the defence-unaware transfer attack" if unaware else "")
             )
     if not found:
         return "Attackers who know the defence have not been measured yet."

@@ -44,14 +44,15 @@ STANDING = {"clean": 8, "transfer-8": 6, "bpda-8@dip-500": 5, "trajectory-8@dip-
 
 def test_nothing_left_is_said_so() -> None:
     text = verdict([adaptive(FALLEN)])
-    assert "at ε = 8, under attackers who know it, nothing is left: 0.0 [0.0, 27.8] %, by trajectory above all" in text
+    assert "at ε = 8, under attackers who know it, next to nothing is left: 0.0 [0.0, 27.8] % by a single draw" in text
+    assert "strongest attack trajectory; 60.0 [31.3, 83.2] % under the defence-unaware transfer attack" in text
     assert "stronger ones can only leave less" in text
 
 
 def test_something_left_is_a_figure_and_no_robustness() -> None:
     text = verdict([adaptive(STANDING)])
-    assert "nothing is left" not in text
-    assert "50.0 [23.7, 76.3] %, by BPDA above all" in text
+    assert "nothing" not in text
+    assert "50.0 [23.7, 76.3] % by a single draw and 50.0 % by majority vote, strongest attack BPDA" in text
     assert "robust" not in text
     assert verdict([]) == "Attackers who know the defence have not been measured yet."
 

@@ -258,6 +258,24 @@ def test_properties_of_defences(defence: nn.Module, properties: dict[str, Any]) 
     assert Probes.from_json(found.to_json()) == found
 
 
+@pytest.mark.parametrize(
+    ("property_", "value", "title", "status"),
+    [
+        ("probabilities", True, "AutoAttack: outputs are logits, no probabilities", "fail"),
+        ("classes", 3, "AutoAttack: enough classes for its losses", "fail"),
+        ("optimises", True, "AutoAttack: no optimisation at inference", "flag"),
+        ("randomised", True, "AutoAttack: the output is not random", "flag"),
+    ],
+)
+def test_a_property_raises_its_flag(property_: str, value: Any, title: str, status: str) -> None:
+    found = report(Honest)
+    (name,) = found.probes
+    plain = dataclasses.replace(found.probes[name], randomised=False, samples=False)
+    assert statuses(dataclasses.replace(found, probes={name: plain}))[title] == "pass"
+    raised = dataclasses.replace(plain, **{property_: value})
+    assert statuses(dataclasses.replace(found, probes={name: raised}))[title] == status
+
+
 def test_probabilities_are_told_from_logits() -> None:
     assert probed(nn.Identity(), nn.Sequential(Linear(), nn.Softmax(dim=1))).probabilities
     assert not probed(nn.Identity()).probabilities
