@@ -328,7 +328,7 @@ def test_set_params_is_a_new_defence(defence: Callable[..., Any]) -> None:
     changes |= {"device_type": "cpu"}
     if defence is dip:
         changes |= {"iters": 3, "config": DIPConfig(scales=2, channels=3), "batch_size": 1, "precision": "auto"}
-        changes |= {"backend": "torch"}
+        changes |= {"backend": "torch", "stopping": "trend"}
     preprocessor = defence(seed=0)
     assert set(changes) == set(preprocessor.params)
     preprocessor.set_params(**changes)

@@ -134,7 +134,9 @@ def _sections(run: Run, compared: Compared) -> Iterator[Section]:
             f"{run.configuration['data']}; defence-unaware attacks. Every rule and budget is judged on the same fits. "
             "Accuracy in per cent, Wilson 95 % intervals.",
             f"The best fixed budget is {compared.best}, chosen for its accuracy on average over the conditions, on "
-            "these very images: the comparison favours it.",
+            "these very images: the comparison favours it. Behind a rule's accuracy: how many images it alone "
+            "classifies correctly : how many that budget alone does, and the exact McNemar p; of an average, on how "
+            "many images each has the higher share, and the sign test's p.",
             *reduced,
         ],
         items=list(_verdicts(compared)),
@@ -169,8 +171,8 @@ def _verdicts(compared: Compared) -> Iterator[str]:
             verdict = ("yes" if above else "no, it is below") if p < _LEVEL else "no, not decided"
             yield (
                 f"Does {name} beat {title}, {budget}? {verdict}: {_percent(rule.accuracy)} against "
-                f"{_percent(fixed.accuracy)} on average, better on {test.only_first} images and worse on "
-                f"{test.only_second} (sign test, p = {p:.2g}, corrected for {len(rules)} rules by Holm's procedure)"
+                f"{_percent(fixed.accuracy)} on average; {test.only_first} : {test.only_second} images (sign test, "
+                f"p = {p:.2g}, corrected for {len(rules)} rules by Holm's procedure)"
             )
 
 
