@@ -24,6 +24,9 @@ Pillow reads more, but for some it starts other programs: Ghostscript for EPS.""
 MAX_PIXELS = 2**26
 """The most pixels of a picture that is read, 8192×8192: 0.8 GB as three channels of float32, 2 GB while it is read."""
 
+# A PNG with a palette has so many greys, and takes pixels for grey whose channels differ by no more than this.
+_GREYS, _GREYISH = 64, 4
+
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF 6.0
 _SIDEWAYS = (2, 4, 5, 6)  # Pillow's ROTATE_90, ROTATE_270, TRANSPOSE and TRANSVERSE
@@ -103,12 +106,22 @@ def quantised(values: np.ndarray[Any, np.dtype[np.float32]], *, bits: int) -> np
 
 
 def with_palette(png: bytes) -> bytes:
-    """A PNG in 256 colours of its own: a picture of a page, which looks the same at a third to a half of the size."""
+    """A PNG in 256 colours: a picture of a page, which looks the same at a third to a half of the size.
+
+    64 of the colours are greys, so that grey parts have no tinge; the others are the picture's own.
+    """
     from PIL import Image
 
-    reduced = (
-        Image.open(io.BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    )
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    grey = np.ptp(pixels, axis=2) <= _GREYISH
+    places = np.rint(pixels.mean(axis=2) * ((_GREYS - 1) / 255)).astype(np.uint8)
+    palette = np.repeat(np.rint(np.linspace(0, 255, _GREYS)).astype(np.uint8), 3).tolist()
+    if not grey.all():
+        coloured = Image.fromarray(pixels[~grey][None]).quantize(256 - _GREYS, dither=Image.Dither.NONE)
+        places[~grey] = np.asarray(coloured)[0] + _GREYS
+        palette += (coloured.getpalette() or [])[: 3 * (256 - _GREYS)]
+    reduced = Image.fromarray(places, mode="P")
+    reduced.putpalette(palette)
     content = io.BytesIO()
     reduced.save(content, "PNG", optimize=True)
     return content.getvalue()

@@ -273,3 +273,21 @@ class TestPreprocess:
     def test_the_crop_lies_within_the_picture(self, resize: int, crop: int) -> None:
         with pytest.raises(ValueError, match=rf"crop must lie in \[1, resize={resize}\], got {crop}"):
             Preprocess(resize=resize, crop=crop)
+
+
+@pytest.mark.parametrize("coloured", [True, False], ids=["coloured", "grey"])
+def test_a_palette_keeps_greys_grey_and_colours_near(coloured: bool) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    values[:32] = values[:32, :, :1]
+    values = values if coloured else values[:32]
+    before, after = io.BytesIO(), io.BytesIO()
+    Image.fromarray(values).save(before, "PNG")
+    after.write(pictures.with_palette(before.getvalue()))
+    assert len(after.getvalue()) < 0.6 * len(before.getvalue())
+    reduced = Image.open(after)
+    assert reduced.mode == "P"
+    found = np.asarray(reduced.convert("RGB")).astype(int)
+    assert np.ptp(found[:32], axis=2).max() == 0
+    assert abs(found - values)[:32].max() <= 3
+    # The hardest case: as many colours as pixels.
+    assert abs(found - values).mean() < 16
