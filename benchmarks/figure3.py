@@ -2,7 +2,7 @@
 
     python benchmarks/figure3.py
     python benchmarks/figure3.py --data cifar10-images.zip --images 100 --iterations 1000 3000
-    python benchmarks/figure3.py --robust-set d_robust_CIFAR --non-robust-set d_non_robust_CIFAR --images 100
+    python benchmarks/figure3.py --data cifar10-images.zip --robust-set robust_CIFAR --non-robust-set non_robust_CIFAR
 
 Bare, it takes packaged images and the networks in benchmarks/weights, which benchmarks/train_cifar10.py trained, and
 makes both sets from them as Ilyas et al. 2019 do; on a CPU with fewer steps and iterations, in minutes. Their released

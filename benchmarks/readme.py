@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import readme_claims
 from readme_adaptive import attacked, strongest_row, verdict
 from speed import hardware
 
@@ -54,6 +55,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     speeds = hardware.read(RESULTS)
     yield RESULTS / "speed.csv", hardware.as_csv(speeds)
     yield _filled(ROOT / "docs" / "pages" / "speed.md", hardware.as_markdown(speeds))
+    yield _filled(ROOT / "docs" / "pages" / "reproducing.md", readme_claims.as_markdown(RESULTS))
 
 
 def brief(run: Run, report: AdaptiveReport | None = None) -> str:

@@ -22,6 +22,7 @@ import logging
 import os
 import pickle
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -37,9 +38,8 @@ from dipdefense.purifier import DIPPurifier
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A worker that dies takes the items with it that were sent ahead, so that one may meet several deaths that it did not
-# cause. An item that kills its worker every time must not go round for ever.
-_RETRIES = 5
+# Times that an item is begun. One that kills its worker every time would go round for ever.
+_ATTEMPTS = 5
 
 _LARGEST_POOL = 2**16
 
@@ -75,7 +75,7 @@ def spread(
         TypeError, ValueError: an argument is outside its range.
         ValueError, ConnectionError: with the first result: the cluster has too few CPUs or GPUs, or is not there.
         Exception: whatever the function raised, with the worker's traceback as a note.
-        RuntimeError: the item's worker died again and again.
+        RuntimeError: an item's worker died five times while it had this item.
     """
     if workers is not None:
         workers = integer("workers", workers, low=1, high=_LARGEST_POOL)
@@ -260,21 +260,19 @@ def _results(
         threads = torch.get_num_threads()
         gpus = _gpus(ray, gpus)
         size = _pool(ray, workers, len(items), threads, gpus)
-        # Held here: were it the constructor's own argument, it would be gone when a worker is replaced.
-        shared = ray.put(function)
+        # Held here: were they the constructor's own arguments, they would be gone when a worker is replaced.
+        shared, attempts = ray.put(function), ray.remote(num_cpus=0)(_Attempts).remote()
         rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
         # A block an item: a worker's death costs the items in its hands, and a result is here once it is known.
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,
-            fn_constructor_args=([shared], threads),
+            fn_constructor_args=([shared], attempts, threads),
             compute=ray.data.ActorPoolStrategy(size=size),
             num_cpus=None if gpus else threads,
             num_gpus=gpus or None,
-            ray_remote_args_fn=_bounded,
         )
         done: set[int] = set()
-        rows_of = results.iter_rows()
-        while row := _next(ray, rows_of):
+        for row in results.iter_rows():
             number, (failed, value) = row["number"], pickle.loads(row["result"])
             if failed:
                 raise value
@@ -286,32 +284,34 @@ def _results(
             raise RuntimeError(f"{missing} of {len(items)} items came back without a result; call again for these")
 
 
-def _next(ray: ModuleType, rows: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
-    """The next row, or None at the end."""
-    try:
-        return next(rows, None)
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(
-            f"Ray gave the work up: {' '.join(str(error).split())[:500]}. A worker that dies is replaced, and what it "
-            f"was doing is done again up to {_RETRIES} times; memory may be short for so many workers"
-        ) from error
+class _Attempts:
+    """An actor: how often each item was begun."""
 
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
 
-def _bounded() -> dict[str, Any]:
-    return {"max_task_retries": _RETRIES}
+    def begin(self, number: int) -> int:
+        """The attempts at an item, this one included."""
+        self._begun[number] += 1
+        return self._begun[number]
 
 
 class _Worker:
     """An actor: the function, and the threads that it may use."""
 
-    def __init__(self, shared: list[Any], threads: int) -> None:
+    def __init__(self, shared: list[Any], attempts: Any, threads: int) -> None:
         import ray
 
         torch.set_num_threads(threads)
-        self._function = ray.get(shared[0])
+        self._get, self._function, self._attempts = ray.get, ray.get(shared[0]), attempts
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
+            if self._get(self._attempts.begin.remote(row["number"])) > _ATTEMPTS:
+                raise RuntimeError(
+                    f"the worker died {_ATTEMPTS} times in a row at item {row['number']}; its memory may not suffice "
+                    "(fewer workers, smaller batches), or the item is at fault"
+                )
             result = False, self._function(pickle.loads(row["item"]))
         except Exception as error:
             error.add_note(f"In a worker:\n{traceback.format_exc()}")

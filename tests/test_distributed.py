@@ -123,6 +123,8 @@ def test_ray_calls_every_item_once_and_hands_errors_on() -> None:
     assert dict(spread(square, range(20), workers=2)) == {number: number**2 for number in range(20)}
     with pytest.raises(LookupError, match="no three") as caught:
         list(spread(picky, range(5), workers=2))
+    with pytest.raises(RuntimeError, match="the worker died 5 times in a row at item 1"):
+        list(spread(lambda number: number == 1 and os.kill(os.getpid(), signal.SIGKILL), range(3), workers=2))
     assert "In a worker:" in caught.value.__notes__[0]
     assert not ray.is_initialized()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

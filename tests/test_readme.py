@@ -5,18 +5,25 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from dipdefense.evaluation import LEVELS, Level
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_snippets_run() -> None:
-    """In order, in one namespace, as a reader would paste them; only the iterations are cut down."""
+def test_the_snippets_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, in one namespace, as a reader would paste them; only iterations and attackers are cut down."""
+    monkeypatch.setitem(LEVELS, "quick", Level(name="quick", attacks={"bpda": {"steps": 1}}, draws=1))
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(snippets) == 2
-    text = "\n".join(snippets).replace("iters=1000", "iters=3").replace("(500, 750, 1000)", "(1, 2, 3)")
+    assert len(snippets) == 3
+    text = "\n".join(snippets).replace("evaluate(DIPPurifier(iters=1000)", "evaluate(DIPPurifier(iters=1)")
+    text = text.replace("iters=1000", "iters=3").replace("(500, 750, 1000)", "(1, 2, 3)")
     names: dict[str, object] = {}
     exec(text, names)
     assert names["logits"].shape == (2, 1000)
+    assert names["report"].epsilons == [4, 8]
     assert names["run"].images.shape == (3, 2, 3, 224, 224)
 
 

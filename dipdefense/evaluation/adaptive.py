@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import dipdefense
 from dipdefense.arguments import choice, integer, several
 from dipdefense.attacks.adaptive import Threat
 from dipdefense.attacks.adaptive.samples import purified
-from dipdefense.attacks.checking import check_attacked
+from dipdefense.attacks.checking import check_attacked, detached
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.adaptive_conditions import (
     STATES,
@@ -67,8 +69,10 @@ def evaluate(
     Args:
         defence: a purifier, any module from images to images. If it is random, it must take its random numbers from
             torch's default generators, as modules do that are given no seed.
-        classifier: from the defence's output to (N, classes) logits. Both are put in eval mode, and left as they were.
-        images: (N, C, H, W) floats in [0, 1]; all count, those that are misclassified without an attack too.
+        classifier: from the defence's output to (N, classes) logits. Both are on the images' device; they are put in
+            eval mode, and left as they were.
+        images: (N, C, H, W) floats in [0, 1], taken as float32; all count, those too that are misclassified without an
+            attack.
         labels: (N,) integers, the true classes.
         level: "quick", "standard", "full", or a ``Level`` of your own.
         epsilon: one or several, in 1/255 for "Linf"; for "L2" the norm itself.
@@ -100,14 +104,18 @@ def evaluate(
     epsilons = _epsilons(epsilon, norm)
     integer("seed", seed, low=0, high=2**62)
     integer("batch_size", batch_size, low=1)
-    draws = tuple(range(seed, seed + level.draws))
-
+    images = detached(images)
     data, chosen = _given(images, labels)
     configuration = _identity(defence, classifier, images) | {"adaptive": level.settings()}
     with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):
+        # First of all: a defence may draw once, at its first call.
+        probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
         keeps_shape = purified(defence, images[:1], seed=seed).shape == images[:1].shape
         targets = [Target(("none", 0), nn.Identity()), Target(_column(defence), defence, keeps_shape)]
-        probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
+        if not (probes.randomised or probes.samples):
+            # All draws of a deterministic defence are one.
+            level = replace(level, draws=1, control_draws=1)
+        draws = tuple(range(seed, seed + level.draws))
         if tell is not None:
             few = images[:batch_size]
             found = conditions(level, targets, epsilons=epsilons, norm=norm)
@@ -149,7 +157,7 @@ def _epsilons(given: float | Sequence[float], norm: Norm) -> tuple[float, ...]:
 def _given(images: Tensor, labels: Tensor) -> tuple[InMemory, Chosen]:
     """The images of a call as a data set, all of which are chosen."""
     ids = tuple(str(index) for index in range(len(images)))
-    data = InMemory(LabelledImages(ids, images.detach().cpu(), labels.cpu(), ()))
+    data = InMemory(LabelledImages(ids, images.cpu(), labels.cpu(), ()))
     contents = (content_digest(image, label) for image, label in zip(images.cpu(), labels.tolist(), strict=True))
     return data, Chosen(tuple(range(len(ids))), len(ids), tuple(contents))
 
@@ -170,7 +178,9 @@ def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor) -> dict
 
 
 def _weights(module: nn.Module) -> str:
-    return digest(value.detach().cpu().numpy().tobytes() for value in module.state_dict().values())
+    # As bytes: NumPy has no bf16.
+    values = (value.detach().cpu().flatten().contiguous() for value in module.state_dict().values())
+    return digest(value.view(torch.uint8).numpy().tobytes() for value in values)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """How hard a defence is attacked: levels by name, and their price in purifications before anything runs.
 
 A level is honest about being weak. Published evaluations of purifiers take 200 steps with 20 samples each (Lee & Kim
-2023); ``full`` is that order of magnitude, and ``quick`` a hundredth of it.
+2023). At one ε a random ``DIPPurifier`` is run 105 times an image at the level ``quick``, 742 times at ``standard`` and
+16,472 times at ``full``, judging included.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def accuracy_by_epsilon(curves: Mapping[Column, Mapping[str, Curve]], *, about: 
         axes.grid(color="0.92", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    figure.supxlabel("ε", fontsize=9)
+    # No label of the figure: it would lie on the legend below.
+    for axes in figure.axes:
+        axes.set_xlabel("ε", fontsize=9)
     figure.supylabel("accuracy of a single draw, %", fontsize=9)
     lines = textwrap.wrap(about, int(13 * figure.get_figwidth()))
     figure.suptitle("\n".join(["Attackers who know the defence", *lines]), x=0.01, ha="left", fontsize=9)
@@ -68,9 +70,11 @@ def _line(axes: Axes, attack: str, curve: Curve, colour: str) -> None:
     places = [epsilon for epsilon, _ in curve]
     heights = [100 * verdict.mean for _, verdict in curve]
     worst = attack == WORST_CASE
+    # The worst case lies behind the attacks that it is made of.
     axes.plot(
-        places, heights, marker="o", markersize=3, color=colour, linewidth=2.2 if worst else 1.3,
-        linestyle="--" if attack == "noise" else "-", label=title(attack), zorder=4 if worst else 3,
+        places, heights, marker="o", markersize=3, color=colour, linewidth=5 if worst else 1.4,
+        linestyle="--" if attack == "noise" else "-", alpha=0.35 if worst else 1, label=title(attack),
+        zorder=2 if worst else 3,
     )  # fmt: skip
     if worst:
         low, high = zip(*([100 * end for end in v.interval(v.mean)] for _, v in curve), strict=True)

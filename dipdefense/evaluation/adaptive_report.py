@@ -36,10 +36,9 @@ STATEMENT = (
 )
 _LITERATURE = "published evaluations of purifiers take 200 steps with 20 samples each (Lee & Kim 2023)"
 _JUDGED = (
-    "Each attack's image is judged on fresh draws of the defence that the attack never saw ({draws} of them; controls "
-    "{few}). A cell is the accuracy of a single draw with its Wilson 95 % interval / of the worst draw / of the "
-    "majority vote, in per cent. The worst case takes the strongest attack image by image, chosen on one half of "
-    "the draws and judged on the other."
+    "Each attack's image is judged on {draws} fresh draws of the defence that the attack never saw{few}. A cell is the "
+    "accuracy of a single draw with its Wilson 95 % interval / of the worst draw / of the majority vote, in per cent. "
+    "The worst case takes the strongest attack image by image, chosen on one half of the draws and judged on the other."
 )
 _PAIRED = (
     "The majority vote under each defence's own worst case, on the same images: how many only this defence classifies "
@@ -151,7 +150,7 @@ class AdaptiveReport:
         return accuracy_by_epsilon(
             curves,
             about=f"{reduced}Level {level}, {configuration['classifier']}, n = {n}. "
-            "Band: Wilson 95 % interval of the worst case.",
+            "Band: 95 % interval (Wilson) of the worst case.",
         )
 
     def to_json(self) -> str:
@@ -206,15 +205,17 @@ class AdaptiveReport:
         clean = [v for v in self.verdicts if v.condition == "clean"]
         few = [v for v in self.verdicts if (p := named(v.condition)) is not None and p.control and not p.repeat]
         draws = max((len(v.draws[0]) for v in clean), default=1)
-        judged = _JUDGED.format(draws=draws, few=max((len(v.draws[0]) for v in few), default=0))
+        controls = f", controls on {max(len(v.draws[0]) for v in few)}" if few else ""
+        judged = _JUDGED.format(draws=draws, few=controls)
         return (
             f'Classifier: {configuration["classifier"]}. Images: {n} of "{configuration["data"]}". Norm: {norm}, '
             f"{unit}. {judged}"
         )
 
     def _names(self) -> list[str]:
-        """The level's attacks, from weak to strong; JSON has them in the alphabet's order."""
-        return sorted(self.run.configuration["adaptive"]["attacks"], key=attack_order)
+        """The level's attacks that were measured, in the order of tables; JSON has them in the alphabet's."""
+        measured = {p.attack for verdict in self.verdicts if (p := named(verdict.condition)) is not None}
+        return sorted(measured.intersection(self.run.configuration["adaptive"]["attacks"]), key=attack_order)
 
     def _attacks(self, epsilon: float) -> list[str]:
         """The rows of a table, in the order of the level."""

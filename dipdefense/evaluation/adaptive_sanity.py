@@ -158,15 +158,15 @@ class Sanity:
         yield Check("another image gets another output", "pass" if p.looks else "fail")
         repeats = "one seed gives one output, whatever was asked in between"
         yield Check(repeats, "pass" if p.repeatable else "fail", "" if p.repeatable else "on a GPU it may be rounding")
-        yield Check("AutoAttack's flag: the output is random", "flag" if p.randomised else "pass")
-        yield Check("AutoAttack's flag: it optimises at inference", "flag" if p.optimises else "pass")
-        yield Check("AutoAttack's flag: outputs are probabilities, not logits", "fail" if p.probabilities else "pass")
+        yield Check("AutoAttack: the output is not random", *_flag(p.randomised, "it is random"))
+        yield Check("AutoAttack: no optimisation at inference", *_flag(p.optimises, "it optimises"))
+        yield Check("AutoAttack: outputs are logits, no probabilities", "fail" if p.probabilities else "pass")
         zero = f"{p.zero_gradients} of {p.images} images"
-        yield Check("AutoAttack's flag: zero gradients", "fail" if p.zero_gradients else "pass", zero)
+        yield Check("AutoAttack: no zero gradients", "fail" if p.zero_gradients else "pass", zero)
         square = self._no_weaker("", ("square",)).status
-        yield Check("AutoAttack's flag: Square is stronger than the gradients", square)
+        yield Check("AutoAttack: Square is no stronger than the gradients", square)
         few = p.classes < _CLASSES
-        yield Check("AutoAttack's flag: too few classes for its losses", "fail" if few else "pass", f"{p.classes}")
+        yield Check("AutoAttack: enough classes for its losses", "fail" if few else "pass", f"{p.classes}")
 
 
 def leaderboards(probes: Probes | None) -> str:
@@ -182,6 +182,11 @@ def leaderboards(probes: Probes | None) -> str:
         "deterministic pass with a gradient for granted, so a random or optimising one can seem robust to it without "
         "being so. No figure here compares with a leaderboard's."
     )
+
+
+def _flag(raised: bool, detail: str) -> tuple[Status, str]:
+    """A property that is no fault and must be known."""
+    return ("flag", detail) if raised else ("pass", "")
 
 
 def _fresh(probes: Probes) -> str:

@@ -69,7 +69,7 @@ class Curve:
         found: list[float] = self.confidences.mean(dim=0).tolist()
         return found
 
-    @property
+    @cached_property
     def band(self) -> tuple[list[float], list[float]]:
         """Both ends of the mean's 95 % percentile interval at each budget."""
         ends = self._resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
@@ -100,11 +100,11 @@ class Curve:
 
     @cached_property
     def _resampled(self) -> Tensor:
-        """(RESAMPLES, budgets) means of images drawn with replacement."""
+        """(RESAMPLES, budgets) means of images sampled with replacement."""
         chance = torch.Generator().manual_seed(0)
-        drawn = torch.randint(self.n, (RESAMPLES, self.n), generator=chance)
+        sampled = torch.randint(self.n, (RESAMPLES, self.n), generator=chance)
         times = torch.zeros(RESAMPLES, self.n, dtype=torch.float64)
-        times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+        times.scatter_add_(1, sampled, torch.ones_like(sampled, dtype=torch.float64))
         return times @ self.confidences / self.n
 
 

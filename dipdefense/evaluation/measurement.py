@@ -116,8 +116,7 @@ def complete(
     """
     done = run(
         store, configuration, told, data=data, chosen=chosen, classifier=classifier, conditions=conditions,
-        defences=defences, seeds=seeds, asked=asked, device=device, batch=batch, progress=progress,
-        spread=spread,
+        defences=defences, seeds=seeds, asked=asked, device=device, batch=batch, progress=progress, spread=spread,
     )  # fmt: skip
     stored = store.load(done.key)
     # The store may have more from other calls: images, conditions, budgets, seeds, or an image as it was before.

@@ -101,7 +101,7 @@ def open_subject(setting: Setting) -> Subject:
         ImportError: an optional package is missing.
     """
     classifier = classifiers.load(setting.classifier, weights=setting.weights, device=setting.device)
-    source, data = open_images(setting.data, classifier)
+    source, data = _open(setting.data, classifier)
     chosen = choose(
         data, classifier, images=setting.images, classes=setting.classes, seed=setting.seeds[0], device=setting.device
     )
@@ -109,18 +109,8 @@ def open_subject(setting: Setting) -> Subject:
     return Subject(classifier, data, source, chosen, (channels, height, width))
 
 
-def open_images(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, Images]:
-    """The data set of the kind that the classifier is for, behind its name in reports.
-
-    Args:
-        path: a folder or archive of images by class, or None for the packaged ones.
-        classifier: of ImageNet or CIFAR-10.
-
-    Raises:
-        ValueError, OSError: the data is not as described.
-        FileNotFoundError: there is no such data.
-        ImportError: the package with the packaged images is missing.
-    """
+def _open(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, Images]:
+    """The data set of the kind that the classifier is for, behind its name in reports."""
     small = classifier.categories == classifiers.CIFAR10_CATEGORIES
     if path is None:
         packaged = packaged_images("cifar10" if small else "imagenet", preprocess=classifier.preprocess)

@@ -1,4 +1,8 @@
-"""Section 6 of the paper: the defence with one thing at a time changed in its network, on the same images."""
+"""Section 6 of the paper: the defence with one thing at a time changed in its network, on the same images.
+
+Measured here; ``architecture_outcomes`` holds the networks against each other, ``architecture_claims`` decides what the
+section says, and ``architecture_report`` and ``architecture_plots`` show it.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ Judged = tuple[Contrast, float]
 def lost(judged: Judged) -> bool:
     """Whether the variant is below the original by ``MARGIN`` or more, and not by chance."""
     shown, p = judged
-    return p < SIGNIFICANT and shown.difference.value <= -MARGIN
+    # Rounded, for 0.8 - 0.9 is not quite -0.1.
+    return p < SIGNIFICANT and round(shown.difference.value, 9) <= -MARGIN
 
 
 def held(judged: Judged) -> bool:
@@ -77,7 +78,7 @@ def _decided(
 
 
 def _fails(by_variant: dict[str, list[Judged]]) -> str:
-    """Confirmed if it loses everywhere; contradicted if it loses nowhere and holds, or gains, somewhere."""
+    """Confirmed if it loses everywhere; contradicted if it loses nowhere and holds somewhere."""
     (judged,) = by_variant.values()
     if all(map(lost, judged)):
         return CONFIRMED

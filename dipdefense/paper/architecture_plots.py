@@ -32,7 +32,7 @@ def confidences(found: Sequence[Outcomes], warning: str) -> Figure:
     original = found[0]
     across = min(len(found), _ACROSS)
     rows = math.ceil(len(found) / across)
-    figure = blank(max(8.0, 2.1 * across), 1.9 + 1.75 * rows)
+    figure = blank(max(8.0, 2.1 * across), 2.1 + 1.75 * rows)
     panels = figure.add_subfigure(figure.add_gridspec()[0, 0])
     grid = panels.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(found) :]:
@@ -54,7 +54,7 @@ def confidences(found: Sequence[Outcomes], warning: str) -> Figure:
         axes.grid(color="0.92", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
     panels.supxlabel("iterations of the reconstruction", fontsize=9)
-    panels.supylabel("mean confidence of the true class", fontsize=9)
+    panels.supylabel("mean confidence\nof the true class", fontsize=9)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     about = (
         f"{subject(original.run, list(original.cells.values()))} Grey: the original network. Dots, and the number "

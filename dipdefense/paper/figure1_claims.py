@@ -22,16 +22,28 @@ HOW = (
     "significantly above that at half of them. Early: how many images' own curves are highest in the first half of the "
     "iterations : how many later, exact sign test. Where the peaks are: images' own peaks exchanged among conditions. "
     "All two-sided, corrected within a claim by Holm's procedure. Confirmed: under every attack that the claim speaks "
-    "of, with p < 0.05; that peaks differ: in one comparison at least."
+    "of, with p < 0.05; that peaks differ: in one comparison at least. A gain, a fall or a whole curve of less than "
+    "0.05 decides nothing, however certain it is."
 )
+
+# A mean confidence that rises from 0 to 0.01 in every image recovers nothing.
+_LEAST = 0.05
 
 
 class _Test(NamedTuple):
-    """One attack's, or one comparison's, part in a claim: in words, its p, and the verdict if that is significant."""
+    """One attack's, or one comparison's, part in a claim.
+
+    Attributes:
+        told: in words.
+        p: before correction.
+        verdict: if that is significant.
+        size: the difference in confidence that the verdict is about.
+    """
 
     told: str
     p: float
     verdict: str
+    size: float = 1.0
 
 
 def findings(curves: Sequence[Curve]) -> list[Finding]:
@@ -68,7 +80,7 @@ def _decided(tests: Sequence[_Test]) -> tuple[list[str], list[str]]:
     """The verdict of each test after Holm's correction, and each in words."""
     verdicts, details = [], []
     for test, p in zip(tests, holm([test.p for test in tests]), strict=True):
-        verdicts.append(test.verdict if p < SIGNIFICANT else UNDECIDED)
+        verdicts.append(test.verdict if p < SIGNIFICANT and test.size >= _LEAST else UNDECIDED)
         details.append(f"{test.told}, p = {p:.2g}: {verdicts[-1]}")
     return verdicts, details
 
@@ -79,10 +91,11 @@ def _recovery(curve: Curve) -> _Test | None:
         return None
     gains = curve.confidences - curve.undefended[:, None]
     told = f"{_peak(curve)}, the adversarial image {curve.undefended.mean():.2f}"
-    if gains.mean(dim=0).max() > 0:
-        return _Test(told, _doubled(largest_mean_p(gains)), CONFIRMED)
+    best = gains.mean(dim=0).max().item()
+    if best > 0:
+        return _Test(told, _doubled(largest_mean_p(gains)), CONFIRMED, best)
     # Below at every iteration, so the least certain of them counts.
-    return _Test(told, _doubled(max(largest_mean_p(-gain[:, None]) for gain in gains.T)), CONTRADICTED)
+    return _Test(told, _doubled(max(largest_mean_p(-gain[:, None]) for gain in gains.T)), CONTRADICTED, -best)
 
 
 def _return(curve: Curve) -> _Test | None:
@@ -92,12 +105,13 @@ def _return(curve: Curve) -> _Test | None:
         return None
     falls = curve.confidences[:, :-1] - curve.confidences[:, -1:]
     told = f"{_peak(curve)}, {curve.at(last).shown()} at {last}"
-    if falls.mean(dim=0).max() > 0:
-        return _Test(told, _doubled(largest_mean_p(falls)), CONFIRMED)
+    largest = falls.mean(dim=0).max().item()
+    if largest > 0:
+        return _Test(told, _doubled(largest_mean_p(falls)), CONFIRMED, largest)
     half = _half(curve)
     rises = -falls[:, [half]]
     told += f", {curve.at(curve.budgets[half]).shown()} at {curve.budgets[half]}"
-    return _Test(told, _doubled(largest_mean_p(rises)), CONTRADICTED)
+    return _Test(told, _doubled(largest_mean_p(rises)), CONTRADICTED, rises.mean().item())
 
 
 def _early(curve: Curve) -> _Test | None:
@@ -112,7 +126,8 @@ def _early(curve: Curve) -> _Test | None:
         f"{condition_title(curve.condition)}: the mean peaks at {curve.peak.value:g} [{low}, {high}], images until "
         f"{half} and later {split.only_first} : {split.only_second}"
     )
-    return _Test(told, split.p, CONFIRMED if split.only_first > split.only_second else CONTRADICTED)
+    verdict = CONFIRMED if split.only_first > split.only_second else CONTRADICTED
+    return _Test(told, split.p, verdict, max(curve.mean) - min(curve.mean))
 
 
 def _places(curves: Sequence[Curve]) -> _Test:

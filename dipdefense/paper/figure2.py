@@ -1,4 +1,4 @@
-"""Figure 2 of the paper: one image's reconstructions as the iterations go on, with their MIG-SG saliency."""
+"""Figure 2 of the paper: one image's reconstructions by iteration, with their MIG-SG saliency."""
 
 from __future__ import annotations
 

@@ -18,6 +18,9 @@ RESAMPLES = 2000
 NEGLIGIBLE = 0.02
 """A peak or trough of less than this is none."""
 
+EARLY = 200
+"""Iterations that count as early ones."""
+
 FEWEST = 20
 """Images below which nothing is decided: the bootstrap's intervals are then too narrow."""
 
@@ -180,6 +183,14 @@ def crossing(first: Curve, second: Curve) -> Crossing:
     return Crossing(own, low, high, len(known) / len(found))
 
 
+def lead(first: Curve, second: Curve) -> tuple[Estimate, Estimate]:
+    """By how much the first is ahead in the early iterations, their mean; and by how much more than at the end."""
+    paired = first.images == second.images
+    early = [each.confidence[:, np.array(each.budgets) <= EARLY].mean(axis=1) for each in (first, second)]
+    gains = [mean - each.confidence[:, -1] for mean, each in zip(early, (first, second), strict=True)]
+    return difference(early[0], early[1], paired=paired), difference(gains[0], gains[1], paired=paired)
+
+
 def findings(curves: Mapping[str, Curve]) -> list[Finding]:
     """The finding on each claim that the sets of one architecture bear on."""
     found = []
@@ -192,6 +203,10 @@ def findings(curves: Mapping[str, Curve]) -> list[Finding]:
         n = min(len(robust.images), len(other.images))
         apart = difference(robust.confidence[:, -1], other.confidence[:, -1], paired=paired)
         found.append(_compared("information", apart, f"against {name}, n = {n}: confidence higher by {apart}", n))
+        ahead, more = lead(robust, other)
+        found.append(
+            _compared("early", more, f"against {name}, n = {n}: ahead by {ahead}, {more} more than at the end", n)
+        )
         slower = difference(_logarithms(other), _logarithms(robust), paired=paired)
         found.append(_compared("convergence", slower, f"against {name}, n = {n}: log10 of it lower by {slower}", n))
     for name, other in others.items():

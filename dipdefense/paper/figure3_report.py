@@ -15,7 +15,7 @@ from dipdefense.classifiers import CIFAR10_CATEGORIES
 from dipdefense.evaluation import Run, export
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance
 from dipdefense.files import write_atomically
-from dipdefense.paper.figure3_claims import Curve, band, crossing, curve, extremum, findings, mean_interval
+from dipdefense.paper.figure3_claims import EARLY, Curve, band, crossing, curve, extremum, findings, lead, mean_interval
 from dipdefense.paper.figure3_sets import ImageSet, reduction
 from dipdefense.paper.figures import panels, show
 from dipdefense.paper.labels import network
@@ -37,6 +37,7 @@ _CLAIMS = (
     "contradicted if it has less than 0.02 in 97.5 % of the resampled curves. Below 20 images nothing is decided."
 )
 _COLOURS = {"original": "#000000", "robust": "#0072B2", "non-robust": "#D55E00", "random-target": "#CC79A7"}
+_CROSSING = ("robust", "non-robust")
 _MARKS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _MEASURES = {"confidence": "confidence of the label", "correct": "accuracy"}
 
@@ -83,7 +84,7 @@ def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
             for (own, name), each in curves.items():
                 if own == architecture:
                     _line(axes, each, getattr(each, values), name)
-            axes.set(xscale="log", ylim=(0, 1), ylabel=label)
+            axes.set(xscale="log", ylim=(-0.01, 1.01), ylabel=label)
             last = max(each.budgets[-1] for (own, _), each in curves.items() if own == architecture)
             axes.set_xticks(marks := [mark for mark in _MARKS if mark <= last], list(map(str, marks)))
             axes.minorticks_off()
@@ -92,6 +93,8 @@ def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
         for (own, name), each in curves.items():
             if own == architecture:
                 grid[0, column].axhline(each.before.mean(), color=_COLOURS[name], linestyle=":", linewidth=1.0)
+        if {(architecture, name) for name in _CROSSING} <= curves.keys():
+            _mark_crossing(grid[0, column], *(curves[architecture, name] for name in _CROSSING))
         grid[0, column].set_title(f"architecture {architecture}, n = {_counts(curves, architecture)}", fontsize=10)
         grid[1, column].set_xlabel("DIP iterations")
     part.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -141,6 +144,13 @@ def as_csv(curves: Mapping[tuple[int, str], Curve]) -> str:
     return lines.getvalue()
 
 
+def _mark_crossing(axes: Axes, robust: Curve, other: Curve) -> None:
+    found = crossing(robust, other)
+    if found.budget is not None:
+        axes.axvline(found.budget, color="0.4", linestyle="--", linewidth=1.0)
+        axes.annotate(f"cross at {found.budget:.0f} ", (found.budget, 0.02), ha="right", fontsize=8, color="0.3")
+
+
 def _line(axes: Axes, each: Curve, values: Any, name: str) -> None:
     low, high = band(values)
     axes.fill_between(each.budgets, low, high, color=_COLOURS[name], alpha=0.15, linewidth=0)
@@ -153,7 +163,8 @@ def _sections(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Iterator[S
     if len(crossings) > 1:
         about = (
             "From which iteration on the mean confidence of robust images stays above the other's (or below it, where "
-            "it ends below), with the 95 % bootstrap interval of the resamples that cross, and their share."
+            "it ends below), with the 95 % bootstrap interval of the resamples that cross, and their share. Ahead: of "
+            f"the other's in the mean over the first {EARLY} iterations."
         )
         yield Section("Where the curves cross", [about], crossings)
     by_architecture: dict[int, dict[str, Curve]] = defaultdict(dict)
@@ -196,13 +207,13 @@ def _extrema(curves: Mapping[tuple[int, str], Curve]) -> Rows:
 
 
 def _crossings(curves: Mapping[tuple[int, str], Curve]) -> Rows:
-    rows = [["architecture", "robust against", "iterations", "resamples that cross, %"]]
+    rows = [["architecture", "robust against", "iterations", "resamples that cross, %", "ahead early by"]]
     for (architecture, name), other in curves.items():
         robust = curves.get((architecture, "robust"))
         if name != "robust" and robust is not None:
             found = crossing(robust, other)
             where = "none" if found.budget is None else f"{found.budget:.0f} [{found.low:.0f}, {found.high:.0f}]"
-            rows.append([str(architecture), name, where, f"{100 * found.share:.0f}"])
+            rows.append([str(architecture), name, where, f"{100 * found.share:.0f}", str(lead(robust, other)[0])])
     return rows
 
 

@@ -15,7 +15,7 @@ from dipdefense import classifiers
 from dipdefense.checks import Precision
 from dipdefense.classifiers import CIFAR10_CATEGORIES, Classifier
 from dipdefense.config import Backend, DIPConfig
-from dipdefense.datasets import LabelledImages, released_set
+from dipdefense.datasets import LabelledImages, cifar10, packaged_images, released_set
 from dipdefense.evaluation import (
     Run,
     Setting,
@@ -26,7 +26,7 @@ from dipdefense.evaluation import (
 )
 from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_digest, derive_seed, seeded_order
 from dipdefense.evaluation.provenance import digest
-from dipdefense.evaluation.subject import InMemory, open_images
+from dipdefense.evaluation.subject import InMemory
 from dipdefense.paper.robust_sets import EPSILON, STEP, STEPS, TARGET_STEPS, FeaturesOf, TowardsLabels
 
 ARCHITECTURES = {1: DIPConfig.architecture_1, 2: DIPConfig.architecture_2}
@@ -110,19 +110,19 @@ def open_sets(setting: FigureSetting) -> list[ImageSet]:
     classifier = classifiers.load(setting.classifier, weights=setting.weights, device=setting.device)
     if len(classifier.categories) not in (0, len(CIFAR10_CATEGORIES)):
         raise ValueError(f"Figure 3 is of CIFAR-10, whose classifiers have 10 classes; {classifier.name} has others")
-    source, data = open_images(setting.data, classifier)
-    own = _first(data, setting)
-    made = []
-    for name in setting.sets:
-        folder = setting.released.get(name)
-        if folder is not None:
-            released = _first(InMemory(released_set(folder)), setting)
-            made.append(ImageSet(name, _subject(classifier, folder.name, released), None, {"released": name}))
-            continue
-        condition, told = _made(name, setting, data)
-        images = _relabelled(own, setting.seeds[0]) if name == "random-target" else own
-        made.append(ImageSet(name, _subject(classifier, source, images), condition, told))
-    return made
+    made = {}
+    for name, folder in setting.released.items():
+        images = _first(InMemory(released_set(folder)), setting.images or IMAGES, setting.seeds[0])
+        made[name] = ImageSet(name, _subject(classifier, folder.name, images), None, {"released": name})
+    # Released sets need no other images.
+    if own := [name for name in setting.sets if name not in setting.released]:
+        source, data = _images(setting.data)
+        images = _first(data, setting.images or (IMAGES if setting.data else len(data.ids)), setting.seeds[0])
+        for name in own:
+            condition, told = _made(name, setting, data)
+            labelled = _relabelled(images, setting.seeds[0]) if name == "random-target" else images
+            made[name] = ImageSet(name, _subject(classifier, source, labelled), condition, told)
+    return [made[name] for name in setting.sets]
 
 
 def reduction(told: Mapping[str, Mapping[str, Any]], *, images: int, iterations: Mapping[int, int]) -> list[str]:
@@ -180,13 +180,19 @@ def measure_sets(setting: FigureSetting, sets: Sequence[ImageSet]) -> dict[tuple
     return runs
 
 
-def _first(data: Images, setting: FigureSetting) -> LabelledImages:
+def _images(path: Path | None) -> tuple[str, Images]:
+    """CIFAR-10 in 32×32 pixels, whatever the classifier would make of larger pictures, behind its name in reports."""
+    if path is None:
+        return "packaged CIFAR-10 images", InMemory(packaged_images("cifar10"))
+    return path.resolve().name, cifar10(path)
+
+
+def _first(data: Images, count: int, seed: int) -> LabelledImages:
     """The first images in the order of the seed, correctly classified or not."""
     place = {name: index for index, name in enumerate(data.ids)}
-    order = [place[name] for name in seeded_order(place, setting.seeds[0])]
-    if setting.images is not None and setting.images > len(order):
-        raise ValueError(f"{setting.images} images were asked for, but there are {len(order)}; ask for fewer")
-    return data.stack(order[: setting.images])
+    if count > len(place):
+        raise ValueError(f"{count} images were asked for, but there are {len(place)}; ask for fewer, or give more data")
+    return data.stack([place[name] for name in seeded_order(place, seed)[:count]])
 
 
 def _subject(classifier: Classifier, source: str, images: LabelledImages) -> Subject:

@@ -185,6 +185,12 @@ FIGURE_3_CLAIMS = {
         "section 5, Figure 3",
         "while the robust image datasets shows a peak in confidence",
     ),
+    "early": Claim(
+        "In the first 200 iterations robust images are ahead of non-robust ones by more than at the end",
+        "section 6, on Figure 3",
+        "the ability of the Deep Image Prior to select robust image features over non-robust features in its early "
+        "iterations",
+    ),
     "convergence": Claim(
         "Robust images are fitted faster: their loss is lower, the iterations' mean of its logarithm",
         "section 5, Figure 3",
@@ -205,7 +211,7 @@ ARCHITECTURE_CLAIMS = {
     "resonance": Claim(
         "The original network is no “resonance”: it does not stand out between a smaller and a larger one",
         "section 6",
-        "no evidence was found that can describe this sensitivity as a “resonance”, as stated in the original paper",
+        "no evidence was found that can describe this sensitivity as a ‘resonance’, as stated in the original paper",
     ),
 }
 """The claims of section 6, which has no numbers and names neither images nor attacks nor most of the changes."""

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme  # noqa: E402
 
 from dipdefense.evaluation import read_export  # noqa: E402
+from dipdefense.evaluation.adaptive_script import read_report  # noqa: E402
 from dipdefense.paper import figure1_report  # noqa: E402
 from dipdefense.paper.report import as_markdown  # noqa: E402
 
@@ -58,3 +59,10 @@ def test_reports_of_figure_1_are_those_of_their_records(source: str) -> None:
 def test_reports_are_those_of_their_records(source: str) -> None:
     folder = readme.RESULTS / source
     assert as_markdown(read_export(folder / "table2.jsonl"), table=2) == (folder / "table2.md").read_text()
+
+
+@pytest.mark.parametrize("source", sorted(path.parent.name for path in readme.RESULTS.glob("*/adaptive.jsonl")))
+def test_adaptive_reports_are_those_of_their_records(source: str) -> None:
+    folder = readme.RESULTS / source
+    assert read_report(folder).markdown() == (folder / "adaptive.md").read_text()
+    assert source in readme.ADAPTIVE, "or the README does not show it"

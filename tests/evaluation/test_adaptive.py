@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dipdefense import DIPPurifier
 from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, evaluate
-from dipdefense.evaluation.adaptive_plan import duration
+from dipdefense.evaluation.adaptive_conditions import Target, conditions
+from dipdefense.evaluation.adaptive_plan import duration, prices
 
 BRIEF = Level(
     name="brief",
@@ -173,6 +174,23 @@ def test_a_resumed_attack_does_not_begin_anew(tmp_path: Path, monkeypatch: pytes
     assert 10_000 - second.at < 6 + 15 + 4
 
 
+def test_a_deterministic_defence_is_judged_once() -> None:
+    report = call(nn.Identity())
+    assert {len(draws) for verdict in report.verdicts for draws in verdict.draws} == {1}
+    assert "judged on 1 fresh draws" in " ".join(str(report).split())
+
+
+def test_weights_and_images_in_bf16_are_taken() -> None:
+    class Half(Small):
+        def forward(self, images: Tensor) -> Tensor:
+            pooled = nn.functional.adaptive_avg_pool2d(images.bfloat16() - 0.5, 8)
+            return 40 * pooled.flatten(1) @ self.weight
+
+    _, images, labels = asked()
+    bare = Level(name="bare", attacks={"bpda": {"steps": 1}}, draws=1)
+    evaluate(nn.Identity(), Half().bfloat16(), images.bfloat16(), labels, level=bare, tell=None)
+
+
 def test_a_finished_evaluation_is_not_run_again(tmp_path: Path) -> None:
     first = call(Honest(), folder=tmp_path)
     counting = Killed(10_000)
@@ -211,6 +229,12 @@ def test_levels_from_weak_to_strong() -> None:
     steps = [level.attacks["bpda"]["steps"] for level in LEVELS.values()]
     assert steps == sorted(steps)
     assert all(level.draws == 10 for level in LEVELS.values())
+    targets = [Target(("none", 0), nn.Identity()), Target(("dip", 500), DIPPurifier(500))]
+    counts = [
+        sum(price.attack + price.judging for price in prices(level, targets, conditions(level, targets, epsilons=(8,))))
+        for level in LEVELS.values()
+    ]
+    assert counts == [105, 742, 16472], "the README and adaptive_levels name them"
 
 
 def test_l2_and_a_defence_that_changes_the_size() -> None:

@@ -112,6 +112,8 @@ def test_fewer_attackers_measure_less_and_share_outcomes(tmp_path: Path) -> None
     few = measure_adaptive(setting, tiny_subject(images=2))
     assert {r.condition for r in few.records} == {"clean", "noise-16", "bpda-16@dip-2", "bpda-16@dip-2#1"}
     more = measure_adaptive(dataclasses.replace(setting, attackers=("transfer", "bpda")), tiny_subject(images=3))
+    text = str(AdaptiveReport(few))
+    assert "Attacks: BPDA (2 steps)." in text
     kept = {r.key: r.confidence for r in more.records}
     assert all(kept[r.key] == r.confidence for r in few.records if r.position < 2)
 

@@ -27,7 +27,7 @@ LOSS = "the loss rises under attack"
 FRESH = "the judging draws are fresh: a defence that samples gives another output for another seed"
 LOOKS = "another image gets another output"
 REPEATS = "one seed gives one output, whatever was asked in between"
-ZERO = "AutoAttack's flag: zero gradients"
+ZERO = "AutoAttack: no zero gradients"
 
 TINY = Level(
     name="tiny",
@@ -168,7 +168,7 @@ def test_every_check_passes_on_an_honest_defence() -> None:
     found = statuses(report(Honest))
     wrong = {title: status for title, status in found.items() if status not in ("pass", "flag")}
     assert wrong == {}
-    assert [title for title, status in found.items() if status == "flag"] == ["AutoAttack's flag: the output is random"]
+    assert [title for title, status in found.items() if status == "flag"] == ["AutoAttack: the output is not random"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dipdefense.evaluation import Defence, Run, Setting, Store, StoreError, export, measure, read_export
 from dipdefense.evaluation.defences import Outcome, deep_image_prior
-from dipdefense.evaluation.protocol import choose, read
+from dipdefense.evaluation.protocol import attack_named, choose, read
 from dipdefense.evaluation.report import provenance
 from dipdefense.stopping import Variance
 
@@ -52,6 +52,21 @@ def test_measure_takes_any_conditions_and_defences(tmp_path: Path) -> None:
     assert [r.position for r in run.records] == [place for place in range(5) for _ in range(4)]
     assert run.configuration["digits"] == "decimal"
     assert {"precision", "backend"} <= tiny_measure(tmp_path, defences=tiny_defences()).configuration.keys()
+
+
+def test_only_what_is_asked_for_is_measured(tmp_path: Path) -> None:
+    def asked(condition: str, defence: str, budget: int, seed: int) -> bool:
+        return defence != "randomisation" and (budget, seed) != (4, 1) and (condition == "clean" or defence == "dip")
+
+    setting = Setting(out=tmp_path, seeds=(0, 1), progress=False)
+    given = {"conditions": {"clean": None, "noise-10": attack_named("noise-10")}, "defences": tiny_defences()}
+    run = measure(setting, tiny_subject(images=2), **given, asked=asked)
+    assert {(r.condition, r.defence, r.budget, r.seed) for r in run.records} == {
+        ("clean", "none", 0, 0), ("clean", "dip", 2, 0), ("clean", "dip", 4, 0), ("clean", "dip", 2, 1),
+        ("noise-10", "dip", 2, 0), ("noise-10", "dip", 4, 0), ("noise-10", "dip", 2, 1),
+    }  # fmt: skip
+    idled = measure(setting, tiny_subject(images=2), **(given | {"defences": idle()}), asked=asked)
+    assert idled == run
 
 
 def test_one_run_has_one_network_and_a_name_a_defence(tmp_path: Path) -> None:

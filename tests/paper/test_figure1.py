@@ -125,6 +125,15 @@ def test_nothing_is_decided_where_images_differ_by_chance_or_are_two() -> None:
     assert {finding.verdict for finding in found(made(images=2)).values()} == {UNDECIDED}
 
 
+def test_a_certain_but_tiny_peak_decides_nothing() -> None:
+    def tiny(condition: str, image: int, budget: int) -> float:
+        return 0.025 + early(condition, image, budget) / 50
+
+    results = found(made(tiny))
+    assert {results[name].verdict for name in ("recovery", "return", "early")} == {UNDECIDED}
+    assert "p = 0.0024: not decidable yet" in results["return"].details[0]
+
+
 def test_a_claim_of_every_attack_is_not_confirmed_by_three() -> None:
     results = found(made(conditions=FEW))
     assert {results[name].verdict for name in ("recovery", "return", "early")} == {UNDECIDED}

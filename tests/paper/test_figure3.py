@@ -19,7 +19,7 @@ from dipdefense.evaluation import read_export
 from dipdefense.files import read_image
 from dipdefense.paper import figure3, figure3_claims, figure3_sets
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED
-from dipdefense.paper.figure3_claims import Curve, crossing, curve, difference, extremum, findings, mean_interval
+from dipdefense.paper.figure3_claims import Curve, crossing, curve, difference, extremum, findings, lead, mean_interval
 from dipdefense.paper.figure3_sets import SETS
 
 BUDGETS = (10, 30, 100, 300, 1000)
@@ -63,7 +63,7 @@ def test_the_figure_is_a_picture_a_report_numbers_and_records(
         "not the released ones; 2 steps of the feature matching instead of 1000.",
     ):
         assert words in report
-    assert report.count("NOT DECIDABLE YET, architecture 2") == 7
+    assert report.count("NOT DECIDABLE YET, architecture 2") == 9
     rows = list(csv.DictReader((out / "figure3.csv").read_text().splitlines()))
     assert {row["iterations"] for row in rows} == {"0", "10", "20", "30"}
     runs = {name: read_export(out / f"figure3-architecture-2-{name}.jsonl") for name in SETS}
@@ -91,12 +91,15 @@ def test_the_figure_is_a_picture_a_report_numbers_and_records(
     assert "written:" in capsys.readouterr().out
 
 
-def test_released_sets_are_measured_as_they_are(reproduce: Callable[..., Path], weights: Path, tmp_path: Path) -> None:
+def test_released_sets_are_measured_as_they_are(
+    reproduce: Callable[..., Path], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "d_robust_CIFAR"
     folder.mkdir()
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
     torch.save([images], folder / "CIFAR_ims")
     torch.save([labels], folder / "CIFAR_lab")
+    monkeypatch.setattr(figure3_sets, "_images", lambda path: pytest.fail("released sets need no other images"))
     out = reproduce("--images", "2", "--sets", "robust", "--robust-set", str(folder))
     run = read_export(out / "figure3-architecture-2-robust.jsonl")
     assert run.configuration["data"] == "d_robust_CIFAR"
@@ -150,15 +153,14 @@ def test_the_claims_are_confirmed_of_curves_that_have_what_they_say() -> None:
     peaked, dipped = shaped(PEAKED), shaped(DIPPED, loss=0.02)
     higher = replace(peaked, confidence=np.clip(peaked.confidence + 0.19, 0, 1))
     assert set(verdicts(robust=higher, non_robust=dipped).values()) == {CONFIRMED}
-    assert len(verdicts(robust=higher, non_robust=dipped)) == 4
+    assert len(verdicts(robust=higher, non_robust=dipped)) == 5
 
 
 def test_and_contradicted_of_curves_that_have_the_contrary() -> None:
     found = verdicts(robust=shaped(RISING, loss=0.02, noise=0.01), non_robust=shaped(RISING, noise=0.01))
-    verdict = dict(zip(("information", "convergence", "trough", "peak"), found.values(), strict=True))
-    assert verdict == {
-        "information": UNDECIDED, "convergence": CONTRADICTED, "trough": CONTRADICTED, "peak": CONTRADICTED,
-    }  # fmt: skip
+    verdict = dict(zip(("information", "early", "convergence", "trough", "peak"), found.values(), strict=True))
+    assert {verdict.pop(name) for name in ("information", "early")} == {UNDECIDED}
+    assert set(verdict.values()) == {CONTRADICTED}
 
 
 def test_below_twenty_images_nothing_is_decided() -> None:
@@ -192,6 +194,12 @@ def test_curves_cross_where_their_means_do() -> None:
     assert found.low <= found.budget <= found.high
     assert found.share == 1
     assert crossing(shaped(RISING), shaped([0.0] * 5)).budget is None
+
+
+def test_the_lead_is_the_early_one_and_its_excess_over_the_end() -> None:
+    ahead, more = lead(shaped([0.5, 0.6, 0.7, 0.7, 0.6]), shaped([0.1, 0.2, 0.3, 0.5, 0.5]))
+    assert ahead.value == pytest.approx(0.4, abs=0.03)
+    assert more.value == pytest.approx(0.3, abs=0.03)
 
 
 def test_the_interval_of_the_same_images_is_that_of_their_differences() -> None:

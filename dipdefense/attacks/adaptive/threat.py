@@ -77,9 +77,7 @@ class Ball:
 
     def direction(self, gradient: Tensor) -> Tensor:
         """The step of unit norm that increases a loss of this gradient most."""
-        if self.threat.norm == "Linf":
-            return gradient.sign()
-        return gradient / _norm(gradient).clamp(min=_TINY)
+        return gradient.sign() if self.threat.norm == "Linf" else unit(gradient)
 
     def start(self, generator: torch.Generator) -> Tensor:
         """Random images on the ball's surface, as APGD starts (Croce & Hein 2020)."""
@@ -88,9 +86,20 @@ class Ball:
             noise = torch.rand(shape, generator=generator) * 2 - 1
             noise = noise / noise.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=_TINY)
         else:
-            noise = torch.randn(shape, generator=generator)
-            noise = noise / _norm(noise).clamp(min=_TINY)
+            noise = unit(torch.randn(shape, generator=generator))
         return self.project(self.clean + self.threat.radius * noise.to(self.clean.device))
+
+
+def unit(gradient: Tensor) -> Tensor:
+    """Each image's gradient (N, C, H, W) brought to L2 norm 1, however small or large it is; zero stays zero.
+
+    Example:
+        >>> unit(torch.full((1, 1, 2, 2), 1e-30)).norm()
+        tensor(1.)
+    """
+    # Its squares alone would be zero or infinite in float32.
+    scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return scaled / _norm(scaled).clamp(min=_TINY)
 
 
 def _norm(images: Tensor) -> Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from dipdefense.arguments import real
 from dipdefense.attacks.adaptive.gradient_attack import GradientAttack
 from dipdefense.attacks.adaptive.gradients import Estimate, Estimator, estimated
 from dipdefense.attacks.adaptive.losses import Objective
 from dipdefense.attacks.adaptive.samples import sampled
 from dipdefense.attacks.adaptive.task import Task, check_counts
+from dipdefense.attacks.adaptive.threat import unit
 from dipdefense.attacks.adaptive.unroll import unrolled
 from dipdefense.checks import resolve_seeds
 from dipdefense.purifier import DIPPurifier
@@ -25,8 +28,13 @@ class Unrolled(GradientAttack):
     update of every network (:mod:`dipdefense.attacks.adaptive.unroll`). Its seeds are those that the purifier would
     have. Iterates are compared by the loss at the short reconstruction.
 
+    The fit is chaotic, so that the exact gradients of two seeds have hardly a direction in common, and norms that
+    differ by orders of magnitude. Each sample's gradient is therefore brought to norm 1 before the mean, and the
+    surrogate's Adam has a larger ε than the purifier's, which makes its updates smoother than signs.
+
     Attributes:
         iterations: unrolled; 20 to 100. One gradient costs about as much as eight times as many iterations.
+        adam_eps: ε of the surrogate's Adam; None is the purifier's own, for the exact gradient.
 
     Raises:
         TypeError: at the call, the defence is no DIPPurifier.
@@ -35,11 +43,14 @@ class Unrolled(GradientAttack):
     kind: ClassVar[str] = "unrolled"
 
     iterations: int = 50
+    adam_eps: float | None = 1e-4
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters outside their range, before any work."""
         super().__post_init__()
         check_counts(iterations=self.iterations)
+        if self.adam_eps is not None:
+            real("adam_eps", self.adam_eps, expected="a positive number, or None", holds=lambda x: x > 0)
 
     def purifications(self) -> int:
         """None to the end: the defence's first iterations are run instead."""
@@ -56,14 +67,17 @@ class Unrolled(GradientAttack):
     def _estimator(self, task: Task) -> Estimator:
         defence = task.defence
         assert isinstance(defence, DIPPurifier)  # checked with the task
-        iterations = min(self.iterations, defence.iters)
+        iterations, config = min(self.iterations, defence.iters), defence.config
+        if self.adam_eps is not None:
+            config = dataclasses.replace(config, adam_eps=self.adam_eps)
 
         def estimate(objective: Objective, images: Tensor, seed: int) -> Estimate:
             variable = images.detach().requires_grad_()
             with sampled(seed, images.device):
                 seeds = resolve_seeds(defence.seed, len(images))
-                output = unrolled(variable, iterations=iterations, config=defence.config, seeds=seeds)
+                output = unrolled(variable, iterations=iterations, config=config, seeds=seeds)
                 logits = task.logits(output)
-            return estimated(logits, objective, variable)
+            found = estimated(logits, objective, variable)
+            return found._replace(gradient=unit(found.gradient))
 
         return estimate

@@ -43,6 +43,7 @@ ERRORS = {
     "step size": (lambda: BPDA(step_size=3), ValueError, "step_size must be a positive number of at most 2"),
     "backward": (lambda: BPDA(backward="exact"), ValueError, "backward must be"),
     "known samples": (lambda: KnownSeed(samples=3), ValueError, "samples must be 1"),
+    "adam_eps": (lambda: Unrolled(adam_eps=0), ValueError, "adam_eps must be a positive number, or None"),
     "kept": (lambda: LowFrequency(kept=0), ValueError, "kept must be"),
 }
 CALLS = {

@@ -70,6 +70,20 @@ def test_pgd_by_hand(threat: Threat) -> None:
     assert torch.allclose(last.kept, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["pgd", "apgd"])
+def test_the_iterate_of_the_greatest_judged_loss_is_kept(rule) -> None:
+    images, seen = batch(2)[0], []
+    judged = torch.tensor([[0.0, 5.0], [3.0, 4.0], [1.0, 6.0], [2.0, 5.0]])
+
+    def estimate(images: Tensor, step: int) -> Estimate:
+        seen.append(images)
+        return Estimate(torch.ones_like(images), torch.arange(2.0) + step, judged[step])
+
+    *_, last = ascend(estimate, Ball(images, LINF), lambda: images - 0.03, rule=rule, steps=3, size=0.01)
+    assert torch.equal(last.kept, torch.stack([seen[1][0], seen[2][1]]))
+    assert last.kept_loss.tolist() == [3.0, 6.0]
+
+
 def accuracy(defence: nn.Module, adversarial: Tensor, labels: Tensor, *, samples: int = 10) -> float:
     """On samples that no attack saw."""
     model, right = network().eval(), []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,13 @@ from torch import Tensor, nn
 
 from dipdefense import DIPConfig, DIPPurifier
 from dipdefense.attacks.adaptive import BPDA, KnownSeed, StandIn, Threat, Trajectory, Unrolled
-from dipdefense.attacks.adaptive.samples import purified
+from dipdefense.attacks.adaptive.checkpoint import Progress
+from dipdefense.attacks.adaptive.losses import Objective
+from dipdefense.attacks.adaptive.samples import purified, sampled
 from dipdefense.attacks.adaptive.stand_in import fitted
+from dipdefense.attacks.adaptive.task import Task
+from dipdefense.attacks.adaptive.threat import Ball
+from dipdefense.attacks.adaptive.unroll import unrolled
 
 LINF = Threat(epsilon=8)
 DIP = DIPConfig.architecture_2()
@@ -50,7 +57,9 @@ def faces() -> tuple[Tensor, Tensor]:
 def test_unrolling_raises_the_loss_of_the_purifier_whose_iterations_it_has() -> None:
     images, labels = faces()
     purifier, threat = DIPPurifier(iters=4, config=DIP, seed=9), Threat(epsilon=32)
-    adversarial = Unrolled(steps=4, iterations=4)(purifier, network(), images, labels, threat=threat, seed=0)
+    adversarial = Unrolled(steps=4, iterations=4, adam_eps=None)(
+        purifier, network(), images, labels, threat=threat, seed=0
+    )
     model = network().eval()
     losses = [F.cross_entropy(model(purifier(each)), labels) for each in (images, adversarial)]
     assert losses[1] > losses[0]
@@ -65,6 +74,25 @@ def test_unrolling_stops_where_the_purifier_does() -> None:
         for iterations in (2, 50)
     ]
     assert torch.equal(*results)
+
+
+def test_the_unrolled_gradient_is_that_of_the_purifier_and_of_norm_one() -> None:
+    images, labels = faces()
+    purifier = DIPPurifier(iters=9, config=DIP)
+    task = Task(purifier, network().eval(), labels, Ball(images, LINF), 0, Progress(None, ""))
+    for adam_eps in (None, 1e-2):
+        estimator = Unrolled(iterations=3, adam_eps=adam_eps)._estimator(task)
+        estimate = estimator(Objective(labels, "ce"), images, 7)
+        config = DIP if adam_eps is None else dataclasses.replace(DIP, adam_eps=adam_eps)
+        with sampled(7, images.device):
+            seeds = torch.randint(2**63 - 1, (2,)).tolist()
+        variable = images.clone().requires_grad_()
+        output = unrolled(variable, iterations=3, config=config, seeds=seeds)
+        losses = F.cross_entropy(task.classifier(output), labels, reduction="none")
+        (gradient,) = torch.autograd.grad(losses.sum(), variable)
+        expected = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+        assert torch.allclose(estimate.loss, losses)
+        assert torch.allclose(estimate.gradient, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("gradient", ["straight-through", "none"])

@@ -1,0 +1,44 @@
+"""Every claim of the paper that a record decides, as one table, from the reports that are made of the records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from dipdefense.evaluation.report import table
+from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, LARGER, SAME, SMALLER, UNDECIDED
+
+ITEMS = {
+    "figure1.md": "Figure 1",
+    "table1.md": "Table 1",
+    "table2.md": "Tables 1 and 2",
+    "figure3.md": "Figure 3",
+    "architecture.md": "Section 6",
+}
+"""Reports with claims, in the paper's order."""
+
+VERDICTS = {CONFIRMED: (CONFIRMED, SAME), CONTRADICTED: (CONTRADICTED, LARGER, SMALLER), UNDECIDED: (UNDECIDED,)}
+"""Columns of the table, and the verdicts that each has."""
+
+_CLAIM = re.compile(r"^- ([A-Z ,]+) in this setting: (.*?) \((?:section|not in|the )", flags=re.MULTILINE)
+
+
+def claims(results: Path) -> Iterator[tuple[str, str, str, str]]:
+    """Item, claim, verdict and the record's folder, of every report in the folder of the records."""
+    for report, item in ITEMS.items():
+        for path in sorted(results.glob(f"*/{report}")):
+            for verdict, claim in _CLAIM.findall(path.read_text()):
+                yield item, claim, verdict.lower(), path.parent.name
+
+
+def as_markdown(results: Path) -> str:
+    """A row a claim, and the records that confirm it, contradict it or leave it open."""
+    rows: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for item, claim, verdict, folder in claims(results):
+        rows.setdefault((item, claim), []).append((verdict, f"`{folder}`"))
+    told = [
+        [*row, *(", ".join(folder for verdict, folder in found if verdict in own) or "–" for own in VERDICTS.values())]
+        for row, found in rows.items()
+    ]
+    return "\n".join(table([["item", "claim", *VERDICTS], *told]))
