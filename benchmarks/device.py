@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from speed.check import Contender, check
-from speed.contenders import GRAPHS, KERNELS, contenders
+from speed.contenders import GRAPHS, KERNELS, NATIVE, contenders
 
 from dipdefense.checks import Request, check_backend, check_request
 from dipdefense.config import Backend, DIPConfig
@@ -162,8 +162,9 @@ def requests(device: torch.device, channels: int | None) -> dict[str, Request]:
 def of_backend(backend: Backend, device: torch.device) -> list[Contender]:
     """The speed benchmark's contenders that a backend fits, in every precision that the device has."""
     everyone = contenders(device, expendable=True)
-    own = {"cudagraphs": [GRAPHS], "triton": [KERNELS]}
-    plain = [name for name, found in everyone.items() if name.startswith("dipdefense") and not found.expendable]
+    native = [name for name in everyone if name.startswith(NATIVE)]
+    own = {"cudagraphs": [GRAPHS], "triton": [KERNELS], "native": native}
+    plain = [name for name in everyone if name in ("dipdefense, fp32", "dipdefense, bf16")]
     return [dataclasses.replace(everyone[name], expendable=False) for name in own.get(backend, plain)]
 
 

@@ -175,7 +175,7 @@ class DIPPreprocessor(_ImagePreprocessor):
         batch_size: images fitted at once, or "auto" to size it from free memory.
         precision: "fp32", "bf16", or "auto" for bf16 on GPUs that have it and CPUs with
             tiles for it (AMX).
-        backend: "auto", "torch", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
+        backend: "auto", "torch", "native", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
         stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit by itself before
             ``iters``; None for exactly ``iters`` iterations.
         clip_values: (min, max) of the data: the classifier's. Numbers, or arrays of one value a channel.

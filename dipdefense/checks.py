@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import itertools
 import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from dipdefense import processor
 from dipdefense.arguments import choice, integer, several, shown
 from dipdefense.batches import ROUNDING, check_shape, check_tensor, clipped, scale_advice
 from dipdefense.config import MAX_ITERATIONS, Backend, DIPConfig
+from dipdefense.native import loading
 
 Precision = Literal["auto", "fp32", "bf16"]
 Seed = int | Sequence[int] | None
@@ -99,17 +99,7 @@ def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 def cpu_has_tiles() -> bool:
     """Whether this CPU multiplies bf16 in tiles (AMX). It depends on the processor alone, never on a timing."""
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
-    return "amx_bf16" in _cpu_features() and (allowed in ("DEFAULT", "ALL") or "AMX" in allowed)
-
-
-@functools.cache
-def _cpu_features() -> frozenset[str]:
-    """The features that Linux lists for the first core; none elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), ()))
+    return "amx_bf16" in processor.features() and (allowed in ("DEFAULT", "ALL") or "AMX" in allowed)
 
 
 def explain(device: torch.device | str, *, precision: Precision = "auto", backend: Backend = "auto") -> dict[str, str]:
@@ -140,8 +130,12 @@ def explain(device: torch.device | str, *, precision: Precision = "auto", backen
         ways = f"{backend}: asked for."
     elif device.type == "cuda" and torch.version.cuda is not None:
         ways = "auto: each backend is tried at the first reconstruction of 58 iterations or more; the fastest is taken."
+    elif device.type == "cpu":
+        kernels, found = loading.loaded()
+        other = "is not there" if kernels is None else "would be faster, with fresh noise of its own"
+        ways = f'torch: the same on every CPU. "native" {other}: {found}.'
     else:
-        ways = "torch: the others need an NVIDIA GPU."
+        ways = "torch: the others need a CPU or an NVIDIA GPU."
     return {"precision": f"{chosen}: {reason}.", "backend": ways}
 
 
@@ -152,9 +146,17 @@ def check_backend(backend: Backend, device: torch.device | None = None, config: 
         ValueError: it does not; the message says what is missing.
     """
     choice("backend", backend, get_args(Backend))
-    if backend == "triton" and config is not None and (variants := config.variants()):
+    if backend in ("triton", "native") and config is not None and (variants := config.variants()):
         named = ", ".join(f"{name}={value!r}" for name, value in variants.items())
-        raise ValueError(f'backend="triton" has no kernels for DIPConfig({named}); use backend="torch"')
+        raise ValueError(f'backend="{backend}" has no kernels for DIPConfig({named}); use backend="torch"')
+    if backend == "native" and device is not None:
+        if device.type != "cpu":
+            raise ValueError(
+                f'backend="native" needs the images on a CPU, got images on {device}; move them there (images.cpu()) '
+                'or use backend="auto"'
+            )
+        loading.required()
+        return
     if device is None or backend in ("auto", "torch") or (backend == "triton" and triton_interpreted()):
         return
     if backend == "triton" and importlib.util.find_spec("triton") is None:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dipdefense.arguments import flag, integer, shown
+from dipdefense.arguments import flag, integer, real, shown
 from dipdefense.checks import Seed, resolve_seeds
 from dipdefense.purifier import DIPPurifier
 
@@ -79,6 +79,8 @@ def spread(
     """
     if workers is not None:
         workers = integer("workers", workers, low=1, high=_LARGEST_POOL)
+    if gpus is not None:
+        gpus = real("gpus", gpus, expected="zero or a positive number", holds=lambda x: x >= 0)
     if not callable(function):
         raise TypeError(f"function must be callable, got {shown(function)}")
     return _results(require_ray(), function, list(items), workers, address, gpus)
@@ -188,7 +190,7 @@ def require_ray() -> ModuleType:
     try:
         # Ray reports its use to its makers unless it is told not to.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Its announcement of a change that does not concern us.
+        # Its announcement of a change of what a worker without GPUs sees of them; ours see none, see _Worker.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
         import ray.data
@@ -223,9 +225,9 @@ def _gpus(ray: ModuleType, asked: float | None) -> float:
     there = float(ray.cluster_resources().get("GPU", 0))
     if asked is None:
         return 1.0 if there else 0.0
-    if not 0 <= asked <= there:
-        raise ValueError(f"gpus must be from 0 to the {there:g} that the cluster has, got {asked}")
-    return float(asked)
+    if asked > there:
+        raise ValueError(f"gpus must be at most the {there:g} that the cluster has, got {asked:g}")
+    return asked
 
 
 def _pool(ray: ModuleType, workers: int | None, items: int, threads: int, gpus: float) -> int:
@@ -302,6 +304,8 @@ class _Worker:
     def __init__(self, shared: list[Any], attempts: Any, threads: int) -> None:
         import ray
 
+        if not ray.get_gpu_ids():
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         torch.set_num_threads(threads)
         self._get, self._function, self._attempts = ray.get, ray.get(shared[0]), attempts
 
@@ -312,11 +316,11 @@ class _Worker:
                     f"the worker died {_ATTEMPTS} times in a row at item {row['number']}; its memory may not suffice "
                     "(fewer workers, smaller batches), or the item is at fault"
                 )
-            result = False, self._function(pickle.loads(row["item"]))
+            result = pickle.dumps((False, self._function(pickle.loads(row["item"]))))
         except Exception as error:
             error.add_note(f"In a worker:\n{traceback.format_exc()}")
-            result = True, _sendable(error)
-        return {"number": row["number"], "result": pickle.dumps(result)}
+            result = pickle.dumps((True, _sendable(error)))
+        return {"number": row["number"], "result": result}
 
 
 def _sendable(error: Exception) -> Exception:

@@ -135,16 +135,17 @@ def reconstruct(
             torch's default generator of the CPU. With a seed, no global generator is touched.
         precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
             takes bf16 on a GPU that has it and on a CPU that multiplies it in tiles (AMX).
-        backend: "torch"; on an NVIDIA GPU alone, "cudagraphs" for the same operators replayed from a CUDA graph, or
-            "triton" for hand-written kernels in one; "auto" tries each of them there once and takes the fastest whose
-            results are right (:mod:`dipdefense.engine.backends`), elsewhere torch's operators. None but "torch" has
-            yet been run on a GPU. Initial weights and fixed noise are the same for all; the kernels' fresh noise has
-            a generator of its own, so that one seed gives other reconstructions. Name the backend where a seed must
-            reproduce.
+        backend: "torch"; on a CPU, "native" for kernels between torch's convolutions, which a C++ compiler makes at the
+            first use (:mod:`dipdefense.native`); on an NVIDIA GPU alone, "cudagraphs" for torch's operators replayed
+            from a CUDA graph, or "triton" for hand-written kernels in one. "auto" tries each of a GPU's once and takes
+            the fastest whose results are right (:mod:`dipdefense.engine.backends`), elsewhere torch's operators. None
+            but "torch" has yet been run on a GPU. Initial weights and fixed noise are the same for all; the fresh noise
+            of "native" and of "triton" has a generator of its own, so that one seed gives other reconstructions. Name
+            the backend where a seed must reproduce.
         stopping: "variance" or "trend" (:mod:`dipdefense.stopping`), or such a rule, ends each image's fit by itself,
-            at the last budget at the latest. Its share of the batch falls away, and no other image changes by a bit. A
-            run that no rule ends is that of the fixed budgets. None, the default, is the paper's fixed budgets. With
-            a rule, backend must be "torch" or "auto", which is then torch's operators.
+            at the last budget at the latest. Its share of the batch falls away, and the other images continue as in
+            any batch. A run that no rule ends is that of the fixed budgets. None, the default, is the paper's fixed
+            budgets. With a rule, backend must be "torch" or "auto", which is then torch's operators.
         on_iteration: called after every iteration; a GPU may not have finished it yet.
 
     Raises:

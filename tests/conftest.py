@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from dipdefense import DIPConfig
+from dipdefense.native import loading
+from dipdefense.native.library import Kernels
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,8 +21,26 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(20190711)
-    # References are in fp32, and "auto" would follow the machine that runs the tests.
-    monkeypatch.setattr("dipdefense.checks._cpu_features", frozenset)
+    # References are in fp32 and by torch's operators, and "auto" would follow the machine that runs the tests.
+    monkeypatch.setattr("dipdefense.processor.features", frozenset)
+    monkeypatch.setenv("DIPDEFENSE_NATIVE", "0")
+
+
+@pytest.fixture(scope="session")
+def kernels_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which the kernels are compiled once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch, kernels_cache: Path) -> Kernels:
+    """The compiled kernels, compiled once for all tests."""
+    monkeypatch.delenv("DIPDEFENSE_NATIVE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kernels_cache))
+    kernels, reason = loading.loaded()
+    if kernels is None:
+        pytest.skip(reason)
+    return kernels
 
 
 @pytest.fixture

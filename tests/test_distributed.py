@@ -45,6 +45,7 @@ def test_without_ray_the_extra_is_named_before_any_work() -> None:
 
 BAD = {
     "no workers": (lambda: spread(len, [], workers=0), ValueError, "workers must be an integer of at least 1"),
+    "gpus": (lambda: spread(len, [], gpus=-1), ValueError, "gpus must be zero or a positive number, got -1"),
     "no function": (lambda: spread("len", []), TypeError, "function must be callable, got 'len'"),
     "no batch": (lambda: purify_dataset(DIPPurifier(), IMAGES, batch=0), ValueError, "batch must be an integer"),
     "a count too many": (lambda: purify_dataset(DIPPurifier(), IMAGES, 5), ValueError, "count is for images that a"),
@@ -133,7 +134,7 @@ def test_ray_calls_every_item_once_and_hands_errors_on() -> None:
         assert ray.is_initialized()
         with pytest.raises(ValueError, match="3 workers of 1 CPUs each do not fit a cluster of 2 CPUs and 0 GPUs"):
             list(spread(square, range(3), workers=3))
-        with pytest.raises(ValueError, match="gpus must be from 0 to the 0 that the cluster has, got 1"):
+        with pytest.raises(ValueError, match="gpus must be at most the 0 that the cluster has, got 1"):
             list(spread(square, range(3), gpus=1))
     finally:
         ray.shutdown()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dipdefense import DIPConfig, reconstruct
-from dipdefense.checks import _cpu_features, cpu_has_tiles, explain, operand_dtype
+from dipdefense.checks import cpu_has_tiles, explain, operand_dtype
+from dipdefense.processor import features
 
 CPU = torch.device("cpu")
 TILES = "processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n\nprocessor\t: 1\nflags\t\t: fpu\n"
@@ -22,12 +23,12 @@ def cpu(monkeypatch):
     def pretend(text: str) -> None:
         monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
         monkeypatch.setattr(Path, "read_text", lambda self, **_: text)
-        monkeypatch.setattr("dipdefense.checks._cpu_features", _cpu_features)
-        _cpu_features.cache_clear()
+        monkeypatch.setattr("dipdefense.processor.features", features)
+        features.cache_clear()
 
     yield pretend
     monkeypatch.undo()
-    _cpu_features.cache_clear()
+    features.cache_clear()
 
 
 @pytest.mark.parametrize(("text", "dtype"), [(TILES, torch.bfloat16), (NO_TILES, torch.float32), ("", torch.float32)])
@@ -65,6 +66,6 @@ def test_other_reasons_are_given() -> None:
         "precision": "bf16: asked for.",
         "backend": "torch: asked for.",
     }
-    assert explain(CPU)["backend"] == "torch: the others need an NVIDIA GPU."
+    assert explain(CPU)["backend"] == "torch: DIPDEFENSE_NATIVE=0 switches the compiled kernels off."
     with pytest.raises(ValueError, match="NVIDIA GPU"):
         explain(CPU, backend="cudagraphs")

@@ -129,11 +129,11 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(tiny: DIPConfig, monkeypatch
     images = torch.rand(7, 3, 32, 32)
     sizes = []
 
-    def limited(request: Request, *others):
+    def limited(request: Request, *rest):
         sizes.append(len(request.images))
         if len(request.images) > 2:
             raise error
-        return fit(request, *others)
+        return fit(request, *rest)
 
     monkeypatch.setattr(purifier_module, "fit", limited)
     purifier = DIPPurifier(iters=2, config=tiny, seed=list(range(7)), batch_size=7)
@@ -155,7 +155,7 @@ def test_memory_that_one_image_exceeds_is_an_error(tiny: DIPConfig, images: torc
 def test_other_errors_are_not_taken_for_lack_of_memory(tiny: DIPConfig, images: torch.Tensor, monkeypatch) -> None:
     calls = []
 
-    def broken(request: Request, *others):
+    def broken(request: Request, *rest):
         calls.append(len(request.images))
         raise RuntimeError("shapes do not fit")
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipdefense.checks import operand_dtype
+from dipdefense.checks import Precision, operand_dtype
 from dipdefense.config import DIPConfig
+from dipdefense.engine import compiled
+from dipdefense.native import loading
 from dipdefense.reconstruct import Reconstruction, Status, reconstruct
 from speed.check import PUBLISHED, Contender
 from speed.networks import (
@@ -28,7 +30,8 @@ from speed.networks import (
     vmapped,
 )
 
-GRAPHS, KERNELS = "dipdefense, CUDA graph", "dipdefense, Triton"
+GRAPHS, KERNELS, NATIVE = "dipdefense, CUDA graph", "dipdefense, Triton", "dipdefense, native"
+_OPERANDS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, Contender]:
@@ -44,6 +47,10 @@ def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, C
     if operand_dtype("auto", device) == torch.bfloat16:
         fit = functools.partial(plainly, precision="bf16")
         found.append(Contender("dipdefense, bf16", library, as_library, fit, operands=torch.bfloat16))
+    if device.type == "cpu" and loading.loaded().kernels is not None:
+        for operands, name in _OPERANDS.items():
+            fit = functools.partial(reconstruct, precision=name, backend="native")
+            found.append(Contender(f"{NATIVE}, {name}", natively, as_library, fit, operands=operands))
     if importlib.util.find_spec("deepinv") is not None:
         found.append(dataclasses.replace(published, name="deepinv", fit=_deepinv))
     if expendable:
@@ -59,6 +66,17 @@ def untried() -> list[Contender]:
         Contender(GRAPHS, library, as_library, graphs, **options),
         Contender(KERNELS, in_kernels, as_library, kernels, **options),
     ]
+
+
+def natively(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
+    """The networks of ``library``, with the kernels compiled on this machine up to the last layer."""
+    parameters, networks = library(config, image_channels, scales, count, device)
+
+    def run(noise: Tensor) -> Tensor:
+        with compiled.using(loading.required()):
+            return networks(noise)
+
+    return Networks(parameters, run)
 
 
 def in_kernels(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.checks import Request, triton_interpreted
-from dipdefense.config import Backend
-from dipdefense.engine import graphs, heap
+from dipdefense.config import Backend, DIPConfig
+from dipdefense.engine import compiled, graphs, heap
 from dipdefense.engine.network import SkipNets
 from dipdefense.engine.variants import VariantNets
+from dipdefense.native import loading
 
 # Elements of the widest vector register: 64 bytes of fp32.
 _VECTOR = 16
@@ -91,7 +92,7 @@ class Fitting:
         self.iterate()
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all networks but some, each of which continues to the bit as it would have beside the others.
+        """Drop all networks but some, each of which continues as in any batch: to the bit, where that is so of batches.
 
         Args:
             rows: (M,) int64, the networks to keep, at least one.
@@ -170,15 +171,9 @@ def _torch_update(
     outputs, losses = fitting.outputs, fitting.losses
     config, operands = networks.config, fitting.request.operands
     parameters = [_Aligned(parameter) for parameter in networks.parameters()]
-    optimiser = torch.optim.Adam(
-        [parameter.values for parameter in parameters],
-        lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True, capturable=capturable,
-    )  # fmt: skip
-    # Convolutions of one large image are fastest with the channels innermost; groups of channels have no such
-    # layout. Images of which several may be fitted at once never take it, so that one alone is rounded as in a
-    # batch; nor does the last of a batch from which the others were dropped.
-    innermost = target.is_cpu and len(target) == 1 and target[0, 0].numel() >= _LARGE and moments is None
-    layout = torch.channels_last if innermost else torch.contiguous_format
+    optimiser = _adam(parameters, config, capturable=capturable)
+    # Nor does the last of a batch from which the others were dropped: see ``_layout``.
+    layout = _layout(target) if moments is None else torch.contiguous_format
     for parameter, state in zip(parameters, moments or (), strict=False):
         parameter.take_moments(optimiser, state)
 
@@ -195,6 +190,68 @@ def _torch_update(
         losses.copy_(error.detach())
 
     return update, optimiser, parameters
+
+
+def _adam(parameters: Sequence[_Aligned], config: DIPConfig, *, capturable: bool = False) -> torch.optim.Optimizer:
+    return torch.optim.Adam(
+        [parameter.values for parameter in parameters],
+        lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True, capturable=capturable,
+    )  # fmt: skip
+
+
+def _layout(target: Tensor) -> torch.memory_format:
+    """The memory format of the activations of (N, C, H, W) images.
+
+    Convolutions of one large image are fastest with the channels innermost; groups of channels have no such layout.
+    Images of which several may be fitted at once never take it, so that one alone is rounded as in a batch.
+    """
+    innermost = target.is_cpu and len(target) == 1 and target[0, 0].numel() >= _LARGE
+    return torch.channels_last if innermost else torch.contiguous_format
+
+
+class ByNative:
+    """Iterations by torch's convolutions, and by the kernels compiled on this machine for what lies between them.
+
+    Raises:
+        ValueError: there are no such kernels here; the message says why.
+    """
+
+    def __init__(self, fitting: Fitting) -> None:
+        self._kernels = loading.required()
+        self._networks, self._target = fitting.networks, fitting.target
+        self._outputs, self._losses = fitting.outputs, fitting.losses
+        self._parameters = [_Aligned(parameter) for parameter in fitting.networks.parameters()]
+        self._optimiser = _adam(self._parameters, fitting.request.config)
+        self._fixed = fitting.fixed_noise.contiguous(memory_format=_layout(fitting.target))
+        self._input = torch.empty_like(self._fixed, dtype=fitting.request.operands)
+        self._seeds = torch.tensor(fitting.request.seeds, dtype=torch.int64, device="cpu")
+        self._iteration = 0
+
+    def __call__(self) -> None:
+        """See :class:`Iterations`."""
+        networks, kernels = self._networks, self._kernels
+        self._iteration += 1
+        kernels.perturb(self._fixed, self._seeds, self._iteration, networks.config.noise_std, self._input)
+        with compiled.using(kernels):
+            features = networks.features(self._input)
+        weight, bias = networks.get_parameter("output_weight"), networks.get_parameter("output_bias")
+        head = kernels.head(features.detach(), weight.detach().flatten(2), bias.detach(), self._target)
+        networks.zero_grad()
+        torch.autograd.backward(features, head.grad_features)
+        weight.grad, bias.grad = head.grad_weight.view_as(weight), head.grad_bias
+        for parameter in self._parameters:
+            parameter.take_gradient()
+        self._optimiser.step()
+        self._outputs.copy_(head.outputs)
+        self._losses.copy_(head.losses)
+
+    def fresh_noise(self) -> Tensor:
+        """See :class:`Iterations`; rounded as the input is."""
+        return self._input.float() - self._fixed
+
+    def weights(self, rows: Tensor) -> Mapping[str, Tensor]:
+        """See :class:`Iterations`."""
+        return {name: parameter.detach()[rows] for name, parameter in self._networks.named_parameters()}
 
 
 class ByKernels:
@@ -229,6 +286,7 @@ BACKENDS: dict[Backend, Callable[[Fitting], Iterations]] = {
     "torch": ByTorch,
     "cudagraphs": functools.partial(ByTorch, replayed=True),
     "triton": ByKernels,
+    "native": ByNative,
 }
 """Each backend's way to iterate over the networks of a :class:`Fitting`."""
 
@@ -273,7 +331,7 @@ class _Aligned:
             state[name] = value
             if value.ndim > 0:
                 state[name] = torch.zeros_like(self.values)
-                state[name].flatten()[: value.numel()] = value.flatten()
+                state[name].view(-1)[: value.numel()] = value.flatten()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ _SHARE = 0.7
 
 # Of a parameter: itself, its gradient and two moments. The kernels' rows hold those beside the networks' start, with a
 # copy in the operands' dtype and one that the merged normalisation is folded into.
-_PARAMETER_BYTES = {"torch": 4 * 4, "cudagraphs": 4 * 4, "triton": 4 * 4 + 10, "auto": 4 * 4 + 10}
+_PARAMETER_BYTES = {"torch": 4 * 4, "native": 4 * 4, "cudagraphs": 4 * 4, "triton": 4 * 4 + 10, "auto": 4 * 4 + 10}
 
 # A variant's activations, which plain operators make, for each of the fast path's. An image of 224×224 took 250 to 300
 # MiB on a CPU with the compact network's variants, 370 with kernels of 5×5, and 160 with that network

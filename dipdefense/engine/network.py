@@ -98,8 +98,12 @@ class Networks(nn.Module):
         The convolutions' operands are in the noise's dtype, the last one's in the parameters'.
         """
         weight, bias = self.get_parameter("output_weight"), self.get_parameter("output_bias")
-        features = self._scale(noise, 0).to(weight.dtype)
+        features = self.features(noise).to(weight.dtype)
         return torch.sigmoid(ops.convolution(features, weight) + bias[:, :, None, None])
+
+    def features(self, noise: Tensor) -> Tensor:
+        """The last convolution's input, (N, channels, H, W) in the noise's dtype."""
+        return self._scale(noise, 0)
 
 
 class SkipNets(Networks):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.engine import upsampling
+from dipdefense.engine import compiled, upsampling
 from dipdefense.engine.folding import fold, unfold
 
 # A matrix product over patches beats a convolution where the patches are short: CPU and GPU kernels for groups want 16
@@ -37,9 +37,11 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
         (N, out_channels, ceil(height / stride), ceil(width / stride)).
     """
     count, out_channels, in_channels, kernel, _ = weight.shape
-    size, weight = x.shape[2:], weight.to(x.dtype)
     narrow = (out_channels < _NARROW and addend is None) if kernel == 1 else kernel == 3 and in_channels < _NARROW
     alone = count == 1 and _innermost(x if addend is None else addend)
+    if alone and narrow and addend is not None and kernel == 3 and (kernels := compiled.current()) is not None:
+        return compiled.ConvolveNarrow.apply(x, weight, addend, kernels)  # type: ignore[no-any-return]
+    size, weight = x.shape[2:], weight.to(x.dtype)
     if alone and narrow:
         return _convolve_narrow(x, weight.squeeze(0), stride, addend)
     if not alone and (kernel == 1 or (kernel == 3 and in_channels < _NARROW)):
@@ -135,6 +137,9 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slo
         eps: added to the biased variance.
         slope: of the LeakyReLU for negative values, or none for no activation.
     """
+    if (kernels := compiled.current()) is not None:
+        slope = 1.0 if slope is None else slope
+        return compiled.Normalise.apply(x, scale, shift, eps, slope, kernels)  # type: ignore[no-any-return]
     shift = None if shift is None else shift.flatten()
     y = F.batch_norm(fold(x), None, None, scale.flatten(), shift, training=True, eps=eps)
     if slope is not None:
@@ -159,6 +164,8 @@ def normalise_upsampled(low: Tensor, scale: Tensor, *, height: int, width: int, 
         width: of the upsampled tensor, after cropping.
         eps: added to the biased variance.
     """
+    if (kernels := compiled.current()) is not None:
+        return compiled.NormaliseUpsampled.apply(low, scale, height, width, eps, kernels)  # type: ignore[no-any-return]
     return upsampling.NormaliseUpsampled.apply(low, scale, height, width, eps)  # type: ignore[no-any-return]
 
 

@@ -65,7 +65,7 @@ class TableSetting(Setting):
         conditions: keys of ``CONDITIONS``.
         defences: of ``DEFENCES``.
         precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "cudagraphs" or "triton".
+        backend: "auto", "torch", "native", "cudagraphs" or "triton".
         stopping: "variance" or "trend" to end each image's fit by itself; None for the paper's fixed budgets.
         spread: how the work reaches other processes; None for this one.
     """

@@ -16,9 +16,11 @@ GOOD = torch.rand(2, 3, 32, 32)
 
 
 def test_an_unknown_backend() -> None:
-    with pytest.raises(ValueError, match='backend must be "auto", "torch", "cudagraphs" or "triton", got \'cuda\''):
+    with pytest.raises(
+        ValueError, match='backend must be "auto", "torch", "native", "cudagraphs" or "triton", got \'cuda\''
+    ):
         reconstruct(GOOD, budgets=(1,), backend="cuda")
-    with pytest.raises(ValueError, match='backend must be "auto", "torch", "cudagraphs" or "triton"'):
+    with pytest.raises(ValueError, match='backend must be "auto", "torch", "native", "cudagraphs" or "triton"'):
         DIPPurifier(backend="cuda")
 
 

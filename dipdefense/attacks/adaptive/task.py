@@ -46,8 +46,8 @@ class Adaptive(Protocol):
 
         Args:
             defence: maps images (N, C, H, W) in [0, 1] to images of any size.
-            classifier: maps the defence's output to (N, classes) logits. It is attacked in eval mode and left as it
-                was.
+            classifier: maps the defence's output to (N, classes) logits, on the images' device. It is attacked in eval
+                mode and left as it was.
             images: (N, C, H, W) floats in [0, 1], the clean ones.
             labels: (N,) integers, the true classes.
             threat: the norm and its bound.

@@ -43,7 +43,7 @@ class Unrolled(GradientAttack):
     kind: ClassVar[str] = "unrolled"
 
     iterations: int = 50
-    adam_eps: float | None = 1e-4
+    adam_eps: float | None = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters outside their range, before any work."""

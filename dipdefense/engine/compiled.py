@@ -1,0 +1,108 @@
+"""The compiled kernels under autograd, where :func:`using` says that they are to be used."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dipdefense.engine.interpolation import upsampling_matrix
+from dipdefense.native.library import Kernels, table_of
+
+_current: ContextVar[Kernels | None] = ContextVar("kernels", default=None)
+
+
+@contextlib.contextmanager
+def using(kernels: Kernels) -> Iterator[None]:
+    """Until the block ends, this thread's operators take the kernels; gradients do wherever they are computed."""
+    token = _current.set(kernels)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> Kernels | None:
+    """The kernels to take, or none for torch's operators."""
+    return _current.get()
+
+
+class Normalise(torch.autograd.Function):
+    """See :func:`dipdefense.engine.ops.normalise`; a slope of 1 is no activation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor | None, eps: float, slope: float, kernels: Kernels
+    ) -> Tensor:
+        """Both in one pass behind the statistics'; only the input is kept."""
+        x = x.contiguous(memory_format=_format_of(x))
+        out, ctx.statistics = kernels.normalise(x, scale, shift, eps=eps, slope=slope)
+        ctx.save_for_backward(x, scale, shift)
+        ctx.slope, ctx.kernels = slope, kernels
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
+        """The activation's and the normalisation's gradient likewise."""
+        x, scale, shift = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=_format_of(x))
+        gradients = ctx.kernels.normalise_backward(x, grad, scale, shift, ctx.statistics, slope=ctx.slope)
+        return (*gradients, None, None, None)
+
+
+class NormaliseUpsampled(torch.autograd.Function):
+    """See :func:`dipdefense.engine.ops.normalise_upsampled`."""
+
+    @staticmethod
+    def forward(ctx: Any, low: Tensor, scale: Tensor, height: int, width: int, eps: float, kernels: Kernels) -> Tensor:
+        """Statistics in one pass, the result in another."""
+        low = low.contiguous(memory_format=_format_of(low))
+        ctx.tables, ctx.pixels, ctx.kernels = (_axis(height), _axis(width)), height * width, kernels
+        out, ctx.statistics = kernels.normalise_upsampled(low, scale, ctx.tables, pixels=ctx.pixels, eps=eps)
+        ctx.save_for_backward(low, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        """Likewise."""
+        low, scale = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=_format_of(low))
+        gradients = ctx.kernels.normalise_upsampled_backward(
+            low, grad, scale, ctx.statistics, ctx.tables, pixels=ctx.pixels
+        )
+        return (*gradients, None, None, None, None)
+
+
+class ConvolveNarrow(torch.autograd.Function):
+    """:func:`dipdefense.engine.ops.convolution` with 3×3 kernels of one image's few channels, added to many."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, addend: Tensor, kernels: Kernels) -> Tensor:
+        """No patches are written; the weight stays fp32."""
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.kernels = kernels
+        return kernels.convolve_narrow(x, weight, addend.contiguous(memory_format=torch.channels_last))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The addend's gradient is the result's."""
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        return (*ctx.kernels.convolve_narrow_backward(x, weight, grad), grad, None)
+
+
+@functools.lru_cache(maxsize=64)
+def _axis(size: int) -> Tensor:
+    return table_of(upsampling_matrix(size, torch.float64, torch.device("cpu")))
+
+
+def _format_of(x: Tensor) -> torch.memory_format:
+    """Channels innermost only where they are so in one image alone, the other layout of the kernels."""
+    innermost = len(x) == 1 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if innermost else torch.contiguous_format

@@ -1,0 +1,135 @@
+"""Compiling the kernels at run time: once for each machine, kept in the user's cache.
+
+A library's name holds a digest of all that decides its code (source, compiler, options, processor, torch) and one of
+its own bytes. So another machine on a shared home builds its own, and a damaged file is recognised before it is loaded.
+Files appear by renaming: processes that build at the same time do the same work, and none sees half a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from dipdefense import processor
+
+T = TypeVar("T")
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+HEADERS = tuple(sorted(SOURCE.parent.glob("*.h")))
+
+# OpenMP's functions are not linked: torch has loaded a library with them, and a second one would have threads of its
+# own. Multiplications and additions may be contracted, but sums keep their order.
+_OPTIONS = (
+    "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno",
+    "-fno-trapping-math",
+)  # fmt: skip
+_COMPILERS = ("g++", "c++", "clang++")
+# Compiling takes four seconds of an idle core, and minutes of one that is shared with a dozen other processes.
+_PATIENCE_S = 600
+
+
+class UnavailableError(Exception):
+    """There are no compiled kernels; the message says why."""
+
+
+def built(load: Callable[[Path], T]) -> T:
+    """What ``load`` makes of the compiled library: of the one in the cache, or of a new one where that fails.
+
+    Args:
+        load: raises OSError or AttributeError for a file that is no such library.
+
+    Raises:
+        UnavailableError: there is no compiler, or it fails, or what it made cannot be loaded.
+    """
+    compiler = _compiler()
+    key = _key(compiler)
+    for path in _cached(key):
+        try:
+            return load(path)
+        except (OSError, AttributeError):
+            continue
+    with tempfile.TemporaryDirectory() as scratch:
+        made = _compiled(compiler, Path(scratch) / "kernels.so")
+        try:
+            return load(_kept(made, key))
+        except (OSError, AttributeError) as error:
+            raise UnavailableError(f"what {compiler} made cannot be loaded ({error})") from error
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept: ``dipdefense`` in ``XDG_CACHE_HOME``, which is ``~/.cache`` by default."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    return (Path(given) if given else Path("~/.cache").expanduser()) / "dipdefense"
+
+
+def _compiler() -> Path:
+    """The compiler that ``CXX`` names, or the first that is found."""
+    given = os.environ.get("CXX")
+    for name in (given,) if given else _COMPILERS:
+        if found := shutil.which(name):
+            return Path(found).resolve()
+    raise UnavailableError(f"there is no C++ compiler ({given or ', '.join(_COMPILERS)})")
+
+
+def _key(compiler: Path) -> str:
+    """A digest of all that decides what the compiler makes; its own file stands for its version."""
+    file = compiler.stat()
+    parts = (
+        *(source.read_bytes() for source in (SOURCE, *HEADERS)), compiler, file.st_size, file.st_mtime_ns, _OPTIONS,
+        torch.__version__, platform.machine(), platform.processor(), sorted(processor.features()),
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _cached(key: str) -> Iterator[Path]:
+    """The undamaged libraries of this key."""
+    try:
+        for path in sorted(cache_folder().glob(f"kernels-{key}-*.so")):
+            if path.stem.endswith(f"-{_digest(path)}"):
+                yield path
+    except (OSError, RuntimeError):  # no home, or not ours to read
+        return
+
+
+def _compiled(compiler: Path, to: Path) -> Path:
+    try:
+        done = subprocess.run(
+            [str(compiler), *_OPTIONS, str(SOURCE), "-o", str(to)], capture_output=True, text=True, timeout=_PATIENCE_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"{compiler} does not run ({error})") from error
+    if done.returncode != 0:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
+        raise UnavailableError(f"{compiler} fails: {said}")
+    return to
+
+
+def _kept(made: Path, key: str) -> Path:
+    """The library's place in the cache; where nothing can be written there, where it is."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
+        os.close(handle)
+        try:
+            shutil.copyfile(made, temporary)
+            kept = folder / f"kernels-{key}-{_digest(made)}.so"
+            Path(temporary).replace(kept)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except (OSError, RuntimeError):
+        return made
+    return kept
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

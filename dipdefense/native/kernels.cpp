@@ -1,0 +1,62 @@
+// Kernels for what lies between the convolutions on a CPU. dipdefense/native/build.py compiles them at run time.
+//
+// Two layouts of (N, C, H, W): N·C planes of H·W pixels, or, of one image alone, H·W pixels of C channels. Values are
+// fp32 or bf16; every sum is fp32 within a block and double beyond it. Blocks have a fixed size and are added up in
+// order, and no sum reaches over images: results depend neither on the number of threads nor on the batch.
+
+#include "head.h"
+#include "narrow.h"
+#include "noise.h"
+#include "normalise.h"
+#include "upsampled.h"
+
+// The functions that library.py calls, each for fp32 and for bf16.
+#define INTERFACE(NAME, T)                                                                                            \
+    void perturb_##NAME(const float* fixed, T* out, const int64_t* seeds, int64_t images, int64_t size,               \
+                        int64_t iteration, float deviation, int threads) {                                            \
+        perturb(fixed, out, seeds, images, size, iteration, deviation, threads);                                      \
+    }                                                                                                                 \
+    void normalise_##NAME(const T* x, T* y, const float* scale, const float* shift, double* statistics,               \
+                          int64_t channels, int64_t pixels, int innermost, double eps, float slope, int threads) {    \
+        const auto run = innermost ? normalise_pixels<T> : normalise_planes<T>;                                       \
+        run(x, y, scale, shift, statistics, channels, pixels, eps, slope, threads);                                   \
+    }                                                                                                                 \
+    void normalise_backward_##NAME(const T* x, const T* grad, T* grad_x, const float* scale, const float* shift,      \
+                                   const double* statistics, float* grad_scale, float* grad_shift, int64_t channels,  \
+                                   int64_t pixels, int innermost, float slope, int threads) {                         \
+        const auto run = innermost ? normalise_pixels_backward<T> : normalise_planes_backward<T>;                     \
+        run(x, grad, grad_x, scale, shift, statistics, grad_scale, grad_shift, channels, pixels, slope, threads);     \
+    }                                                                                                                 \
+    void normalise_upsampled_##NAME(const T* x, T* y, const float* scale, double* statistics, const float* vertical,   \
+                                    const float* horizontal, int64_t maps, int64_t rows, int64_t columns,             \
+                                    int64_t inner, double pixels, double eps, int threads) {                          \
+        normalise_upsampled(x, y, scale, statistics, {vertical, horizontal, maps, rows, columns, inner, pixels}, eps, \
+                            threads);                                                                                 \
+    }                                                                                                                 \
+    void normalise_upsampled_backward_##NAME(const T* x, const T* grad, T* grad_x, const float* scale,                \
+                                             const double* statistics, float* grad_scale, const float* vertical,      \
+                                             const float* horizontal, int64_t maps, int64_t rows, int64_t columns,    \
+                                             int64_t inner, double pixels, int threads) {                             \
+        normalise_upsampled_backward(x, grad, grad_x, scale, statistics, grad_scale,                                  \
+                                     {vertical, horizontal, maps, rows, columns, inner, pixels}, threads);            \
+    }                                                                                                                 \
+    void convolve_narrow_##NAME(const T* x, const T* addend, T* out, const float* weight, int64_t inputs,             \
+                                int64_t outputs, int64_t rows, int64_t columns, int threads) {                        \
+        convolve_narrow(x, addend, out, {weight, inputs, outputs, rows, columns}, threads);                           \
+    }                                                                                                                 \
+    void convolve_narrow_backward_##NAME(const T* x, const T* grad, T* grad_x, const float* weight,                   \
+                                         float* grad_weight, int64_t inputs, int64_t outputs, int64_t rows,           \
+                                         int64_t columns, int threads) {                                              \
+        convolve_narrow_backward(x, grad, grad_x, grad_weight, {weight, inputs, outputs, rows, columns}, threads);    \
+    }                                                                                                                 \
+    void head_##NAME(const T* x, T* grad_x, const float* weight, const float* bias, const float* target,              \
+                     float* output, float* grad_weight, float* grad_bias, float* losses, int64_t images,              \
+                     int64_t outputs, int64_t channels, int64_t pixels, int innermost, int threads) {                 \
+        heads(x, grad_x, weight, bias, target, output, grad_weight, grad_bias, losses, images, outputs, channels,     \
+              pixels, innermost, threads);                                                                            \
+    }
+
+extern "C" {
+INTERFACE(fp32, float)
+INTERFACE(bf16, Bf16)
+}

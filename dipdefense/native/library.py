@@ -1,0 +1,232 @@
+"""The compiled kernels as functions of tensors; see ``kernels.cpp`` for what each computes."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# P is a pointer, L a 64-bit integer, I an int, F a float and D a double, in the order of the arguments in C++.
+_SIGNATURES = {
+    "perturb": "PPPLLLFI",
+    "normalise": "PPPPPLLIDFI",
+    "normalise_backward": "PPPPPPPPLLIFI",
+    "normalise_upsampled": "PPPPPPLLLLDDI",
+    "normalise_upsampled_backward": "PPPPPPPPLLLLDI",
+    "convolve_narrow": "PPPPLLLLI",
+    "convolve_narrow_backward": "PPPPPLLLLI",
+    "head": "PPPPPPPPPLLLLII",
+}
+_TYPES = {
+    "P": ctypes.c_void_p, "L": ctypes.c_int64, "I": ctypes.c_int, "F": ctypes.c_float, "D": ctypes.c_double,
+}  # fmt: skip
+_SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+class Head(NamedTuple):
+    """The last layer's results, fp32 unless said otherwise.
+
+    Attributes:
+        outputs: (N, out, H, W) in [0, 1].
+        losses: (N,) mean squared errors.
+        grad_features: like the features, in their dtype; this and the others are gradients of the losses' sum.
+        grad_weight: (N, out, channels).
+        grad_bias: (N, out).
+    """
+
+    outputs: Tensor
+    losses: Tensor
+    grad_features: Tensor
+    grad_weight: Tensor
+    grad_bias: Tensor
+
+
+class Kernels:
+    """The functions of one compiled library.
+
+    Activations are (N, C, H, W) in fp32 or bf16, contiguous, or of one image with the channels innermost. Everything
+    else is fp32 and contiguous. Nothing is checked: a wrong shape is a fault in memory.
+
+    Args:
+        path: of the compiled library.
+
+    Raises:
+        OSError, AttributeError: it cannot be loaded, or lacks a function.
+    """
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._functions = {}
+        for name, signature in _SIGNATURES.items():
+            for dtype, suffix in _SUFFIXES.items():
+                function = getattr(library, f"{name}_{suffix}")
+                function.argtypes, function.restype = [_TYPES[each] for each in signature], None
+                self._functions[name, dtype] = function
+
+    def perturb(self, fixed: Tensor, seeds: Tensor, iteration: int, deviation: float, out: Tensor) -> None:
+        """Write ``fixed`` plus Gaussian noise to ``out``.
+
+        The noise depends on an image's seed, the iteration and the position in memory (Philox 4×32-10).
+
+        Args:
+            fixed: (N, C, H, W) fp32, in the memory format of ``out``.
+            seeds: (N,) int64.
+            iteration: a count.
+            deviation: the noise's standard deviation.
+            out: like ``fixed``, in fp32 or bf16.
+        """
+        self._functions["perturb", out.dtype](
+            fixed.data_ptr(), out.data_ptr(), seeds.data_ptr(), len(out), out[0].numel(), iteration, deviation,
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+    def normalise(
+        self, x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slope: float
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise each channel of each image, then LeakyReLU.
+
+        Args:
+            x: (N, C, H, W).
+            scale: (N, C).
+            shift: (N, C), or none.
+            eps: added to the biased variance.
+            slope: of the LeakyReLU for negative values; 1 for no activation.
+
+        Returns:
+            The result in ``x``'s memory format, and the statistics for :meth:`normalise_backward`.
+        """
+        out, statistics = torch.empty_like(x), scale.new_empty(2 * scale.numel(), dtype=torch.float64)
+        self._functions["normalise", x.dtype](
+            x.data_ptr(), out.data_ptr(), scale.data_ptr(), None if shift is None else shift.data_ptr(),
+            statistics.data_ptr(), scale.numel(), x.shape[2] * x.shape[3], not x.is_contiguous(), eps, slope,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out, statistics
+
+    def normalise_backward(
+        self, x: Tensor, grad: Tensor, scale: Tensor, shift: Tensor | None, statistics: Tensor, *, slope: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The gradients of x, scale and shift, given that of the result in ``x``'s memory format."""
+        grad_x, grad_scale = torch.empty_like(x), torch.empty_like(scale)
+        grad_shift = None if shift is None else torch.empty_like(shift)
+        self._functions["normalise_backward", x.dtype](
+            x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), scale.data_ptr(),
+            None if shift is None else shift.data_ptr(), statistics.data_ptr(), grad_scale.data_ptr(),
+            None if grad_shift is None else grad_shift.data_ptr(), scale.numel(), x.shape[2] * x.shape[3],
+            not x.is_contiguous(), slope, torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_x, grad_scale, grad_shift
+
+    def normalise_upsampled(
+        self, low: Tensor, scale: Tensor, tables: tuple[Tensor, Tensor], *, pixels: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Divide by the deviation of what the tensor becomes when it is upsampled, and multiply by the scale.
+
+        Args:
+            low: (N, C, h, w).
+            scale: (N, C).
+            tables: of either axis, by :func:`table_of`.
+            pixels: of the upsampled tensor.
+            eps: added to the biased variance.
+
+        Returns:
+            The result in the memory format of ``low``, and the statistics for the backward pass.
+        """
+        out, statistics = torch.empty_like(low), scale.new_empty(2 * scale.numel(), dtype=torch.float64)
+        self._functions["normalise_upsampled", low.dtype](
+            low.data_ptr(), out.data_ptr(), scale.data_ptr(), statistics.data_ptr(), *_maps(low, tables, pixels), eps,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out, statistics
+
+    def normalise_upsampled_backward(
+        self,
+        low: Tensor,
+        grad: Tensor,
+        scale: Tensor,
+        statistics: Tensor,
+        tables: tuple[Tensor, Tensor],
+        *,
+        pixels: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of ``low`` and scale, given that of the result in the memory format of ``low``."""
+        grad_low, grad_scale = torch.empty_like(low), torch.empty_like(scale)
+        self._functions["normalise_upsampled_backward", low.dtype](
+            low.data_ptr(), grad.data_ptr(), grad_low.data_ptr(), scale.data_ptr(), statistics.data_ptr(),
+            grad_scale.data_ptr(), *_maps(low, tables, pixels), torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_low, grad_scale
+
+    def convolve_narrow(self, x: Tensor, weight: Tensor, addend: Tensor) -> Tensor:
+        """3×3 convolution of one image's few channels, padded by reflection, added to ``addend``.
+
+        Args:
+            x: (1, in, H, W), contiguous, two rows and columns at least.
+            weight: (1, out, in, 3, 3) fp32.
+            addend: (1, out, H, W) with the channels innermost.
+
+        Returns:
+            As ``addend``.
+        """
+        out = torch.empty_like(addend)
+        self._functions["convolve_narrow", x.dtype](
+            x.data_ptr(), addend.data_ptr(), out.data_ptr(), weight.data_ptr(), weight.shape[2], weight.shape[1],
+            *x.shape[2:], torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def convolve_narrow_backward(self, x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of ``x`` and weight, given that of the result with the channels innermost."""
+        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+        self._functions["convolve_narrow_backward", x.dtype](
+            x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), weight.data_ptr(), grad_weight.data_ptr(),
+            weight.shape[2], weight.shape[1], *x.shape[2:], torch.get_num_threads(),
+        )  # fmt: skip
+        return grad_x, grad_weight
+
+    def head(self, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Head:
+        """A 1×1 convolution, the sigmoid and each image's mean squared error, with their gradients, in one pass.
+
+        Args:
+            features: (N, channels, H, W).
+            weight: (N, out, channels).
+            bias: (N, out).
+            target: (N, out, H, W).
+        """
+        count, outputs, channels = weight.shape
+        head = Head(
+            torch.empty_like(target), target.new_empty(count), torch.empty_like(features), torch.empty_like(weight),
+            torch.empty_like(bias),
+        )  # fmt: skip
+        self._functions["head", features.dtype](
+            features.data_ptr(), head.grad_features.data_ptr(), weight.data_ptr(), bias.data_ptr(), target.data_ptr(),
+            head.outputs.data_ptr(), head.grad_weight.data_ptr(), head.grad_bias.data_ptr(), head.losses.data_ptr(),
+            count, outputs, channels, target.shape[2] * target.shape[3], not features.is_contiguous(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return head
+
+
+def table_of(upsampling: Tensor) -> Tensor:
+    """The description of upsampling along an axis that the kernels read.
+
+    Args:
+        upsampling: (size, ceil(size / 2)), its matrix; rows that are not beside each other have nothing in common.
+
+    Returns:
+        (3, ceil(size / 2)) fp32: the diagonal of the Gram matrix, the entries beside it (the last is not read), and
+        each pixel's share in the upsampled mean.
+    """
+    gram = upsampling.T @ upsampling
+    beside = torch.cat([gram.diagonal(1), gram.new_zeros(1)])
+    return torch.stack([gram.diagonal(), beside, upsampling.mean(dim=0)]).float()
+
+
+def _maps(low: Tensor, tables: tuple[Tensor, Tensor], pixels: int) -> tuple[int | float, ...]:
+    """The arguments that describe a low-resolution tensor: maps of one channel, or one of all channels innermost."""
+    count, channels, rows, columns = low.shape
+    maps, inner = (count * channels, 1) if low.is_contiguous() else (1, channels)
+    return tables[0].data_ptr(), tables[1].data_ptr(), maps, rows, columns, inner, float(pixels)

@@ -1,0 +1,68 @@
+// Fresh noise.
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+// Philox 4×32-10 (Salmon et al. 2011) of 16 counters.
+inline void philox(uint64_t key, Words counter, uint32_t iteration, Words out[4]) {
+    Words a = counter, b = Words{} + iteration, c = Words{}, d = Words{};
+    uint32_t low = uint32_t(key), high = uint32_t(key >> 32);
+    for (int round = 0; round < 10; ++round) {
+        const Longs first = __builtin_convertvector(a, Longs) * 0xD2511F53u;
+        const Longs second = __builtin_convertvector(c, Longs) * 0xCD9E8D57u;
+        a = __builtin_convertvector(second >> 32, Words) ^ b ^ low;
+        c = __builtin_convertvector(first >> 32, Words) ^ d ^ high;
+        b = __builtin_convertvector(second, Words);
+        d = __builtin_convertvector(first, Words);
+        low += 0x9E3779B9u;
+        high += 0xBB67AE85u;
+    }
+    out[0] = a, out[1] = b, out[2] = c, out[3] = d;
+}
+
+// Box and Muller's pair of normal numbers of two words.
+inline void normal(Words radius, Words angle, Floats& first, Floats& second) {
+    const Floats uniform = __builtin_convertvector(radius >> 8, Floats) * 0x1p-24f + 0x1p-25f;
+    const Floats length = root(-2.0f * logarithm(uniform));
+    // The angle's first two bits are the quadrant, the others the way from its middle, in radians.
+    const Words quadrant = angle >> 30;
+    const Floats turn = __builtin_convertvector(bits_of<Ints>(angle << 2) >> 2, Floats) * (1.57079633f * 0x1p-30f);
+    const Floats square = turn * turn;
+    Floats sine = all(2.7557319e-6f), cosine = all(2.4801587e-5f);
+    for (float c : {-1.9841270e-4f, 8.3333333e-3f, -1.6666667e-1f, 1.0f}) sine = sine * square + c;
+    for (float c : {-1.3888889e-3f, 4.1666667e-2f, -0.5f, 1.0f}) cosine = cosine * square + c;
+    sine *= turn;
+    const Ints swap = bits_of<Ints>((quadrant & 1) == 1);
+    const Floats x = swap ? sine : cosine, y = swap ? cosine : sine;
+    const Words sign_x = ((quadrant + 1) & 2) << 30, sign_y = (quadrant & 2) << 30;
+    first = length * bits_of<Floats>(bits_of<Words>(x) ^ sign_x);
+    second = length * bits_of<Floats>(bits_of<Words>(y) ^ sign_y);
+}
+
+template <class T>
+void perturb(const float* fixed, T* out, const int64_t* seeds, int64_t images, int64_t size, int64_t iteration,
+             float deviation, int threads) {
+    constexpr int64_t EACH = 4 * LANES;
+    const int64_t chunks = (size + EACH - 1) / EACH;
+    Words lane{};
+    for (int i = 0; i < LANES; ++i) lane[i] = i;
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (int64_t image = 0; image < images; ++image)
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            Words words[4];
+            Floats values[4];
+            philox(uint64_t(seeds[image]), lane + uint32_t(chunk * LANES), uint32_t(iteration), words);
+            normal(words[0], words[1], values[0], values[1]);
+            normal(words[2], words[3], values[2], values[3]);
+            for (int part = 0; part < 4; ++part) {
+                const int64_t at = chunk * EACH + part * LANES, count = size - at;
+                if (count <= 0) break;
+                const int64_t place = image * size + at;
+                store(out + place, load(fixed + place, count) + deviation * values[part], count);
+            }
+        }
+}
+
+}  // namespace

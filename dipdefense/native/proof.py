@@ -1,0 +1,136 @@
+"""The compiled kernels against torch's operators, on a few small tensors: before anything relies on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dipdefense.native.library import Kernels, table_of
+
+# Odd sizes, so that vectors and blocks have rests; one image, whose channels may be innermost, and two.
+_SHAPES = ((1, 19, 33, 31), (2, 3, 5, 7))
+_EPS, _SLOPE = 1e-5, 0.2
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+
+class WrongError(Exception):
+    """A kernel does something else than torch's operators; the message says which and by how much."""
+
+
+def prove(kernels: Kernels) -> None:
+    """Compare every kernel in both dtypes and both layouts.
+
+    Raises:
+        WrongError: one differs by more than rounding.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        for dtype in _TOLERANCE:
+            for x, grad in _activations(dtype):
+                _normalise(kernels, x, grad)
+                _normalise_upsampled(kernels, x, grad)
+                _head(kernels, x)
+                if not x.is_contiguous():
+                    _convolve_narrow(kernels, x, grad)
+            _perturb(kernels, dtype)
+
+
+def _activations(dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Values and gradients, (2, N, C, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in _SHAPES:
+        x, grad = torch.randn(2, *shape, generator=generator).to(dtype)
+        yield 2 * x + 1, grad
+        if shape[0] == 1:
+            yield tuple(each.contiguous(memory_format=torch.channels_last) for each in (2 * x + 1, grad))
+
+
+def _rows(count: int, *shape: int) -> Tensor:
+    """Parameters of ``count`` images, no two alike."""
+    values = torch.linspace(-1, 1.3, torch.Size(shape).numel() * count, dtype=torch.float32)
+    return values.view(count, *shape)
+
+
+def _normalise(kernels: Kernels, x: Tensor, grad: Tensor) -> None:
+    scale, shift = _rows(*x.shape[:2]), _rows(*x.shape[:2]).flip(1).contiguous()
+    out, statistics = kernels.normalise(x, scale, shift, eps=_EPS, slope=_SLOPE)
+    own = (out, *kernels.normalise_backward(x, grad, scale, shift, statistics, slope=_SLOPE))
+    inputs = [each.float().clone().requires_grad_() for each in (x, scale, shift)]
+    folded, weight, bias = inputs[0].reshape(1, -1, *x.shape[2:]), inputs[1].flatten(), inputs[2].flatten()
+    normal = F.batch_norm(folded, None, None, weight, bias, training=True, eps=_EPS)
+    plain = F.leaky_relu(normal, _SLOPE).view(x.shape)
+    gradients = torch.autograd.grad(plain, inputs, grad.float())
+    _compare("normalisation", own, (plain, *gradients), x.dtype)
+
+
+def _normalise_upsampled(kernels: Kernels, low: Tensor, grad: Tensor) -> None:
+    scale, (rows, columns) = _rows(*low.shape[:2]), low.shape[2:]
+    # An even height and an odd width.
+    height, width = 2 * rows, 2 * columns - 1
+    tables = _upsampling_table(rows, height), _upsampling_table(columns, width)
+    out, statistics = kernels.normalise_upsampled(low, scale, tables, pixels=height * width, eps=_EPS)
+    gradients = kernels.normalise_upsampled_backward(low, grad, scale, statistics, tables, pixels=height * width)
+    inputs = [each.float().clone().requires_grad_() for each in (low, scale)]
+    upsampled = F.interpolate(inputs[0], scale_factor=2, mode="bilinear")[..., :width]
+    deviation = (upsampled.var(dim=(2, 3), correction=0) + _EPS).sqrt()
+    plain = inputs[0] * (inputs[1] / deviation)[..., None, None]
+    exact = (plain, *torch.autograd.grad(plain, inputs, grad.float()))
+    _compare("upsampled tensor's normalisation", (out, *gradients), exact, low.dtype)
+
+
+def _upsampling_table(low: int, size: int) -> Tensor:
+    unit = torch.eye(low, dtype=torch.float64)
+    return table_of(F.interpolate(unit[None], scale_factor=2, mode="linear")[0].T[:size])
+
+
+def _convolve_narrow(kernels: Kernels, addend: Tensor, grad: Tensor) -> None:
+    count, outputs = addend.shape[:2]
+    x, weight = addend[:, :3].contiguous(), _rows(count, outputs, 3, 3, 3)
+    own = (kernels.convolve_narrow(x, weight, addend), *kernels.convolve_narrow_backward(x, weight, grad))
+    inputs = [each.float().clone().requires_grad_() for each in (x, weight)]
+    padded = F.pad(inputs[0], (1, 1, 1, 1), mode="reflect")
+    plain = addend.float() + F.conv2d(padded, inputs[1][0])
+    _compare("narrow convolution", own, (plain, *torch.autograd.grad(plain, inputs, grad.float())), addend.dtype)
+
+
+def _head(kernels: Kernels, x: Tensor) -> None:
+    count, channels, height, width = x.shape
+    weight, bias = _rows(count, 3, channels), _rows(count, 3)
+    target = torch.linspace(0, 1, count * 3 * height * width, dtype=torch.float32).view(count, 3, height, width)
+    own = kernels.head(x, weight, bias, target)
+    inputs = [each.float().clone().requires_grad_() for each in (x, weight, bias)]
+    logits = torch.baddbmm(inputs[2][..., None], inputs[1], inputs[0].flatten(2)).view(target.shape)
+    outputs = torch.sigmoid(logits)
+    losses = (outputs - target).square().mean(dim=(1, 2, 3))
+    gradients = torch.autograd.grad(losses.sum(), inputs)
+    _compare("last layer", own, (outputs, losses, *gradients), x.dtype)
+
+
+def _perturb(kernels: Kernels, dtype: torch.dtype) -> None:
+    """Moments, and other noise for another seed or iteration; a seed's noise does not depend on its place."""
+    fixed = torch.zeros(2, 3, 47, 31, dtype=torch.float32)
+    first, second, moved = (torch.empty_like(fixed, dtype=dtype) for _ in range(3))
+    kernels.perturb(fixed, torch.tensor([5, 6]), 1, 1.0, first)
+    kernels.perturb(fixed, torch.tensor([5, 6]), 2, 1.0, second)
+    kernels.perturb(fixed, torch.tensor([6, 5]), 1, 1.0, moved)
+    samples = torch.stack([*first, *second]).float().flatten(1)
+    # Six standard errors of 4,371 samples.
+    correlations = samples @ samples.T / samples.shape[1]
+    right = (
+        torch.equal(first.flip(0), moved)
+        and samples.mean(1).abs().max() < 0.1
+        and (correlations - torch.eye(4)).abs().max() < 0.13
+    )
+    if not right:
+        raise WrongError("the fresh noise has other moments than a normal distribution")
+
+
+def _compare(name: str, own: tuple[Tensor | None, ...], plain: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    for mine, theirs in zip(own, plain, strict=True):
+        assert mine is not None
+        off = ((mine.float() - theirs).abs().max() / theirs.abs().max()).item()
+        # The comparison does not hold for NaN.
+        if not off <= _TOLERANCE[dtype]:
+            raise WrongError(f"the {name} in {dtype} is off by {off:.1e} of its largest value")

@@ -1,0 +1,91 @@
+"""backend="native": what torch's operators do, with noise of its own; and every invariant that they have."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from dipdefense import DIPConfig, DIPPurifier, reconstruct
+from dipdefense.checks import Request, check_backend, explain
+from dipdefense.engine import trial
+from dipdefense.engine.fitting import BACKENDS, ByNative, surroundings
+from dipdefense.evaluation.defences import deep_image_prior
+from dipdefense.native.library import Kernels
+
+# One large image has its channels innermost; without skip branches there is no narrow convolution.
+CASES = {
+    "small images": ((3, 3, 35, 33), {}),
+    "one small image": ((1, 1, 32, 32), {}),
+    "one large image": ((1, 3, 161, 165), {"channels": 20}),
+    "no skip branches": ((1, 4, 161, 160), {"skip_channels": 0}),
+}
+
+
+@pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "changes"), CASES.values(), ids=CASES)
+def test_it_does_what_torch_does(native: Kernels, tiny: DIPConfig, shape, changes, operands) -> None:
+    config = dataclasses.replace(tiny, **changes)
+    request = Request(torch.rand(shape), (8,), config, tuple(range(shape[0])), operands, "native")
+    with surroundings(torch.device("cpu")):
+        trial.prove(request, "native")
+
+
+class Wrong(ByNative):
+    def __call__(self) -> None:
+        super().__call__()
+        self._outputs += 0.01
+
+
+def test_that_comparison_can_fail(native: Kernels, tiny: DIPConfig, monkeypatch) -> None:
+    monkeypatch.setitem(BACKENDS, "native", Wrong)
+    request = Request(torch.rand(1, 3, 32, 32), (8,), tiny, (0,), torch.float32, "native")
+    with surroundings(torch.device("cpu")), pytest.raises(trial.Mismatch):
+        trial.prove(request, "native")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_image_alone_is_the_same_to_the_bit(native: Kernels, precision) -> None:
+    # Of this shape torch's convolutions are so too.
+    images = torch.rand(3, 3, 32, 32)
+    options = {"budgets": (12,), "config": DIPConfig.architecture_2(), "precision": precision}
+    together = reconstruct(images, seed=(5, 6, 7), **options)
+    for place, seed in enumerate((5, 6, 7)):
+        alone = reconstruct(images[place : place + 1], seed=seed, **options)
+        assert alone.backend == "native"
+        assert torch.equal(alone.images[:, 0], together.images[:, place])
+
+
+def test_a_budget_is_a_snapshot_and_a_seed_fixes_everything(native: Kernels, tiny: DIPConfig) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    long = reconstruct(images, budgets=(4, 9), config=tiny, seed=1)
+    with torch.inference_mode(), torch.autocast("cpu"):
+        short = reconstruct(images, budgets=(4,), config=tiny, seed=1)
+    other = reconstruct(images, budgets=(4,), config=tiny, seed=2)
+    assert torch.equal(short.images[0], long.images[0])
+    assert not torch.equal(short.images, other.images)
+
+
+def test_it_learns(native: Kernels, tiny: DIPConfig) -> None:
+    image = torch.linspace(0, 1, 32 * 32).view(1, 1, 32, 32).expand(1, 3, -1, -1)
+    run = reconstruct(image, budgets=(150,), config=tiny, seed=0)
+    assert run.losses[-1].item() < run.losses[0].item() / 10
+
+
+def test_it_is_taken_where_it_is_asked_for_and_records_name_it(native: Kernels, tiny: DIPConfig) -> None:
+    images = torch.rand(1, 3, 32, 32)
+    assert DIPPurifier(2, config=tiny).backend_for(images) == "torch"
+    assert DIPPurifier(2, config=tiny, backend="native").backend_for(images) == "native"
+    assert explain("cpu")["backend"] == (
+        'torch: the same on every CPU. "native" would be faster, with fresh noise of its own: the kernels compiled on '
+        "this machine do what torch's operators do."
+    )
+    assert explain("cpu", backend="native")["backend"] == "native: asked for."
+    made = deep_image_prior((2,), config=tiny, shape=(3, 32, 32), backend="native")
+    assert made.settings["backend"] == "native"
+
+
+def test_it_needs_a_cpu() -> None:
+    with pytest.raises(ValueError, match=r"the images on a CPU, got images on cuda; move them there \(images.cpu"):
+        check_backend("native", torch.device("cuda"))

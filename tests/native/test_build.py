@@ -1,0 +1,152 @@
+"""Compiling at run time: the cache, what may be wrong with it, and what happens without a compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from dipdefense import reconstruct
+from dipdefense.checks import explain
+from dipdefense.native import build, loading, proof
+from dipdefense.native.library import Kernels
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def cache(native: Kernels, kernels_cache: Path, tmp_path: Path, monkeypatch) -> Path:
+    """An empty cache, no kernels loaded yet, and a quick compiler: it copies what the real one made."""
+    (made,) = (kernels_cache / "dipdefense").glob("kernels-*.so")
+    compiler(tmp_path, monkeypatch, f'for out; do :; done\necho run >> "{tmp_path}/runs"\ncp "{made}" "$out"')
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "_loaded", [])
+    return tmp_path / "cache" / "dipdefense"
+
+
+def compiler(folder: Path, monkeypatch, script: str) -> None:
+    """A compiler that does this; its last argument is where the library is wanted."""
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+
+
+def runs(tmp_path: Path) -> int:
+    return len((tmp_path / "runs").read_text().splitlines())
+
+
+def test_it_compiles_once(cache: Path, tmp_path: Path, monkeypatch) -> None:
+    for _ in range(2):
+        monkeypatch.setattr(loading, "_loaded", [])
+        assert loading.loaded().kernels is not None
+    assert runs(tmp_path) == 1
+    (kept,) = cache.iterdir()
+    assert kept.suffix == ".so"
+    # A new key: what another compiler made is not taken.
+    compiler(tmp_path, monkeypatch, (tmp_path / "compiler").read_text() + "# another version")
+    monkeypatch.setattr(loading, "_loaded", [])
+    assert loading.loaded().kernels is not None
+    assert runs(tmp_path) == 2
+
+
+# The damaged file is another than the one that this process has mapped.
+def truncated(path: Path) -> None:
+    beginning = path.read_bytes()[:5000]
+    path.unlink()
+    path.write_bytes(beginning)
+
+
+def empty(path: Path) -> None:
+    path.unlink()
+    path.touch()
+
+
+def no_library(path: Path) -> None:
+    """Its digest is right."""
+    path.unlink()
+    text = path.with_name("text")
+    text.write_text("no library")
+    text.rename(path.with_name(f"{path.stem.rsplit('-', 1)[0]}-{build._digest(text)}.so"))
+
+
+@pytest.mark.parametrize("damage", [truncated, empty, no_library])
+def test_a_damaged_file_is_replaced(cache: Path, tmp_path: Path, monkeypatch, damage) -> None:
+    build.built(Kernels)
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    damage(kept)
+    monkeypatch.setattr(loading, "_loaded", [])
+    assert loading.loaded().kernels is not None
+    assert kept.read_bytes() == whole
+    assert runs(tmp_path) == 2
+
+
+def test_a_cache_that_cannot_be_written(cache: Path, tmp_path: Path) -> None:
+    cache.parent.write_text("a file where the folder should be")
+    assert loading.loaded().kernels is not None
+    proof.prove(loading.required())  # after the temporary folder has gone
+
+
+def test_processes_that_build_at_the_same_time(cache: Path, tmp_path: Path, monkeypatch) -> None:
+    compiler(tmp_path, monkeypatch, (tmp_path / "compiler").read_text() + "sleep 0.5")
+    code = "from dipdefense.native import loading; print(loading.loaded().reason)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]  # fmt: skip
+    said = {process.communicate()[0].strip() for process in processes}
+    assert said == {"the kernels compiled on this machine do what torch's operators do"}
+    assert len(list(cache.iterdir())) == 1
+
+
+WITHOUT = {
+    "not there": (None, r"there is no C\+\+ compiler \(/nowhere/c\+\+\)"),
+    "fails": ("echo 'kernels.cpp:1: error: no vectors' >&2; exit 1", "fails: kernels.cpp:1: error: no vectors"),
+    "makes nothing": ("exit 0", "cannot be loaded"),
+    "makes no library": ('for out; do :; done; echo text > "$out"', "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize(("script", "reason"), WITHOUT.values(), ids=WITHOUT)
+def test_without_a_compiler_torch_does_it_all(cache, tmp_path, monkeypatch, tiny, script, reason) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    if script is not None:
+        compiler(tmp_path, monkeypatch, script)
+    images = torch.rand(1, 3, 32, 32)
+    assert reconstruct(images, budgets=(1,), config=tiny).backend == "torch"
+    assert '"native" is not there' in explain("cpu")["backend"]
+    with pytest.raises(ValueError, match=reason):
+        reconstruct(images, budgets=(1,), config=tiny, backend="native")
+
+
+def test_wrong_kernels_are_set_aside(cache: Path, tiny, monkeypatch) -> None:
+    def wrong(kernels: Kernels) -> None:
+        raise proof.WrongError("the last layer is off by 1")
+
+    monkeypatch.setattr(proof, "prove", wrong)
+    assert "the compiled kernels are set aside: the last layer is off by 1." in explain("cpu")["backend"]
+    with pytest.raises(ValueError, match="off by 1"):
+        reconstruct(torch.rand(1, 3, 32, 32), budgets=(1,), config=tiny, backend="native")
+
+
+def test_the_environment_switches_them_off(native: Kernels, tiny, monkeypatch) -> None:
+    images = torch.rand(1, 3, 32, 32)
+    assert reconstruct(images, budgets=(1,), config=tiny, backend="native").backend == "native"
+    monkeypatch.setenv(loading.VARIABLE, "0")
+    with pytest.raises(ValueError, match=loading.VARIABLE):
+        reconstruct(images, budgets=(1,), config=tiny, backend="native")
+    assert loading.VARIABLE in explain("cpu")["backend"]
+
+
+def test_the_source_is_in_the_package() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["dipdefense"]
+    packaged = {path for pattern in patterns for path in (ROOT / "dipdefense").glob(pattern)}
+    assert packaged >= {build.SOURCE, *build.HEADERS}
+    assert len(build.HEADERS) == 6
