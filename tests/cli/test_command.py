@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dipdefense import DIPPurifier, Reconstruction, evaluation
+from dipdefense.checks import Precision
 from dipdefense.cli import evaluating, examination, options, reading
 from dipdefense.cli.command import command
 from dipdefense.cli.costs import Cost
 from dipdefense.cli.proof import Proof
-from dipdefense.config import CONFIGS
+from dipdefense.config import CONFIGS, Backend
 from dipdefense.evaluation import AdaptiveReport, Run
+from dipdefense.stopping import RuleName
 
 SUBCOMMANDS = tuple(command.list_commands(None))
 
@@ -48,8 +51,11 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout.startswith("dipdefense ")
 
 
-def test_the_named_networks_are_all_there() -> None:
+def test_the_names_of_choices_are_the_librarys() -> None:
     assert set(options.CONFIG_NAMES) == set(CONFIGS)
+    assert get_args(Backend) == options.BACKENDS
+    assert get_args(Precision) == options.PRECISIONS
+    assert get_args(RuleName) == options.RULES
 
 
 @pytest.mark.parametrize(
