@@ -72,7 +72,7 @@ def command(
     if chosen.reduced:
         say(chosen.reduced)
     try:
-        with usage(), run(summary, [], out):
+        with usage(), run(summary, [out / "report.md"], out):
             summary.begun = True
             report = evaluation.evaluate(
                 purifier, model, found.images.to(chosen.device), found.labels.to(chosen.device),
@@ -81,7 +81,7 @@ def command(
             )  # fmt: skip
             text = written(report, out)
             click.echo(report.to_json() if as_json else text)
-    except ending.Stopped as stop:
+    except (ending.Stopped, evaluation.StoreError) as stop:
         ending.end(ending.STOPPED, f"{stop}.")
     if summary.ended:
         say(summary.ended)

@@ -104,7 +104,7 @@ def classifier(function: F) -> F:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout for programs.")
-overwrite = click.option("--overwrite", is_flag=True, help="Replace files in OUT that are no result of this command.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace files in OUT that other settings or programs made.")
 full_names = click.option(
     "--full-names", is_flag=True, help="a.jpg becomes a.jpg.png, not a.png: for folders that hold a.jpg beside a.png."
 )

@@ -79,3 +79,10 @@ def test_an_interrupt_is_told(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(evaluation, "evaluate", interrupted)
     result = evaluate(tmp_path / "out", "--images", 1)
     assert (result.exit_code, result.stderr.strip()) == (143, "Terminated. The same command resumes.")
+
+
+def test_a_broken_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "outcomes.sqlite").write_bytes(b"no store" * 200)
+    result = evaluate(tmp_path / "out", "--images", 1)
+    assert (result.exit_code, "outcomes.sqlite" in result.stderr) == (3, True)
