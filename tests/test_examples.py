@@ -24,6 +24,11 @@ EXAMPLES = {
         ["--images", "1", "--iters", "4"],
         ["clean .* defended +[01] of 1", "FGSM, .* undefended +[01] of 1", "BPDA gradient"],
     ),
+    "own_image.py": (
+        ["--iters", "2", "--max-side", "64"],
+        ["Saved out/own_image.png, 64×64", "before .*bull mastiff", "after"],
+    ),
+    "folder.py": (["--iters", "2"], ["4 of 4 images of 32×32 pixels done", "See out/folder"]),
     "honest_evaluation.py": (["--images", "1", "--iters", "1"], ["worst case", "PASS", "Saved out/honest-evaluation"]),
 }
 

@@ -15,7 +15,16 @@ import torch
 from PIL import Image, ImageCms
 
 from dipdefense import files
-from dipdefense.files import ImageFile, UnreadableImage, atomic, read_image, write_atomically, write_image
+from dipdefense.files import (
+    ImageFile,
+    UnreadableImage,
+    atomic,
+    read_image,
+    remove_unfinished,
+    shape_of,
+    write_atomically,
+    write_image,
+)
 
 
 def test_a_file_is_written_as_bytes_or_as_utf8(tmp_path: Path) -> None:
@@ -56,6 +65,21 @@ def test_the_old_file_is_whole_until_the_new_one_is(tmp_path: Path) -> None:
         file.flush()
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from dipdefense.files import atomic\n"
+        "with atomic(sys.argv[1]) as file: file.write(b'half'); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)
+    (left,) = tmp_path.iterdir()
+    for name in (".mine.tmp", "b.tmp", f".{'0' * 15}g.tmp"):
+        (tmp_path / name).write_text("")
+    assert remove_unfinished(tmp_path, older_than=3600) == 0
+    assert remove_unfinished(tmp_path) == 1
+    assert not left.exists()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_permissions_are_the_old_files_or_the_usual_ones(tmp_path: Path) -> None:
@@ -132,7 +156,10 @@ def test_an_image_is_written_as_it_was_read(tmp_path: Path, picture: Image.Image
     exif[0x0112] = orientation
     picture.save(tmp_path / "source.png", exif=exif, **options)
     source = read_image(tmp_path / "source.png")
-    write_image(tmp_path / "a.png", source.pixels, alpha=source.alpha, bits=source.bits, icc=source.icc)
+    assert shape_of((tmp_path / "source.png").read_bytes(), name="source") == source.pixels.shape
+    write_image(
+        tmp_path / "a.png", source.pixels, alpha=source.alpha, bits=source.bits, icc=source.icc, text={"k": "v"}
+    )
     written = read_image(tmp_path / "a.png")
     assert torch.equal(written.pixels, source.pixels)
     assert source.pixels.shape[1:] == ((50, 40) if orientation > 4 else (40, 50))
@@ -143,6 +170,7 @@ def test_an_image_is_written_as_it_was_read(tmp_path: Path, picture: Image.Image
         assert torch.equal(written.alpha, source.alpha)
     with Image.open(tmp_path / "a.png") as again:
         assert 0x0112 not in again.getexif()
+        assert again.text == {"k": "v"}
 
 
 def test_rounding_goes_to_the_nearest_and_not_beyond_the_range(tmp_path: Path) -> None:

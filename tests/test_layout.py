@@ -215,6 +215,22 @@ def test_import_needs_torch_alone() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys, dipdefense; print('torch' in sys.modules); print(callable(dipdefense.reconstruct))",
+        "print(False); import dipdefense.purifier; from dipdefense import reconstruct; print(callable(reconstruct))",
+        "print(False); import dipdefense.reconstruct; print(callable(dipdefense.reconstruct))",
+        "print(False); from dipdefense import *; print(callable(reconstruct))",
+        "print(False); import dipdefense; print(set(dipdefense.__all__) <= set(dir(dipdefense)))",
+    ],
+)
+def test_names_load_when_they_are_used(code: str) -> None:
+    """The function of the name ``reconstruct`` is the public one, whichever module was imported before."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
 @pytest.mark.parametrize("name", [name for name in modules(ROOT) if name.startswith("dipdefense")])
 def test_docstring_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), extraglobs={"torch": importlib.import_module("torch")})

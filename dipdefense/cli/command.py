@@ -9,7 +9,7 @@ import click
 from dipdefense import __version__
 from dipdefense.cli.ending import EXIT_CODES
 
-_SUBCOMMANDS = ("purify", "classify", "attack", "doctor")
+_SUBCOMMANDS = ("purify", "classify", "attack", "evaluate", "doctor")
 
 
 class _Group(click.Group):

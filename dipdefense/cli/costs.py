@@ -22,7 +22,7 @@ class Cost:
     Attributes:
         images: fitted at once.
         measured: iterations that were timed.
-        seconds: an image, foretold for all iterations.
+        seconds: an image, predicted for all iterations.
         memory: bytes that all of them took at the peak; None where the system does not tell.
         expected: bytes an image that the defence plans with.
         free: bytes that were free.
@@ -44,12 +44,12 @@ def measure(network: Network, *, side: int, iters: int, images: int, budget: flo
     """Time iterations of images of a size until a number of seconds is over, three at least.
 
     The first iteration, in which libraries choose their ways and memory is taken, counts once; the others' mean stands
-    for all that follow, since a busy machine is to be foretold as it is.
+    for all that follow, since a busy machine is to be measured as it is.
 
     Args:
         network: the networks.
         side: pixels of each side.
-        iters: iterations to foretell.
+        iters: iterations to predict for.
         images: fitted at once.
         budget: seconds to measure for.
 

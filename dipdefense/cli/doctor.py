@@ -12,7 +12,7 @@ from dipdefense.cli.options import ITERATIONS, Command, as_json, network, usage
 
 @click.command(cls=Command)
 @click.option("--size", type=click.IntRange(1, 8192), default=224, show_default=True, help="Pixels of each side.")
-@click.option("--iters", type=ITERATIONS, default=1000, show_default=True, help="Iterations to foretell.")
+@click.option("--iters", type=ITERATIONS, default=1000, show_default=True, help="Iterations to predict for.")
 @click.option(
     "--measure", "seconds", type=click.FloatRange(0, 3600), default=10, show_default=True, help="Seconds to time for."
 )
@@ -21,7 +21,7 @@ from dipdefense.cli.options import ITERATIONS, Command, as_json, network, usage
 def command(size: int, iters: int, seconds: float, as_json: bool, **options: Any) -> None:
     """Say what there is on this machine, prove that it computes as the reference does, and measure an image's cost.
 
-    The cost is foretold from a few iterations. Exit code 1: the proof failed.
+    The cost is predicted from a few iterations. Exit code 1: the proof failed.
     """
     import json
 

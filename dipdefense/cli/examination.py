@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
-from typing import Any
+from typing import Any, get_args
 
 from dipdefense import __version__
 from dipdefense.checks import Precision, check_backend, explain
@@ -20,7 +20,7 @@ from dipdefense.config import Backend
 from dipdefense.machine import hardware
 
 _PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "numpy", "pillow", "click", "triton", "ray")
-_BACKENDS: tuple[Backend, ...] = ("torch", "cudagraphs", "triton")
+_BACKENDS = [backend for backend in get_args(Backend) if backend != "auto"]
 
 
 def examine(network: Network, *, size: int, iters: int, seconds: float, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _versions() -> dict[str, str]:
 
 def _obstacle(backend: Backend, network: Network) -> str:
     try:
-        check_backend(backend, network.device)
+        check_backend(backend, network.device, network.config)
     except ValueError as error:
         return str(error)
     return ""

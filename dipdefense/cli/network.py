@@ -76,9 +76,9 @@ def asked_for(*, config: str | None, device: str | None, precision: Precision, b
         ValueError: the device, the precision or the backend is not to be had here.
     """
     where = arguments.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    check_backend(backend, where)
-    operands = operand_dtype(precision, where)
     name = config or ("paper" if where.type == "cuda" else "compact")
+    check_backend(backend, where, CONFIGS[name]())
+    operands = operand_dtype(precision, where)
     return Network(
         name,
         CONFIGS[name](),

@@ -14,6 +14,11 @@ from dipdefense.cli.ending import EXIT_CODES
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONFIG_NAMES = ("paper", "compact", "architecture-1", "architecture-2")
+BACKENDS = ("auto", "torch", "native", "cudagraphs", "triton")
+PRECISIONS = ("auto", "fp32", "bf16")
+RULES = ("variance", "trend")
+# The names above are the library's, which would load torch; a test holds them together.
+
 COUNT = click.IntRange(1, 2**31 - 1)
 ITERATIONS = click.IntRange(1, 1_000_000)
 SEED = click.IntRange(0, 2**63 - 1)
@@ -65,12 +70,11 @@ def _repeated(option: str, words: list[str]) -> list[str]:
 
 def network(function: F) -> F:
     """``--config``, ``--seed``, ``--precision``, ``--backend`` and ``--device``."""
-    precisions, backends = ("auto", "fp32", "bf16"), ("auto", "torch", "cudagraphs", "triton")
     for option in (
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
-        click.option("--backend", type=click.Choice(backends), default="auto", show_default=True),
+        click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
         click.option(
-            "--precision", type=click.Choice(precisions), default="auto", show_default=True,
+            "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
             help="Of the convolutions; auto takes bf16 where it is faster.",
         ),
         click.option(
@@ -100,7 +104,7 @@ def classifier(function: F) -> F:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout for programs.")
-overwrite = click.option("--overwrite", is_flag=True, help="Replace files in OUT that are no result of this command.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace files in OUT that other settings or programs made.")
 full_names = click.option(
     "--full-names", is_flag=True, help="a.jpg becomes a.jpg.png, not a.png: for folders that hold a.jpg beside a.png."
 )

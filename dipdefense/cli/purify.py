@@ -14,6 +14,7 @@ from dipdefense.cli.options import (
     COUNT,
     EXISTING,
     ITERATIONS,
+    RULES,
     WRITTEN,
     Command,
     as_json,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=COUNT, help="Images of one size fitted at once.  [default: by free memory]")
 @click.option("--max-side", type=click.IntRange(32, 2**16), help="Reduce images whose longer side has more pixels.")
 @click.option(
-    "--stopping", type=click.Choice(("variance", "trend")),
+    "--stopping", type=click.Choice(RULES),
     help="A rule that ends each image's fit by itself, before the last iteration.  [default: none, as in the paper]",
 )  # fmt: skip
 @network

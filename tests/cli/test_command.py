@@ -7,18 +7,22 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from dipdefense import DIPPurifier, Reconstruction
-from dipdefense.cli import examination, options, reading
+from dipdefense import DIPPurifier, Reconstruction, evaluation
+from dipdefense.checks import Precision
+from dipdefense.cli import evaluating, examination, options, reading
 from dipdefense.cli.command import command
 from dipdefense.cli.costs import Cost
 from dipdefense.cli.proof import Proof
-from dipdefense.config import CONFIGS
+from dipdefense.config import CONFIGS, Backend
+from dipdefense.evaluation import AdaptiveReport, Run
+from dipdefense.stopping import RuleName
 
 SUBCOMMANDS = tuple(command.list_commands(None))
 
@@ -47,8 +51,11 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout.startswith("dipdefense ")
 
 
-def test_the_named_networks_are_all_there() -> None:
+def test_the_names_of_choices_are_the_librarys() -> None:
     assert set(options.CONFIG_NAMES) == set(CONFIGS)
+    assert get_args(Backend) == options.BACKENDS
+    assert get_args(Precision) == options.PRECISIONS
+    assert get_args(RuleName) == options.RULES
 
 
 @pytest.mark.parametrize(
@@ -117,6 +124,7 @@ def lists(count: int) -> list[list[str]]:
         ["classify", "a.png", "--purify", "2", "--top", "3", "--form", "csv"],
         ["attack", "full", "out", "--attack", "fgsm", "--epsilon", "5"],
         ["doctor", "--size", "32", "--config", "compact"],
+        ["evaluate", "out", "--images", "2", "--level", "quick", "--epsilon", "8"],
     ]
     flags = sorted({flag for name in SUBCOMMANDS for given in command.get_command(None, name).params
                     for flag in given.opts if flag.startswith("-")})  # fmt: skip
@@ -153,6 +161,9 @@ def _instant(monkeypatch) -> None:
     monkeypatch.setattr(DIPPurifier, "reconstruct", fitted)
     monkeypatch.setattr(examination, "prove", lambda device, precision: Proof(precision, 0.0, 1.0))
     monkeypatch.setattr(examination, "measure", lambda *given, **named: Cost(1, 3, 1.0, None, 1, 2))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given, **named: AdaptiveReport(Run({}, (), {}, ())))
+    monkeypatch.setattr(evaluating, "written", lambda report, folder: "")
+    monkeypatch.setattr(AdaptiveReport, "to_json", lambda report: "{}")
     monkeypatch.setattr(reading, "load", functools.cache(reading.load))
 
 

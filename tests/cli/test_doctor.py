@@ -28,12 +28,12 @@ def doctor(*words: object) -> dict:
 def test_what_it_finds() -> None:
     found = doctor("--size", 32, "--iters", 5, "--measure", 0.1)
     assert torch.__version__.startswith(found["versions"]["torch"])
-    assert found["backend"] == "torch: the others need an NVIDIA GPU."
+    assert found["backend"].startswith("torch: ")
     assert found["backends"]["torch"] == "runs here"
     assert "NVIDIA GPU" in found["backends"]["cudagraphs"]
     assert [item["passed"] for item in found["proofs"]] == [True]
     assert [cost["images"] for cost in found["costs"]] == [1, 32]
-    assert all(cost["seconds"] > 0 and cost["measured"] == 5 for cost in found["costs"])
+    assert all(cost["seconds"] > 0 and 3 <= cost["measured"] <= 5 for cost in found["costs"])
     assert 0 < found["costs"][1]["expected"] < found["costs"][1]["free"]
 
 
@@ -96,8 +96,8 @@ def test_the_seconds_are_those_of_a_purification(tmp_path: Path) -> None:
     ratios = []
     # The load of a machine changes from one minute to the next.
     for attempt in range(3):
-        foretold = doctor("--size", 96, "--iters", 200, "--measure", 5)["costs"][0]["seconds"]
+        predicted = doctor("--size", 96, "--iters", 200, "--measure", 5)["costs"][0]["seconds"]
         result = CliRunner().invoke(command, [*words, "--seed", str(attempt), "--overwrite"])
-        ratios.append(json.loads(result.stdout)["seconds"] / foretold)
-    print("seconds of purify / those that doctor foretold:", [round(ratio, 2) for ratio in ratios])
+        ratios.append(json.loads(result.stdout)["seconds"] / predicted)
+    print("seconds of purify / those that doctor predicted:", [round(ratio, 2) for ratio in ratios])
     assert any(1 / 1.3 <= ratio <= 1.3 for ratio in ratios)

@@ -1,0 +1,88 @@
+"""``dipdefense evaluate``: attackers who know the defence, and what is left of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from dipdefense.cli import ending
+from dipdefense.cli.options import (
+    COUNT,
+    EXISTING,
+    ITERATIONS,
+    WRITTEN,
+    Command,
+    as_json,
+    classifier,
+    network,
+    usage,
+)  # fmt: skip
+
+
+@click.command(cls=Command)
+@click.argument("out", metavar="OUT", type=WRITTEN)
+@click.option("--data", type=EXISTING, help="Images in folders by WordNet id, as IMAGENET/val.  [default: packaged]")
+@click.option("--images", type=COUNT, default=4, show_default=True, help="How many of them, sampled at random.")
+@classifier
+@click.option("--iters", type=ITERATIONS, default=1000, show_default=True, help="Iterations of the reconstruction.")
+@click.option("--level", type=click.Choice(("quick", "standard", "full")), default="quick", show_default=True)
+@click.option(
+    "--epsilon", type=click.FloatRange(0, 255, min_open=True), multiple=True,
+    help="Strength, in 1/255 for Linf; may be given several times.  [default: 8]",
+)  # fmt: skip
+@click.option("--norm", type=click.Choice(("Linf", "L2")), default="Linf", show_default=True)
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Images attacked at once.")
+@network
+@as_json
+def command(
+    out: Path,
+    data: Path | None,
+    images: int,
+    classifier_name: str,
+    weights: Path | None,
+    iters: int,
+    level: str,
+    epsilon: tuple[float, ...],
+    norm: Literal["Linf", "L2"],
+    batch_size: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Attack the reconstruction by those who know it, and write what is left of it into the folder OUT.
+
+    The price is told first. "quick" and "standard" are reduced attacks: an accuracy under them is an upper bound, and
+    no robust accuracy. OUT has the report as text and as JSON, and all that a killed run resumes from.
+    """
+    from dipdefense import evaluation
+    from dipdefense.cli import reading
+    from dipdefense.cli.evaluating import sampled, written
+    from dipdefense.cli.network import asked_for
+    from dipdefense.cli.outputs import run
+    from dipdefense.cli.progress import say
+    from dipdefense.cli.summary import Summary
+
+    summary = Summary(images)
+    with usage():
+        chosen = asked_for(**options)
+        model = reading.load(classifier_name, weights, chosen.device)
+        purifier = chosen.purifier(iters)
+        found = sampled(data, model, images, chosen.seed, summary)
+    if chosen.reduced:
+        say(chosen.reduced)
+    try:
+        with usage(), run(summary, [out / "report.md"], out):
+            summary.begun = True
+            report = evaluation.evaluate(
+                purifier, model, found.images.to(chosen.device), found.labels.to(chosen.device),
+                level=level, epsilon=epsilon or 8, norm=norm, seed=chosen.seed, batch_size=batch_size,
+                folder=out, tell=say,
+            )  # fmt: skip
+            text = written(report, out)
+            click.echo(report.to_json() if as_json else text)
+    except (ending.Stopped, evaluation.StoreError) as stop:
+        ending.end(ending.STOPPED, f"{stop}.")
+    if summary.ended:
+        say(summary.ended)
+    raise SystemExit(summary.exit_code)
