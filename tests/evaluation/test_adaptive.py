@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dipdefense import DIPPurifier
 from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, evaluate
 from dipdefense.evaluation.adaptive_conditions import Target, conditions
+from dipdefense.evaluation.adaptive_names import title
 from dipdefense.evaluation.adaptive_plan import duration, prices
 
 BRIEF = Level(
@@ -172,6 +173,18 @@ def test_a_resumed_attack_does_not_begin_anew(tmp_path: Path, monkeypatch: pytes
     evaluate(second, classifier, images, labels, **given)
     # Six probes, some ten steps that were left, and the draws that judge them.
     assert 10_000 - second.at < 6 + 15 + 4
+
+
+def test_every_attack_of_the_levels_runs_on_dip() -> None:
+    small = {"steps": 1, "samples": 1, "queries": 2, "iterations": 1, "pairs": 1}
+    attacks = {
+        name: {setting: small[setting] for setting in settings} for name, settings in LEVELS["full"].attacks.items()
+    }
+    assert set(LEVELS["standard"].attacks) <= set(attacks)
+    report = call(level=Level(name="every", attacks=attacks, draws=1))
+    for name in attacks:
+        assert report.judged(name, ("dip", 2), 16) is not None, name
+        assert title(name) in str(report)
 
 
 def test_a_deterministic_defence_is_judged_once() -> None:
