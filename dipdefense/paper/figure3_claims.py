@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         """Such as "0.42 [0.36, 0.48]"."""
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
 
 
 @dataclass(frozen=True)
