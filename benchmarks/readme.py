@@ -45,10 +45,11 @@ def pages() -> Iterator[tuple[Path, str]]:
     runs = {source: read_export(RESULTS / source / "table2.jsonl") for source in SOURCES}
     known = {name: read_report(RESULTS / name) for name in ADAPTIVE if (RESULTS / name).is_dir()}
     own = known.pop(ADAPTIVE[0], None)
-    tables = [brief(runs[FIRST_SCREEN], own), *map(attacked, known.values())]
     reports = [report for report in (own, *known.values()) if report is not None]
-    path, text = _filled(ROOT / "README.md", "\n\n".join(tables))
-    yield path, _between(text, VERDICT, verdict(reports))
+    # The first screen has room for one of them.
+    largest = sorted(known.values(), key=lambda report: -max(each.n for each in report.verdicts))[:1]
+    path, text = _filled(ROOT / "README.md", "\n\n".join([brief(runs[FIRST_SCREEN], own), *map(attacked, largest)]))
+    yield path, _between(text, VERDICT, verdict(largest))
     own_tables = [*(headline(run) for run in runs.values()), *map(attacked, reports)]
     own_tables += [figure1_report.headline(read_export(RESULTS / source / "figure1.jsonl")) for source in CURVES]
     yield _filled(ROOT / "benchmarks" / "README.md", "\n\n".join(own_tables))

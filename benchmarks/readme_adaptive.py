@@ -45,7 +45,7 @@ def attacked(report: AdaptiveReport) -> str:
 
 def verdict(reports: Sequence[AdaptiveReport]) -> str:
     """A sentence a record and budget: the accuracy that is left of the reconstruction, or that nothing is."""
-    found = []
+    found, nothing = [], []
     for report in reports:
         epsilon = report.epsilons[-1]
         for column in report.columns:
@@ -60,10 +60,10 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
             where = (
                 f"{column_title(column)} ({channels} channels, {report.run.configuration['classifier']}, n = {left.n})"
             )
-            little = min(left.mean, left.majority) <= NOTHING
+            nothing.append(min(left.mean, left.majority) <= NOTHING)
             sentence = (
                 f"{where}: {_cell(clean)} % on clean images; at ε = {epsilon:g}, under attackers who know it, "
-                f"{'next to nothing is left: ' if little else ''}{_cell(left)} % by a single draw and "
+                f"{_cell(left)} % by a single draw and "
                 f"{100 * left.majority:.1f} % by majority vote, strongest attack {title(parts.attack)}"
             )
             unaware = report.judged("transfer", column, epsilon)
@@ -74,7 +74,8 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
         return "Attackers who know the defence have not been measured yet."
     reduced = any(report.run.configuration["adaptive"]["level"] != "full" for report in reports)
     end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
-    return f"**{'. '.join(found)}.**{end}"
+    head = "**Attackers who know the defence leave next to nothing of it.** " if any(nothing) else ""
+    return f"{head}{'. '.join(found)}.{end}"
 
 
 def _cell(judged: Verdict) -> str:
