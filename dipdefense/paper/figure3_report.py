@@ -148,7 +148,9 @@ def _mark_crossing(axes: Axes, robust: Curve, other: Curve) -> None:
     found = crossing(robust, other)
     if found.budget is not None:
         axes.axvline(found.budget, color="0.4", linestyle="--", linewidth=1.0)
-        axes.annotate(f"cross at {found.budget:.0f} ", (found.budget, 0.02), ha="right", fontsize=8, color="0.3")
+        axes.annotate(
+            f"cross at {found.budget:.0f} ", (found.budget, 0.99), ha="right", va="top", fontsize=8, color="0.3"
+        )
 
 
 def _line(axes: Axes, each: Curve, values: Any, name: str) -> None:
