@@ -59,6 +59,8 @@ def shape(content: bytes) -> tuple[int, int, int]:
         ValueError, Exception: as of ``decode``.
     """
     picture = _opened(content)
+    if picture.format == "TIFF":
+        picture.load()  # Pillow turns it upright here, and before that its size and orientation do not fit each other
     grey = picture.mode in (*_GREY, "F") or picture.mode.startswith("I") or "LA;16" in _layouts(picture)
     turned = _turn(picture) in _SIDEWAYS
     width, height = reversed(picture.size) if turned else picture.size

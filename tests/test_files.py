@@ -173,6 +173,16 @@ def test_an_image_is_written_as_it_was_read(tmp_path: Path, picture: Image.Image
         assert again.text == {"k": "v"}
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_shape_in_the_header_is_the_upright_pictures(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    grey(8).convert("RGB").save(path, exif=exif)
+    assert shape_of(path.read_bytes(), name="a") == read_image(path).pixels.shape
+
+
 def test_rounding_goes_to_the_nearest_and_not_beyond_the_range(tmp_path: Path) -> None:
     pixels = torch.tensor([[[-1e-6, 0.4999 / 255, 0.5001 / 255, 1 + 1e-6]]], dtype=torch.float64)
     write_image(tmp_path / "a.png", pixels)

@@ -36,7 +36,11 @@ if TYPE_CHECKING:
     "--budgets", type=ITERATIONS, multiple=True, metavar="N...",
     help="Several ascending iteration counts, such as 500 750 1000: one run, and a folder below OUT for each.",
 )  # fmt: skip
-@click.option("--batch-size", type=COUNT, help="Images of one size fitted at once.  [default: by free memory]")
+@click.option(
+    "--batch-size", type=COUNT,
+    help="Images of one size fitted at once; with 1 no other file decides how an image is rounded.  [default: by free "
+    "memory]",
+)  # fmt: skip
 @click.option("--max-side", type=click.IntRange(32, 2**16), help="Reduce images whose longer side has more pixels.")
 @click.option(
     "--stopping", type=click.Choice(RULES),
@@ -76,7 +80,7 @@ def command(
 
     Images of one size are fitted together. An output that is there, of the same original and settings, is kept, so
     that the same command resumes after any end. Files of other settings or another origin are in the way: nothing is
-    done without --overwrite.
+    done without --overwrite. Each PNG's metadata has its settings, under the key "dipdefense".
     """
     if iters is not None and budgets:
         raise click.UsageError("give either --iters or --budgets")

@@ -120,7 +120,7 @@ def _fit_all(asked: Purification, planned: Sequence[Job], summary: Summary) -> N
             for number, fitted in asked.spread(fitter, todo):
                 with progress.batch(len(todo[number])):
                     _write(fitted, summary)
-        except RuntimeError as error:  # workers died again and again
+        except (RuntimeError, OSError) as error:  # workers died again and again, or there is no cluster
             raise Stopped(f"{error}. The same command resumes") from error
 
 

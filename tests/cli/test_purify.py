@@ -347,8 +347,24 @@ def test_spread_over_ray_it_writes_the_same(tmp_path: Path) -> None:
     names = picture_tree.make(tmp_path / "in", 24)
     assert purify(tmp_path / "in", tmp_path / "here").exit_code == 1
     result = purify(tmp_path / "in", tmp_path / "spread", "--engine", "ray", "--workers", 2, "--json")
-    assert result.exit_code == 1
+    assert result.exit_code == 1, result.output
     assert set(told(result)["failed"]) == picture_tree.UNREADABLE
     assert written(tmp_path / "spread") == names
     for name in names:
         assert (tmp_path / "spread" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Ray gave the work up"), ConnectionError("no cluster there")])
+def test_a_cluster_that_fails_stops_the_run(tmp_path: Path, monkeypatch, error: Exception) -> None:
+    for number in range(2):
+        picture(tmp_path / "in" / f"{number}.png", number=number)
+
+    def spread(function, items, **given):
+        yield 0, function(items[0])
+        raise error
+
+    monkeypatch.setattr("dipdefense.distributed.spread", spread)
+    monkeypatch.setattr("dipdefense.distributed.require_ray", lambda: None)
+    result = purify(tmp_path / "in", tmp_path / "out", "--batch-size", 1, "--engine", "ray", "--address", "auto")
+    assert (result.exit_code, written(tmp_path / "out")) == (3, {"0.png"})
+    assert f"Stopped: {error}. The same command resumes." in result.stderr
