@@ -11,7 +11,7 @@ middle of an attack too; called with more images, attackers or ε, it adds them.
 
 from __future__ import annotations
 
-from dipdefense.evaluation.adaptive_script import reproduce
+from dipdefense.evaluation.adaptive.script import reproduce
 
 if __name__ == "__main__":
     reproduce(description=__doc__)

@@ -16,7 +16,7 @@ from readme_adaptive import attacked, strongest_row, verdict
 from speed import hardware
 
 from dipdefense.evaluation import AdaptiveReport, Run, read_export
-from dipdefense.evaluation.adaptive_script import read_report
+from dipdefense.evaluation.adaptive.script import read_report
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.files import write_atomically
 from dipdefense.paper import figure1_report

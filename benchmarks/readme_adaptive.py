@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dipdefense.evaluation import AdaptiveReport
-from dipdefense.evaluation.adaptive_judging import Verdict
-from dipdefense.evaluation.adaptive_names import WORST_CASE, Column, column_title, is_known, named, title
+from dipdefense.evaluation.adaptive.judging import Verdict
+from dipdefense.evaluation.adaptive.names import WORST_CASE, Column, column_title, is_known, named, title
 
 NOTHING = 0.05
 """At most this accuracy under the strongest attack, by a single draw or by vote, is called next to nothing."""

@@ -10,9 +10,9 @@ Example:
     >>> measure(setting, subject, conditions={"clean": None}, defences=[undefended()])  # doctest: +SKIP
 """
 
-from dipdefense.evaluation.adaptive import evaluate
-from dipdefense.evaluation.adaptive_levels import LEVELS, Level
-from dipdefense.evaluation.adaptive_report import AdaptiveReport
+from dipdefense.evaluation.adaptive.evaluating import evaluate
+from dipdefense.evaluation.adaptive.levels import LEVELS, Level
+from dipdefense.evaluation.adaptive.report import AdaptiveReport
 from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
 from dipdefense.evaluation.exports import export, read_export
 from dipdefense.evaluation.measurement import STORE, measure

@@ -34,9 +34,9 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-    def shown(self) -> str:
+    def __str__(self) -> str:
         """To two decimals, such as "0.62 [0.48, 0.75]"."""
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
 
 
 @dataclass(frozen=True)

@@ -104,13 +104,13 @@ def _return(curve: Curve) -> _Test | None:
     if not before:
         return None
     falls = curve.confidences[:, :-1] - curve.confidences[:, -1:]
-    told = f"{_peak(curve)}, {curve.at(last).shown()} at {last}"
+    told = f"{_peak(curve)}, {curve.at(last)} at {last}"
     largest = falls.mean(dim=0).max().item()
     if largest > 0:
         return _Test(told, _doubled(largest_mean_p(falls)), CONFIRMED, largest)
     half = _half(curve)
     rises = -falls[:, [half]]
-    told += f", {curve.at(curve.budgets[half]).shown()} at {curve.budgets[half]}"
+    told += f", {curve.at(curve.budgets[half])} at {curve.budgets[half]}"
     return _Test(told, _doubled(largest_mean_p(rises)), CONTRADICTED, rises.mean().item())
 
 
@@ -144,7 +144,7 @@ def _half(curve: Curve) -> int:
 
 def _peak(curve: Curve) -> str:
     at = int(curve.peak.value)
-    return f"{condition_title(curve.condition)}: peak {curve.at(at).shown()} at {at}"
+    return f"{condition_title(curve.condition)}: peak {curve.at(at)} at {at}"
 
 
 def _doubled(one_sided: float) -> float:

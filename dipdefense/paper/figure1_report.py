@@ -128,7 +128,7 @@ def _peaks(curves: Sequence[Curve]) -> Rows:
         alone = "–" if curve.undefended is None else f"{curve.undefended.mean().item():.2f}"
         peak = curve.peak
         place = f"{peak.value:g} [{peak.low:g}, {peak.high:g}]"
-        at_peak, at_last = curve.at(int(peak.value)).shown(), curve.at(curve.budgets[-1]).shown()
+        at_peak, at_last = str(curve.at(int(peak.value))), str(curve.at(curve.budgets[-1]))
         rows.append([condition_title(curve.condition), alone, place, at_peak, at_last, f"{median(curve.peaks):g}"])
     return rows
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipdefense.evaluation import Run
+from dipdefense.evaluation.curves import Estimate
 from dipdefense.evaluation.records import Record
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED, Finding
 from dipdefense.paper.published import FIGURE_3_CLAIMS
@@ -25,18 +26,6 @@ FEWEST = 20
 """Images below which nothing is decided: the bootstrap's intervals are then too narrow."""
 
 Numbers = NDArray[np.float64]
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % bootstrap interval over the images."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Such as "0.42 [0.36, 0.48]"."""
-        return f"{self.value:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme  # noqa: E402
 
 from dipdefense.evaluation import read_export  # noqa: E402
-from dipdefense.evaluation.adaptive_script import read_report  # noqa: E402
+from dipdefense.evaluation.adaptive.script import read_report  # noqa: E402
 from dipdefense.paper import figure1_report  # noqa: E402
 from dipdefense.paper.report import as_markdown  # noqa: E402
 

@@ -30,7 +30,10 @@ from dipdefense import DIPConfig
 from dipdefense.reconstruct import Reconstruction
 
 CPU = torch.device("cpu")
-EVERYONE = contenders(CPU)
+# Whatever compiler there is: nothing is compiled while tests are collected.
+with pytest.MonkeyPatch.context() as _without_kernels:
+    _without_kernels.setenv("DIPDEFENSE_NATIVE", "0")
+    EVERYONE = contenders(CPU)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -126,6 +129,14 @@ def test_right_contenders_pass_the_check(name: str, config: DIPConfig) -> None:
     errors = check(EVERYONE[name], config, scales=3, device=CPU, seed=0)
     assert errors.output < 1e-5
     assert errors.gradient < 1e-2
+
+
+def test_the_compiled_kernels_pass_it(native) -> None:
+    everyone = contenders(CPU)
+    errors = check(everyone["dipdefense, native, fp32"], DIPConfig(channels=5), scales=3, device=CPU, seed=0)
+    assert errors.output < 1e-5
+    assert errors.gradient < 1e-2
+    check(everyone["dipdefense, native, bf16"], DIPConfig(channels=5), scales=3, device=CPU, seed=0)
 
 
 def test_bf16_passes_a_check_of_its_own_and_not_that_of_fp32() -> None:

@@ -41,7 +41,7 @@ def test_the_peak_is_the_means_and_its_interval_says_how_sure_that_is() -> None:
     unsure = curve([[0.1, 0.9, 0.2], [0.1, 0.2, 0.85]] * 3)
     assert unsure.peak == (200, 200, 300)
     assert unsure.peaks == [200, 300] * 3
-    assert unsure.at(200).shown() == f"0.55 [{unsure.band[0][1]:.2f}, {unsure.band[1][1]:.2f}]"
+    assert str(unsure.at(200)) == f"0.55 [{unsure.band[0][1]:.2f}, {unsure.band[1][1]:.2f}]"
 
 
 def test_curves_of_records_by_image_and_budget_are_means_over_seeds() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 from measuring import record
 
-from dipdefense.evaluation.adaptive_judging import Verdict, attackers, paired, verdicts, worst_case
-from dipdefense.evaluation.adaptive_names import Named, named, target_name
+from dipdefense.evaluation.adaptive.judging import Verdict, attackers, paired, verdicts, worst_case
+from dipdefense.evaluation.adaptive.names import Named, named, target_name
 
 
 def judged(condition: str, outcomes: Sequence[str], *, defence: str = "dip", budget: int = 100) -> Verdict:

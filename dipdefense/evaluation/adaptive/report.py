@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from dipdefense.config import PAPER_BUDGETS, DIPConfig
-from dipdefense.evaluation.adaptive_judging import Verdict, attackers, paired, verdicts, worst_case
-from dipdefense.evaluation.adaptive_names import (
+from dipdefense.evaluation.adaptive.judging import Verdict, attackers, paired, verdicts, worst_case
+from dipdefense.evaluation.adaptive.names import (
     WORST_CASE,
     Column,
     attack_order,
@@ -20,9 +20,9 @@ from dipdefense.evaluation.adaptive_names import (
     target_name,
     title,
 )
-from dipdefense.evaluation.adaptive_plot import accuracy_by_epsilon
-from dipdefense.evaluation.adaptive_probes import Probes
-from dipdefense.evaluation.adaptive_sanity import Check, Sanity, leaderboards
+from dipdefense.evaluation.adaptive.plot import accuracy_by_epsilon
+from dipdefense.evaluation.adaptive.probes import Probes
+from dipdefense.evaluation.adaptive.sanity import Check, Sanity, leaderboards
 from dipdefense.evaluation.protocol import DEFENCES
 from dipdefense.evaluation.records import COLUMNS, Run, as_json, check_record
 from dipdefense.evaluation.report import Section, markdown, provenance, text

@@ -15,9 +15,9 @@ from dipdefense.attacks.adaptive import Threat
 from dipdefense.checks import Precision, check_budgets
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.evaluation import command_line
-from dipdefense.evaluation.adaptive_conditions import STATES, Target, asked, conditions, rounds, with_known_draws
-from dipdefense.evaluation.adaptive_levels import LEVELS, Level
-from dipdefense.evaluation.adaptive_names import Norm, named
+from dipdefense.evaluation.adaptive.conditions import STATES, Target, asked, conditions, rounds, with_known_draws
+from dipdefense.evaluation.adaptive.levels import LEVELS, Level
+from dipdefense.evaluation.adaptive.names import Norm, named
 from dipdefense.evaluation.command_line import CONFIGS
 from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
 from dipdefense.evaluation.measurement import joined, measure

@@ -17,8 +17,8 @@ from dipdefense.attacks import Attack
 from dipdefense.attacks.adaptive import ATTACKS, Adaptive, Checkpoint, Threat
 from dipdefense.attacks.adaptive.gradients import HasTrajectory
 from dipdefense.attacks.adaptive.samples import purified
-from dipdefense.evaluation.adaptive_levels import Level
-from dipdefense.evaluation.adaptive_names import (
+from dipdefense.evaluation.adaptive.levels import Level
+from dipdefense.evaluation.adaptive.names import (
     CONTROLS,
     KNOWN_SEED,
     UNBOUNDED,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.evaluation import AdaptiveReport, Level, evaluate
-from dipdefense.evaluation.adaptive_probes import Probes, probe
-from dipdefense.evaluation.adaptive_sanity import leaderboards
+from dipdefense.evaluation.adaptive.probes import Probes, probe
+from dipdefense.evaluation.adaptive.sanity import leaderboards
 
 UNBOUNDED = "an unbounded perturbation reaches 0 %"
 ITERATIVE = "iterative attacks are at least as strong as one step"

@@ -13,9 +13,9 @@ import pytest
 from measuring import CONFIG, timeless, tiny_subject
 
 from dipdefense.evaluation import Level, Record, Store, measurement
-from dipdefense.evaluation.adaptive_benchmark import AdaptiveSetting, measure_adaptive, opponents, parse_arguments
-from dipdefense.evaluation.adaptive_report import AdaptiveReport
-from dipdefense.evaluation.adaptive_script import probed, read_report, reproduce, write_report
+from dipdefense.evaluation.adaptive.benchmark import AdaptiveSetting, measure_adaptive, opponents, parse_arguments
+from dipdefense.evaluation.adaptive.report import AdaptiveReport
+from dipdefense.evaluation.adaptive.script import probed, read_report, reproduce, write_report
 
 BRIEF = Level(
     name="brief",
@@ -122,8 +122,8 @@ def test_a_dry_run_prints_the_plan_and_stops(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = tiny_setting(tmp_path / "new", dry_run=True)
-    monkeypatch.setattr("dipdefense.evaluation.adaptive_script.parse_arguments", lambda _: setting)
-    monkeypatch.setattr("dipdefense.evaluation.adaptive_script.open_subject", lambda _: tiny_subject(images=3))
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.parse_arguments", lambda _: setting)
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.open_subject", lambda _: tiny_subject(images=3))
     reproduce(None)
     out = capsys.readouterr().out
     assert 'Plan of the level "brief"' in out

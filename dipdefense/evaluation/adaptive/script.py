@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dipdefense.evaluation import command_line
-from dipdefense.evaluation.adaptive_benchmark import (
+from dipdefense.evaluation.adaptive.benchmark import (
     AdaptiveSetting,
     Opponents,
     measure_adaptive,
@@ -15,9 +15,9 @@ from dipdefense.evaluation.adaptive_benchmark import (
     opponents,
     parse_arguments,
 )
-from dipdefense.evaluation.adaptive_plan import plan, prices, seconds_of
-from dipdefense.evaluation.adaptive_probes import Probes, probe
-from dipdefense.evaluation.adaptive_report import AdaptiveReport
+from dipdefense.evaluation.adaptive.plan import plan, prices, seconds_of
+from dipdefense.evaluation.adaptive.probes import Probes, probe
+from dipdefense.evaluation.adaptive.report import AdaptiveReport
 from dipdefense.evaluation.exports import export, read_export
 from dipdefense.evaluation.measurement import STORE
 from dipdefense.evaluation.report import png, text

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from dipdefense.evaluation.adaptive_judging import Verdict, attackers, worst_case
-from dipdefense.evaluation.adaptive_names import Column, named, target_name
-from dipdefense.evaluation.adaptive_probes import Probes
+from dipdefense.evaluation.adaptive.judging import Verdict, attackers, worst_case
+from dipdefense.evaluation.adaptive.names import Column, named, target_name
+from dipdefense.evaluation.adaptive.probes import Probes
 
 Status = Literal["pass", "fail", "flag", "not measured"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dipdefense.arguments import integer
 from dipdefense.attacks.adaptive import ATTACKS
-from dipdefense.evaluation.adaptive_names import CONTROLS
+from dipdefense.evaluation.adaptive.names import CONTROLS
 
 Settings = Mapping[str, Any]
 

@@ -1,7 +1,7 @@
 """Properties of a defence that decide how it must be attacked, found out on a few images before any attack.
 
 Six of them are those that AutoAttack warns of (Croce & Hein 2020, ``checks.py``): random outputs, probabilities instead
-of logits, zero gradients, Square stronger than the gradients (which takes an attack, see ``adaptive_sanity``),
+of logits, zero gradients, Square stronger than the gradients (which takes an attack, see ``sanity``),
 optimisation at inference, and too few classes for its losses. The others find defences whose answers do not come from
 the image.
 """

@@ -18,7 +18,7 @@ from dipdefense.attacks.adaptive import Threat
 from dipdefense.attacks.adaptive.samples import purified
 from dipdefense.attacks.checking import check_attacked, detached
 from dipdefense.datasets import LabelledImages
-from dipdefense.evaluation.adaptive_conditions import (
+from dipdefense.evaluation.adaptive.conditions import (
     STATES,
     Target,
     asked,
@@ -27,11 +27,11 @@ from dipdefense.evaluation.adaptive_conditions import (
     rounds,
     with_known_draws,
 )
-from dipdefense.evaluation.adaptive_levels import LEVELS, Level
-from dipdefense.evaluation.adaptive_names import Column, Norm
-from dipdefense.evaluation.adaptive_plan import plan, prices, seconds_of
-from dipdefense.evaluation.adaptive_probes import probe
-from dipdefense.evaluation.adaptive_report import AdaptiveReport
+from dipdefense.evaluation.adaptive.levels import LEVELS, Level
+from dipdefense.evaluation.adaptive.names import Column, Norm
+from dipdefense.evaluation.adaptive.plan import plan, prices, seconds_of
+from dipdefense.evaluation.adaptive.probes import probe
+from dipdefense.evaluation.adaptive.report import AdaptiveReport
 from dipdefense.evaluation.defences import undefended
 from dipdefense.evaluation.measurement import STORE, complete, joined
 from dipdefense.evaluation.protocol import Chosen, content_digest

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from dipdefense import DIPPurifier
 from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, evaluate
-from dipdefense.evaluation.adaptive_conditions import Target, conditions
-from dipdefense.evaluation.adaptive_names import title
-from dipdefense.evaluation.adaptive_plan import duration, prices
+from dipdefense.evaluation.adaptive.conditions import Target, conditions
+from dipdefense.evaluation.adaptive.names import title
+from dipdefense.evaluation.adaptive.plan import duration, prices
 
 BRIEF = Level(
     name="brief",
@@ -247,7 +247,7 @@ def test_levels_from_weak_to_strong() -> None:
         sum(price.attack + price.judging for price in prices(level, targets, conditions(level, targets, epsilons=(8,))))
         for level in LEVELS.values()
     ]
-    assert counts == [105, 742, 16472], "the README and adaptive_levels name them"
+    assert counts == [105, 742, 16472], "the documentation and levels name them"
 
 
 def test_l2_and_a_defence_that_changes_the_size() -> None:

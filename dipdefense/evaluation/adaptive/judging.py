@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from dipdefense.evaluation.adaptive_names import WORST_CASE, Column, named, target_name
+from dipdefense.evaluation.adaptive.names import WORST_CASE, Column, named, target_name
 from dipdefense.evaluation.records import Record
 from dipdefense.evaluation.statistics import Interval, Paired, mcnemar, wilson
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.attacks.adaptive import Adaptive, Unrolled
-from dipdefense.evaluation.adaptive_conditions import Attacked, Target, asked
-from dipdefense.evaluation.adaptive_levels import Level
-from dipdefense.evaluation.adaptive_names import KNOWN_SEED, named
+from dipdefense.evaluation.adaptive.conditions import Attacked, Target, asked
+from dipdefense.evaluation.adaptive.levels import Level
+from dipdefense.evaluation.adaptive.names import KNOWN_SEED, named
 from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.report import Section
 from dipdefense.purifier import DIPPurifier

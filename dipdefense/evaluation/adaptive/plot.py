@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dipdefense.evaluation.adaptive_judging import Verdict
-from dipdefense.evaluation.adaptive_names import WORST_CASE, Column, column_title, title
+from dipdefense.evaluation.adaptive.judging import Verdict
+from dipdefense.evaluation.adaptive.names import WORST_CASE, Column, column_title, title
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
