@@ -165,7 +165,8 @@ class DIPPurifier(nn.Module):
             images: (N, C, H, W) floats in [0, 1].
             budgets: iteration counts, ascending; none above ``iters``.
             seed: overrides the purifier's seed for this run.
-            on_iteration: called after every iteration with the number of images that did it.
+            on_iteration: called after every iteration with the number of images that did it; where a rule has ended
+                all of them, once more with the iterations of all images that are spared.
 
         Raises:
             TypeError, ValueError: before any work, if the images, budgets or seeds are not as described.
@@ -249,7 +250,8 @@ def _in_chunks(request: Request, chunk: int, advance: Callable[[int], object], s
 
         run = fit(request.chunk(part.start, part.stop), on_iteration, stopping)
         # Where all have stopped early, the rest of the budget is done too.
-        advance(count * (request.budgets[-1] - max(run.iterations, default=0)))
+        if spared := request.budgets[-1] - max(run.iterations, default=0):
+            advance(count * spared)
         return run
 
     images = request.images

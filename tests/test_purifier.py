@@ -190,3 +190,11 @@ def test_progress_counts_every_iteration_of_every_image(tiny: DIPConfig, images:
     assert "12.0/12.0" in capsys.readouterr().err
     DIPPurifier(iters=4, config=tiny)(images)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(3, [3, 3]), (2, [2, 2, 1, 1])])
+def test_every_iteration_is_told_with_its_images(tiny: DIPConfig, batch_size: int, expected: list[int]) -> None:
+    told: list[int] = []
+    purifier = DIPPurifier(2, config=tiny, batch_size=batch_size)
+    purifier.reconstruct(torch.rand(3, 3, 32, 32), budgets=(2,), on_iteration=told.append)
+    assert told == expected
