@@ -15,8 +15,8 @@ from dipdefense.engine import heap
 _NEVER, _AGAIN = [(-3, 2**31 - 1), (-1, 2**31 - 1)], [(-3, 2**25), (-1, 2**26), "trim"]
 _AT_ONCE = [(-3, 2**17), (-1, 2**17), "trim"]
 
-# What the allocator says of a large block (glibc 2.33 and newer): its own count is used and not the system's page faults
-# or resident memory, which not every container reports.
+# What the allocator says of a large block (glibc 2.33 and newer): its own count is used and not the system's page
+# faults or resident memory, which not every container reports.
 _HELD = """
 import contextlib, ctypes, torch
 from dipdefense.engine import heap

@@ -34,9 +34,9 @@ def run(what, count, megabytes):
         memory._within_limits = lambda chunk, each: chunk
     attempts, fit, idle = [], purifier.fit, size()
 
-    def noted(request, on_iteration):
+    def noted(request, *others):
         attempts.append((len(request.images), size() - idle))
-        return fit(request, on_iteration)
+        return fit(request, *others)
 
     purifier.fit = noted
     if megabytes:

@@ -49,7 +49,7 @@ def test_that_comparison_can_fail(native: Kernels, tiny: DIPConfig, monkeypatch)
 def test_an_image_alone_is_the_same_to_the_bit(native: Kernels, precision) -> None:
     # Of this shape torch's convolutions are so too.
     images = torch.rand(3, 3, 32, 32)
-    options = {"budgets": (12,), "config": DIPConfig.architecture_2(), "precision": precision}
+    options = {"budgets": (12,), "config": DIPConfig.architecture_2(), "precision": precision, "backend": "native"}
     together = reconstruct(images, seed=(5, 6, 7), **options)
     for place, seed in enumerate((5, 6, 7)):
         alone = reconstruct(images[place : place + 1], seed=seed, **options)
@@ -59,17 +59,17 @@ def test_an_image_alone_is_the_same_to_the_bit(native: Kernels, precision) -> No
 
 def test_a_budget_is_a_snapshot_and_a_seed_fixes_everything(native: Kernels, tiny: DIPConfig) -> None:
     images = torch.rand(2, 3, 32, 32)
-    long = reconstruct(images, budgets=(4, 9), config=tiny, seed=1)
+    long = reconstruct(images, budgets=(4, 9), config=tiny, seed=1, backend="native")
     with torch.inference_mode(), torch.autocast("cpu"):
-        short = reconstruct(images, budgets=(4,), config=tiny, seed=1)
-    other = reconstruct(images, budgets=(4,), config=tiny, seed=2)
+        short = reconstruct(images, budgets=(4,), config=tiny, seed=1, backend="native")
+    other = reconstruct(images, budgets=(4,), config=tiny, seed=2, backend="native")
     assert torch.equal(short.images[0], long.images[0])
     assert not torch.equal(short.images, other.images)
 
 
 def test_it_learns(native: Kernels, tiny: DIPConfig) -> None:
     image = torch.linspace(0, 1, 32 * 32).view(1, 1, 32, 32).expand(1, 3, -1, -1)
-    run = reconstruct(image, budgets=(150,), config=tiny, seed=0)
+    run = reconstruct(image, budgets=(150,), config=tiny, seed=0, backend="native")
     assert run.losses[-1].item() < run.losses[0].item() / 10
 
 
