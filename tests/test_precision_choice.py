@@ -66,6 +66,8 @@ def test_other_reasons_are_given() -> None:
         "precision": "bf16: asked for.",
         "backend": "torch: asked for.",
     }
-    assert explain(CPU)["backend"] == "torch: DIPDEFENSE_NATIVE=0 switches the compiled kernels off."
+    assert explain(CPU)["backend"] == (
+        'torch: the same on every CPU. "native" is not there: DIPDEFENSE_NATIVE=0 switches the compiled kernels off.'
+    )
     with pytest.raises(ValueError, match="NVIDIA GPU"):
         explain(CPU, backend="cudagraphs")
