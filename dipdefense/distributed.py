@@ -199,7 +199,8 @@ def require_ray() -> ModuleType:
             "work is spread by Ray, which is not installed: pip install dipdefense[ray]; without it everything runs in "
             "this process"
         ) from error
-    return ray
+    found: ModuleType = ray
+    return found
 
 
 @contextlib.contextmanager
