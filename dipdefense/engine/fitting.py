@@ -9,20 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dipdefense.checks import Request, triton_interpreted
-from dipdefense.config import Backend, DIPConfig
+from dipdefense.config import Backend
 from dipdefense.engine import compiled, graphs, heap
+from dipdefense.engine.adam import Aligned, Moments, adam
 from dipdefense.engine.network import SkipNets
 from dipdefense.engine.variants import VariantNets
 from dipdefense.native import loading
-
-# Elements of the widest vector register: 64 bytes of fp32.
-_VECTOR = 16
-
-_Moments = dict[str, Tensor]
-"""Adam's state of one parameter: its moments, and the iterations done."""
 
 # Pixels from which channels that are innermost pay, on a CPU.
 _LARGE = 160 * 160
@@ -126,7 +121,7 @@ class ByTorch:
 
     # Neither this nor ``update`` holds the Fitting, which holds them: in a cycle, a chunk's memory would stay until
     # Python's collector comes by.
-    def __init__(self, fitting: Fitting, *, replayed: bool = False, moments: Sequence[_Moments] | None = None) -> None:
+    def __init__(self, fitting: Fitting, *, replayed: bool = False, moments: Sequence[Moments] | None = None) -> None:
         self._networks, self._generators = fitting.networks, fitting.generators
         self._noise = torch.empty_like(fitting.fixed_noise)
         update, self._optimiser, self._parameters = _torch_update(
@@ -154,14 +149,14 @@ class ByTorch:
         """See :class:`Iterations`."""
         return {name: parameter.detach()[rows] for name, parameter in self._networks.named_parameters()}
 
-    def moments(self, rows: Tensor) -> list[_Moments]:
+    def moments(self, rows: Tensor) -> list[Moments]:
         """Adam's state of some networks, a parameter each; after the first iteration."""
         return [parameter.moments(self._optimiser, rows) for parameter in self._parameters]
 
 
 def _torch_update(
-    fitting: Fitting, fresh_noise: Tensor, *, capturable: bool, moments: Sequence[_Moments] | None
-) -> tuple[Callable[[], None], torch.optim.Optimizer, list[_Aligned]]:
+    fitting: Fitting, fresh_noise: Tensor, *, capturable: bool, moments: Sequence[Moments] | None
+) -> tuple[Callable[[], None], torch.optim.Optimizer, list[Aligned]]:
     """An iteration after its noise: output, loss, gradients and Adam, on the same tensors at every call.
 
     Returns:
@@ -170,8 +165,8 @@ def _torch_update(
     networks, target, fixed_noise = fitting.networks, fitting.target, fitting.fixed_noise
     outputs, losses = fitting.outputs, fitting.losses
     config, operands = networks.config, fitting.request.operands
-    parameters = [_Aligned(parameter) for parameter in networks.parameters()]
-    optimiser = _adam(parameters, config, capturable=capturable)
+    parameters = [Aligned(parameter) for parameter in networks.parameters()]
+    optimiser = adam(parameters, config, capturable=capturable)
     # Nor does the last of a batch from which the others were dropped: see ``_layout``.
     layout = _layout(target) if moments is None else torch.contiguous_format
     for parameter, state in zip(parameters, moments or (), strict=False):
@@ -190,13 +185,6 @@ def _torch_update(
         losses.copy_(error.detach())
 
     return update, optimiser, parameters
-
-
-def _adam(parameters: Sequence[_Aligned], config: DIPConfig, *, capturable: bool = False) -> torch.optim.Optimizer:
-    return torch.optim.Adam(
-        [parameter.values for parameter in parameters],
-        lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True, capturable=capturable,
-    )  # fmt: skip
 
 
 def _layout(target: Tensor) -> torch.memory_format:
@@ -220,8 +208,8 @@ class ByNative:
         self._kernels = loading.required()
         self._networks, self._target = fitting.networks, fitting.target
         self._outputs, self._losses = fitting.outputs, fitting.losses
-        self._parameters = [_Aligned(parameter) for parameter in fitting.networks.parameters()]
-        self._optimiser = _adam(self._parameters, fitting.request.config)
+        self._parameters = [Aligned(parameter) for parameter in fitting.networks.parameters()]
+        self._optimiser = adam(self._parameters, fitting.request.config)
         self._fixed = fitting.fixed_noise.contiguous(memory_format=_layout(fitting.target))
         self._input = torch.empty_like(self._fixed, dtype=fitting.request.operands)
         self._seeds = torch.tensor(fitting.request.seeds, dtype=torch.int64, device="cpu")
@@ -289,49 +277,6 @@ BACKENDS: dict[Backend, Callable[[Fitting], Iterations]] = {
     "native": ByNative,
 }
 """Each backend's way to iterate over the networks of a :class:`Fitting`."""
-
-
-class _Aligned:
-    """A parameter as the optimiser updates it: whole vectors of elements.
-
-    On a CPU fused Adam treats the last elements that fill no vector one by one, with other roundings. They are other
-    images' elements in another batch.
-    """
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self._parameter = parameter
-        self.values: Tensor = parameter
-        self._gradient: Tensor | None = None
-        count = parameter.numel()
-        if parameter.is_cuda or count % _VECTOR == 0:
-            return
-        padded = parameter.new_zeros(-(-count // _VECTOR) * _VECTOR)
-        padded[:count] = parameter.detach().flatten()
-        parameter.data = padded[:count].view_as(parameter)
-        padded.grad = torch.zeros_like(padded)
-        self.values, self._gradient = padded, padded.grad[:count].view_as(parameter)
-
-    def take_gradient(self) -> None:
-        """Hand the parameter's gradient on to the optimiser."""
-        if self._gradient is not None and self._parameter.grad is not None:
-            self._gradient.copy_(self._parameter.grad)
-
-    def moments(self, optimiser: torch.optim.Optimizer, rows: Tensor) -> _Moments:
-        """The optimiser's state of some networks, without padding."""
-        shape, count = self._parameter.shape, self._parameter.numel()
-        return {
-            name: value.clone() if value.ndim == 0 else value.flatten()[:count].view(shape)[rows]
-            for name, value in optimiser.state[self.values].items()
-        }
-
-    def take_moments(self, optimiser: torch.optim.Optimizer, moments: _Moments) -> None:
-        """Give the optimiser this state, padded as the parameter is."""
-        state = optimiser.state[self.values]
-        for name, value in moments.items():
-            state[name] = value
-            if value.ndim > 0:
-                state[name] = torch.zeros_like(self.values)
-                state[name].view(-1)[: value.numel()] = value.flatten()
 
 
 @contextlib.contextmanager
