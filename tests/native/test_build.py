@@ -147,6 +147,7 @@ def test_the_environment_switches_them_off(native: Kernels, tiny, monkeypatch) -
 
 def test_the_source_is_in_the_package() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["dipdefense"]
-    packaged = {path for pattern in patterns for path in (ROOT / "dipdefense").glob(pattern)}
-    assert packaged >= {build.SOURCE, *build.HEADERS}
+    packaged = {path.name for pattern in patterns for path in (ROOT / "dipdefense").glob(pattern)}
+    # By name: the package that runs here may be the installed one.
+    assert packaged >= {path.name for path in (build.SOURCE, *build.HEADERS)}
     assert len(build.HEADERS) == 6
