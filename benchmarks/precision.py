@@ -181,7 +181,7 @@ def measure(given: argparse.Namespace) -> None:
 def correct_images(
     given: argparse.Namespace, classifier: classifiers.Classifier, device: torch.device
 ) -> LabelledImages:
-    """The first images, in a random order, that the classifier gets right; on the device.
+    """The first images, in a random order, that the classifier classifies correctly; on the device.
 
     Raises:
         ValueError: there are too few.

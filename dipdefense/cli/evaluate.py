@@ -52,7 +52,7 @@ def command(
 ) -> None:
     """Attack the reconstruction by those who know it, and write what is left of it into the folder OUT.
 
-    The price is told first. "quick" and "standard" are reduced attacks: an accuracy under them is an upper bound, and
+    The cost is told first. "quick" and "standard" are reduced attacks: an accuracy under them is an upper bound, and
     no robust accuracy. OUT has the report as text and as JSON, and all that a killed run resumes from.
     """
     from dipdefense import evaluation

@@ -98,8 +98,8 @@ class Outcomes:
     def peak(self) -> Peak:
         """Where the mean confidence under attack peaks; under several attacks, that of their average."""
         confidences = np.mean([self.confidences[name] for name in self.attacks], axis=0)
-        drawn = np.random.default_rng(0).integers(self.n, size=(_RESAMPLES, self.n))
-        places = np.sort(confidences[:, drawn].mean(axis=2).argmax(axis=0))
+        sampled = np.random.default_rng(0).integers(self.n, size=(_RESAMPLES, self.n))
+        places = np.sort(confidences[:, sampled].mean(axis=2).argmax(axis=0))
         low, high = (places[round(share * (_RESAMPLES - 1))] for share in (0.025, 0.975))
         best = int(confidences.mean(axis=1).argmax())
         return Peak(self.budgets[best], self.budgets[low], self.budgets[high])

@@ -29,7 +29,7 @@ from dipdefense.evaluation.adaptive.conditions import (
 )
 from dipdefense.evaluation.adaptive.levels import LEVELS, Level
 from dipdefense.evaluation.adaptive.names import Column, Norm
-from dipdefense.evaluation.adaptive.plan import plan, prices, seconds_of
+from dipdefense.evaluation.adaptive.plan import costs, plan, seconds_of
 from dipdefense.evaluation.adaptive.probes import probe
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
 from dipdefense.evaluation.defences import undefended
@@ -62,7 +62,7 @@ def evaluate(
 ) -> AdaptiveReport:
     """Attack a defence by those who know it, and report what is left of it.
 
-    The undefended classifier is attacked beside it. Before anything runs, the price is told: purifications an image
+    The undefended classifier is attacked beside it. Before anything runs, the cost is told: purifications an image
     and the time that they will take. ``quick`` and ``standard`` are reduced attacks, and so the report calls them: an
     accuracy under them is an upper bound, and no robust accuracy.
 
@@ -120,7 +120,7 @@ def evaluate(
             few = images[:batch_size]
             found = conditions(level, targets, epsilons=epsilons, norm=norm)
             seconds = {target.name: seconds_of(target, classifier, few) for target in targets}
-            tell(text([plan(level, prices(level, targets, found), seconds, images=len(images))]))
+            tell(text([plan(level, costs(level, targets, found), seconds, images=len(images))]))
         runs = [
             complete(
                 store,

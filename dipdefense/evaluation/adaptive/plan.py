@@ -1,4 +1,4 @@
-"""The price of an adaptive evaluation before it starts: purifications an image, and the time that they will take."""
+"""The cost of an adaptive evaluation before it starts: purifications an image, and the time that they will take."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _COST_OF_UNROLLED = 8
 
 
 @dataclass(frozen=True)
-class Price:
-    """The price of one condition on one defence, in purifications an image.
+class Cost:
+    """The cost of one condition on one defence, in purifications an image.
 
     Attributes:
         condition: its name.
@@ -43,10 +43,10 @@ class Price:
     other: float = 0.0
 
 
-def prices(level: Level, targets: Sequence[Target], found: Mapping[str, Condition | None]) -> list[Price]:
+def costs(level: Level, targets: Sequence[Target], found: Mapping[str, Condition | None]) -> list[Cost]:
     """Of every condition on every defence that is judged under it; the undefended classifier purifies nothing."""
     seeds = range(level.draws)
-    ask, priced = asked(level, seeds), []
+    ask, rows = asked(level, seeds), []
     for name, condition in found.items():
         parts = named(name)
         for target in targets:
@@ -58,8 +58,8 @@ def prices(level: Level, targets: Sequence[Target], found: Mapping[str, Conditio
                 crafted = parts is not None and parts.target == target.name and isinstance(condition, Attacked)
                 attack = condition.attack.purifications() if crafted else 0  # type: ignore[union-attr]
                 other = _unrolled(condition.attack, target) if crafted else 0.0  # type: ignore[union-attr]
-                priced.append(Price(name, target.name, attack, judging, other))
-    return priced
+                rows.append(Cost(name, target.name, attack, judging, other))
+    return rows
 
 
 def _unrolled(attack: Adaptive, target: Target) -> float:
@@ -107,25 +107,23 @@ def _timed(work: object, images: Tensor) -> float:
     return seconds
 
 
-def plan(level: Level, priced: Sequence[Price], seconds: Mapping[str, float], *, images: int) -> Section:
-    """A table of every condition's price, and the time of all.
+def plan(level: Level, rows: Sequence[Cost], seconds: Mapping[str, float], *, images: int) -> Section:
+    """A table of every condition's cost, and the time of all.
 
     Args:
         level: named in the title.
-        priced: from ``prices``.
+        rows: from ``costs``.
         seconds: of one purification of one image, by the target's name.
         images: how many.
     """
-    rows = [["condition", "on", "purifications an image", "of these to judge it", "expected time"]]
+    table = [["condition", "on", "purifications an image", "of these to judge it", "expected time"]]
     total = 0.0
-    for price in priced:
-        own = (price.attack + price.judging + price.other) * seconds[price.target] * images
+    for cost in rows:
+        own = (cost.attack + cost.judging + cost.other) * seconds[cost.target] * images
         total += own
-        rows.append(
-            [price.condition, price.target, str(price.attack + price.judging), str(price.judging), duration(own)]
-        )
+        table.append([cost.condition, cost.target, str(cost.attack + cost.judging), str(cost.judging), duration(own)])
     each = ", ".join(f"{1000 * value:.3g} ms ({name})" for name, value in seconds.items())
-    count = sum(price.attack + price.judging for price in priced)
+    count = sum(cost.attack + cost.judging for cost in rows)
     about = (
         f"{count:,} purifications an image, {images} images: about {duration(total)} if nothing is stored yet. One "
         f"purification with its classification and gradient takes {each}; measured just now."
@@ -133,7 +131,7 @@ def plan(level: Level, priced: Sequence[Price], seconds: Mapping[str, float], *,
     repeated = ""
     if level.repeats:
         repeated = f"Not counted: {level.repeats} further seeds of each attack on the first {level.repeated} images."
-    return Section(f'Plan of the level "{level.name}"', [about, *([repeated] if repeated else [])], rows)
+    return Section(f'Plan of the level "{level.name}"', [about, *([repeated] if repeated else [])], table)
 
 
 def duration(seconds: float) -> str:

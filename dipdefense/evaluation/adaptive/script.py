@@ -15,7 +15,7 @@ from dipdefense.evaluation.adaptive.benchmark import (
     opponents,
     parse_arguments,
 )
-from dipdefense.evaluation.adaptive.plan import plan, prices, seconds_of
+from dipdefense.evaluation.adaptive.plan import costs, plan, seconds_of
 from dipdefense.evaluation.adaptive.probes import Probes, probe
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
 from dipdefense.evaluation.exports import export, read_export
@@ -44,8 +44,8 @@ def reproduce(description: str | None) -> None:
             against = opponents(setting, subject)
         few = subject.data.stack(subject.chosen.indices[: setting.batch]).images.to(setting.device)
         seconds = {target.name: seconds_of(target, subject.classifier, few) for target in against.targets}
-        priced = prices(setting.level, against.targets, measured(setting, against))
-        print(text([plan(setting.level, priced, seconds, images=len(subject.chosen.indices))]), flush=True)
+        rows = costs(setting.level, against.targets, measured(setting, against))
+        print(text([plan(setting.level, rows, seconds, images=len(subject.chosen.indices))]), flush=True)
         if setting.dry_run:
             return
         run = measure_adaptive(setting, subject, against)

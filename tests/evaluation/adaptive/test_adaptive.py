@@ -18,7 +18,7 @@ from dipdefense import DIPPurifier
 from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, evaluate
 from dipdefense.evaluation.adaptive.conditions import Target, conditions
 from dipdefense.evaluation.adaptive.names import title
-from dipdefense.evaluation.adaptive.plan import duration, prices
+from dipdefense.evaluation.adaptive.plan import costs, duration
 
 BRIEF = Level(
     name="brief",
@@ -244,7 +244,7 @@ def test_levels_from_weak_to_strong() -> None:
     assert all(level.draws == 10 for level in LEVELS.values())
     targets = [Target(("none", 0), nn.Identity()), Target(("dip", 500), DIPPurifier(500))]
     counts = [
-        sum(price.attack + price.judging for price in prices(level, targets, conditions(level, targets, epsilons=(8,))))
+        sum(cost.attack + cost.judging for cost in costs(level, targets, conditions(level, targets, epsilons=(8,))))
         for level in LEVELS.values()
     ]
     assert counts == [105, 742, 16472], "the documentation and levels name them"
