@@ -45,7 +45,8 @@ def attacked(report: AdaptiveReport) -> str:
 
 def verdict(reports: Sequence[AdaptiveReport]) -> str:
     """A sentence a record and budget: the accuracy that is left of the reconstruction, or that nothing is."""
-    found, nothing = [], []
+    found: list[str] = []
+    nothing: list[float] = []
     for report in reports:
         epsilon = report.epsilons[-1]
         for column in report.columns:
@@ -60,7 +61,7 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
             where = (
                 f"{column_title(column)} ({channels} channels, {report.run.configuration['classifier']}, n = {left.n})"
             )
-            nothing.append(min(left.mean, left.majority) <= NOTHING)
+            nothing += [epsilon] if min(left.mean, left.majority) <= NOTHING else []
             sentence = (
                 f"{where}: {_cell(clean)} % on clean images; at ε = {epsilon:g}, under attackers who know it, "
                 f"{_cell(left)} % by a single draw and "
@@ -74,7 +75,9 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
         return "Attackers who know the defence have not been measured yet."
     reduced = any(report.run.configuration["adaptive"]["level"] != "full" for report in reports)
     end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
-    head = "**Attackers who know the defence leave next to nothing of it.** " if any(nothing) else ""
+    head = (
+        f"**At ε = {max(nothing):g}, attackers who know the defence leave next to nothing of it.** " if nothing else ""
+    )
     return f"{head}{'. '.join(found)}.{end}"
 
 

@@ -44,7 +44,7 @@ STANDING = {"clean": 8, "transfer-8": 6, "bpda-8@dip-500": 5, "trajectory-8@dip-
 
 def test_nothing_left_is_said_so() -> None:
     text = verdict([adaptive(FALLEN)])
-    assert text.startswith("**Attackers who know the defence leave next to nothing of it.** DIP 500")
+    assert text.startswith("**At ε = 8, attackers who know the defence leave next to nothing of it.** DIP 500")
     assert "at ε = 8, under attackers who know it, 0.0 [0.0, 27.8] % by a single draw" in text
     assert "strongest attack trajectory; 60.0 [31.3, 83.2] % under the defence-unaware transfer attack" in text
     assert "stronger ones can only leave less" in text
