@@ -141,6 +141,16 @@ def subject_of(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def reconstruction_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The network, budgets, precision and backend that a command line gave, by the names that settings have."""
+    return {
+        "config": CONFIGS[given.config](),
+        "budgets": tuple(given.budgets),
+        "precision": given.precision,
+        "backend": given.backend,
+    }
+
+
 def count(text: str) -> int:
     """An integer of at least 1."""
     return _integer(text, 1, _LARGEST_COUNT)

@@ -25,7 +25,6 @@ from dipdefense.evaluation import (
     measure,
     undefended,
 )
-from dipdefense.evaluation.command_line import CONFIGS
 from dipdefense.paper.published import reductions
 from dipdefense.paper.tables import CONDITIONS
 
@@ -162,12 +161,9 @@ def parse_arguments(*, description: str | None, arguments: Sequence[str] | None 
     given = command_line.parse(parser, _defaults, arguments)
     return ArchitectureSetting(
         **command_line.subject_of(given),
-        config=CONFIGS[given.config](),
+        **command_line.reconstruction_of(given),
         variants=None if given.variants is None else tuple(given.variants),
-        budgets=tuple(given.budgets),
         conditions=tuple(name for name in CONDITIONS if name in given.conditions),
-        precision=given.precision,
-        backend=given.backend,
     )
 
 

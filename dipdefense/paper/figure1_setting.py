@@ -23,7 +23,6 @@ from dipdefense.evaluation import (
     open_subject,
     undefended,
 )
-from dipdefense.evaluation.command_line import CONFIGS
 from dipdefense.evaluation.protocol import condition_name
 from dipdefense.paper.published import IMAGES, reductions
 
@@ -91,11 +90,8 @@ def parse_arguments(*, description: str | None, arguments: Sequence[str] | None 
     given = command_line.parse(parser, _defaults, arguments)
     return CurveSetting(
         **command_line.subject_of(given),
-        config=CONFIGS[given.config](),
-        budgets=tuple(given.budgets),
+        **command_line.reconstruction_of(given),
         conditions=tuple(name for name in CONDITIONS if name in given.conditions),
-        precision=given.precision,
-        backend=given.backend,
     )
 
 

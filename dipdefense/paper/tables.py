@@ -13,7 +13,7 @@ import torch
 
 from dipdefense.attacks import TABLE_2, Attack
 from dipdefense.checks import Precision, check_backend, check_budgets
-from dipdefense.config import CONFIGS, PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.distributed import spread
 from dipdefense.evaluation import (
     Run,
@@ -108,13 +108,10 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
     given = command_line.parse(parser, partial(_defaults, table), arguments)
     return TableSetting(
         **command_line.subject_of(given),
+        **command_line.reconstruction_of(given),
         table=table,
-        config=CONFIGS[given.config](),
-        budgets=tuple(given.budgets),
         conditions=tuple(name for name in CONDITIONS if name in given.conditions),
         defences=tuple(name for name in DEFENCES if name in given.defences),
-        precision=given.precision,
-        backend=given.backend,
         stopping=given.stopping,
         spread=partial(spread, workers=given.workers, address=given.address) if given.engine == "ray" else None,
     )

@@ -18,7 +18,6 @@ from dipdefense.evaluation import command_line
 from dipdefense.evaluation.adaptive.conditions import STATES, Target, asked, conditions, rounds, with_known_draws
 from dipdefense.evaluation.adaptive.levels import LEVELS, Level
 from dipdefense.evaluation.adaptive.names import Norm, named
-from dipdefense.evaluation.command_line import CONFIGS
 from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
 from dipdefense.evaluation.measurement import joined, measure
 from dipdefense.evaluation.protocol import DEFENCES, Condition
@@ -97,15 +96,12 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
         parser.error(f"--seed takes one seed here, from which all draws derive; got {given.seed}")
     return AdaptiveSetting(
         **command_line.subject_of(given),
+        **command_line.reconstruction_of(given),
         level=level,
         attackers=tuple(given.attackers or known),
         epsilons=tuple(sorted(set(given.epsilon))),
         norm=given.norm,
-        config=CONFIGS[given.config](),
-        budgets=tuple(given.budgets),
         defences=tuple(name for name in DEFENCES if name in given.defences),
-        precision=given.precision,
-        backend=given.backend,
         dry_run=given.dry_run,
     )
 
