@@ -5,8 +5,7 @@ One set of rules holds wherever the package reads a picture:
 - its EXIF orientation is applied, so that it is upright (torchvision's own loader leaves that out);
 - transparency is set aside and otherwise ignored, as torchvision does: the colours stored under it count;
 - of an animation or several pages the first is read;
-- grey of more than 8 bits is scaled by the file's own depth. Colour of 16 bits a channel is read as 8: Pillow can
-  do no more;
+- grey of more than 8 bits is scaled by the file's own depth, and colour of 16 bits a channel keeps them;
 - CMYK becomes RGB by Pillow's formula, without colour management.
 
 A file that cannot be read, whatever the reason, raises ``UnreadableImage``.
@@ -22,6 +21,7 @@ import shutil
 import stat
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 from torch import Tensor
 
-from dipdefense.pictures import colour, decode, opacity, quantised, shape, to_tensor
+from dipdefense.pictures import colour, decode, layers, png_of_16_bits, quantised, shape
 
 if TYPE_CHECKING:  # Pillow is imported where it is used: who only writes a report needs none
     from PIL import Image
@@ -73,7 +73,7 @@ class ImageFile:
         name: of the file, printable.
         pixels: (1, H, W) for a greyscale file, else (3, H, W); float32 in [0, 1], upright.
         alpha: (1, H, W) in [0, 1], 0 where it is transparent; None if the file has no transparency.
-        bits: of each pixel of ``pixels``: 16 for grey of more than 8 bits, else 8.
+        bits: of each value of ``pixels``: 16 for grey of more than 8 bits and colour of 16, else 8.
         icc: the colour profile of ``pixels``, if the file has one.
         notes: whatever of the file is not in ``pixels``, in words.
     """
@@ -126,21 +126,14 @@ def read_image(source: Path | str | bytes, *, name: str = "") -> ImageFile:
         name, content = name or printable(source), read_bytes(source)
     with _naming(name):
         picture, notes = decode(content)
-        pixels, alpha = colour(picture), opacity(picture)
+        pixels, alpha, bits = layers(picture, content)
     icc = picture.info.get("icc_profile")
-    if icc and icc[16:20] != (b"RGB " if pixels.mode == "RGB" else b"GRAY"):
+    if icc and icc[16:20] != (b"RGB " if len(pixels) == 3 else b"GRAY"):
         notes.append("its colour profile is for other channels than those it is read as, and is left out")
         icc = None
     if picture.mode == "CMYK":
         notes.append("CMYK is read as RGB without colour management")
-    return ImageFile(
-        name,
-        to_tensor(pixels),
-        None if alpha is None else to_tensor(alpha),
-        bits=16 if pixels.mode == "F" else 8,
-        icc=icc or None,
-        notes=tuple(notes),
-    )
+    return ImageFile(name, pixels, alpha, bits=bits, icc=icc or None, notes=tuple(notes))
 
 
 def shape_of(content: bytes, *, name: str) -> tuple[int, int, int]:
@@ -155,6 +148,8 @@ def shape_of(content: bytes, *, name: str) -> tuple[int, int, int]:
 
 def open_rgb(content: bytes, *, name: str) -> Image.Image:
     """The same file as ``read_image`` reads, as a picture in RGB of 8 bits for a classifier's preprocessing.
+
+    Of 16-bit colour it has the higher byte, as every program has that reads with Pillow.
 
     Raises:
         UnreadableImage: as ``read_image`` does.
@@ -199,7 +194,7 @@ def write_image(
         path: of the file; its name ends in ".png". A lossy format would change what was made.
         pixels: (1, H, W) for greyscale or (3, H, W); floats in [0, 1].
         alpha: (1, H, W) in [0, 1], 0 where the image is transparent.
-        bits: 16 for greyscale of 16 bits. Pillow can write neither colour nor transparency so, which get 8.
+        bits: of each value, 8 or 16.
         icc: the colour profile.
         text: entries of the file's metadata.
 
@@ -220,14 +215,19 @@ def write_image(
         channels.append(_values(alpha, "alpha", channels=(1,)))
         if pixels.shape[1:] != alpha.shape[1:]:
             raise ValueError(f"pixels and alpha must have one size, got {pixels.shape[1:]} and {alpha.shape[1:]}")
-    layers = np.concatenate(channels, axis=2)
-    single = layers.shape[2] == 1
-    integers = quantised(layers.squeeze(2) if single else layers, bits=bits if single else 8)
+    integers = quantised(np.concatenate(channels, axis=2), bits=bits)
     metadata = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         metadata.add_text(key, value)
     with atomic(path) as file:
-        Image.fromarray(integers).save(file, format="PNG", icc_profile=icc, pnginfo=metadata)
+        if bits == 16:
+            # Pillow writes grey alone so.
+            profile = [] if icc is None else [(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))]
+            file.write(png_of_16_bits(integers, [*profile, *(chunk[:2] for chunk in metadata.chunks)]))
+        else:
+            single = integers.shape[2] == 1
+            picture = Image.fromarray(integers.squeeze(2) if single else integers)
+            picture.save(file, format="PNG", icc_profile=icc, pnginfo=metadata)
 
 
 def read_bytes(path: Path | str) -> bytes:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import TYPE_CHECKING, Any
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -28,9 +31,14 @@ MAX_PIXELS = 2**26
 _GREYS, _GREYISH = 64, 4
 
 _ORIENTATION = 0x0112
-_BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF 6.0
+# Tags of TIFF 6.0.
+_BITS, _PHOTOMETRIC, _PLANES, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 284, 322, 323, 339
 _SIDEWAYS = (2, 4, 5, 6)  # Pillow's ROTATE_90, ROTATE_270, TRANSPOSE and TRANSVERSE
 _GREY = ("1", "L", "LA", "La")
+
+# Pillow's layouts of 16-bit colour, of which it keeps the higher byte: the last letter says where in a channel it lies.
+_DEEP = re.compile(r"(?:RGB|RGBX|RGBA);16[BLN]")
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 def decode(content: bytes) -> tuple[Image.Image, list[str]]:
@@ -45,8 +53,8 @@ def decode(content: bytes) -> tuple[Image.Image, list[str]]:
     if getattr(picture, "is_animated", False):
         notes.append("it holds several pictures, of which the first is read")
     layouts = _layouts(picture)
-    if picture.format in ("PNG", "TIFF") and picture.mode in ("RGB", "RGBA") and ";16" in layouts:
-        notes.append("its channels have 16 bits, of which Pillow reads 8")
+    if picture.mode in ("RGB", "RGBA", "CMYK") and ";16" in layouts and not _is_deep(picture):
+        notes.append("its channels have 16 bits, of which 8 are read")
     picture.load()
     # Pillow makes colour of 16-bit grey with transparency.
     return picture.convert("LA") if "LA;16" in layouts else picture, notes
@@ -93,6 +101,75 @@ def opacity(picture: Image.Image) -> Image.Image | None:
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None:
         return _upright(picture.convert("RGBA").getchannel("A"), picture)
     return None
+
+
+def layers(picture: Image.Image, content: bytes) -> tuple[Tensor, Tensor | None, Literal[8, 16]]:
+    """A file's colour, its opacity if it has any, and the bits of their values.
+
+    Args:
+        picture: that ``decode`` made of it.
+        content: of the file.
+
+    Returns:
+        (1 or 3, H, W) and (1, H, W) float32 in [0, 1], upright.
+    """
+    if not _is_deep(_opened(content)):
+        pixels, alpha = colour(picture), opacity(picture)
+        opaque = None if alpha is None else to_tensor(alpha)
+        return to_tensor(pixels), opaque, 16 if pixels.mode == "F" else 8
+    channels = _sixteen_bits(picture, content)
+    transparent = picture.info.get("transparency")
+    tensor = torch.from_numpy(channels.transpose(2, 0, 1).astype(np.float32)) / 65535
+    if len(tensor) in (2, 4):
+        return tensor[:-1], tensor[-1:], 16
+    if transparent is None:
+        return tensor, None, 16
+    return tensor, torch.from_numpy((channels != transparent).any(axis=2))[None].float(), 16
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether a file that was opened and not yet decoded has colour or transparency of 16 bits that can be read."""
+    found = _layouts(picture)
+    return picture.format in ("PNG", "TIFF") and ("LA;16B" in found or _DEEP.search(found) is not None)
+
+
+def _sixteen_bits(picture: Any, content: bytes) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """(H, W, C), upright, of a file whose channels Pillow reduces to their higher byte, as it has no mode for them.
+
+    The lower byte is read as the higher one of the other byte order; the four bytes of grey with alpha, as RGBA.
+    """
+    again: Any = _opened(content)
+    grey = "LA;16B" in _layouts(again)
+    again.tile = [_with_layout(tile, grey) for tile in again.tile]
+    again.load()
+    pixels = np.asarray(_upright(again.copy(), again))
+    if grey:
+        return np.asarray(np.ascontiguousarray(pixels).view(">u2"), dtype=np.uint16)
+    channels = np.asarray(_upright(picture.copy(), picture)).astype(np.uint16)
+    channels <<= 8
+    channels |= pixels
+    return channels
+
+
+def _with_layout(tile: Any, grey: bool) -> Any:
+    """Pillow's description of how a part of a file is decoded, for the lower bytes."""
+    *place, arguments = tile
+    layout, *others = [arguments] if isinstance(arguments, str) else arguments
+    layout = "RGBA" if grey else layout[:-1] + _OTHER_BYTE[layout[-1]]
+    return getattr(type(tile), "_make", tuple)((*place, (layout, *others) if others else layout))
+
+
+def png_of_16_bits(integers: np.ndarray[Any, np.dtype[np.uint16]], chunks: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """A PNG of (H, W, C) integers: grey, grey with alpha, RGB or RGBA; with chunks of metadata after its header."""
+    import png
+
+    height, width, channels = integers.shape
+    writer = png.Writer(width, height, greyscale=channels < 3, alpha=channels in (2, 4), bitdepth=16)
+    plain, complete = io.BytesIO(), io.BytesIO()
+    writer.write_packed(plain, (row.tobytes() for row in integers.astype(">u2")))
+    head, *rest = png.Reader(bytes=plain.getvalue()).chunks()
+    png.write_chunks(complete, [head, *chunks, *rest])
+    return complete.getvalue()
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -149,6 +226,8 @@ def _opened(content: bytes) -> Image.Image:
         if width * height > MAX_PIXELS:
             size = f"{width}×{height} pixels, {_gigabytes(width * height)}"
             raise ValueError(f"it has {size}; at most {MAX_PIXELS:,} pixels are read")
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:
+        raise ValueError("its channels of more than 8 bits lie one after the other, which Pillow takes for 8 bits")
     return picture
 
 

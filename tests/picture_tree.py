@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageCms
+
+from dipdefense.files import write_image
 
 UNREADABLE = {"deep/truncated.png", "empty.png", "deep/text.jpg", "small.png"}
 """Those of the files that have no reconstruction."""
@@ -46,7 +49,9 @@ def make(folder: Path, count: int) -> set[str]:
     (folder / "deep" / "truncated.png").write_bytes((folder / "profile.png").read_bytes()[:-500])
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "readme.txt").write_text("not an image by its name")
-    names = {*special, *UNREADABLE}
+    deep_colour = torch.from_numpy(_noise(3, 32, 32, 4).astype(np.float32)).permute(2, 0, 1) / 256
+    write_image(folder / "deep" / "colour.png", deep_colour[:3], alpha=deep_colour[3:], bits=16)
+    names = {*special, *UNREADABLE, "deep/colour.png"}
     for number in range(count - len(names)):
         name = f"deep/er/{number:03}.{('png', 'jpg', 'bmp')[number % 3]}"
         size = ((32, 32), (32, 32), (40, 32), (33, 35))[number % 4]

@@ -173,6 +173,22 @@ def test_an_image_is_written_as_it_was_read(tmp_path: Path, picture: Image.Image
         assert again.text == {"k": "v"}
 
 
+@pytest.mark.parametrize("transparent", [False, True], ids=["opaque", "transparent"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_written_as_they_were_read(tmp_path: Path, channels: int, transparent: bool) -> None:
+    values = torch.from_numpy(np.random.default_rng(0).integers(0, 2**16, (4, 20, 30)).astype(np.float32)) / 65535
+    pixels, alpha = values[:channels], values[3:] if transparent else None
+    icc = profile() if channels == 3 else None
+    write_image(tmp_path / "a.png", pixels, alpha=alpha, bits=16, icc=icc, text={"k": "ε", "l": "x"})
+    written = read_image(tmp_path / "a.png")
+    assert torch.equal(written.pixels, pixels)
+    assert (written.bits, written.icc, written.notes) == (16, icc, ())
+    assert torch.equal(written.alpha, alpha) if transparent else written.alpha is None
+    with Image.open(tmp_path / "a.png") as again:
+        again.load()
+        assert again.text == {"k": "ε", "l": "x"}
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_the_shape_in_the_header_is_the_upright_pictures(tmp_path: Path, suffix: str, orientation: int) -> None:

@@ -46,6 +46,7 @@ LIBRARIES = {
     "numpy": {"art", "attacks", "datasets", "distributed", "evaluation", "files", "paper", "pictures"},
     "pyautoattack": {"attacks"},
     "PIL": {"classifiers", "cli", "datasets", "files", "pictures"},
+    "png": {"pictures"},
     "ray": {"distributed"},
     "scipy": {"evaluation", "paper"},
     "torchvision": {"classifiers"},

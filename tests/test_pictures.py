@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms
+from torch import Tensor
 
 from dipdefense import pictures
 from dipdefense.classifiers import MAX_ASPECT, MIN_SIDE, Preprocess
-from dipdefense.files import SUFFIXES, UnreadableImage, read_image, to_rgb
+from dipdefense.files import SUFFIXES, UnreadableImage, open_rgb, read_image, shape_of, to_rgb
 
 RAMP = np.linspace(0, 255, 32 * 40).reshape(32, 40).astype(np.uint8)
 DEEP = np.linspace(0, 65535, 32 * 40).reshape(32, 40).astype(np.uint16)
@@ -173,27 +175,81 @@ def test_the_first_of_several_pictures_is_read_and_said_to_be(form: str) -> None
     assert image.pixels[1:].max() < 0.02
 
 
-def deep_colour(kind: int) -> bytes:
-    """A 16-bit PNG of a colour type that Pillow cannot write: 2 is RGB, 4 grey with alpha, 6 RGBA."""
-    import zlib
-
-    channels = {2: 3, 4: 2, 6: 4}[kind]
-    row = b"\0" + struct.pack(f">{channels}H", *(0x80FF,) * channels) * 8
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(row * 8))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in (*chunks, (b"IEND", b""))
-    )
+DEEP_RGBA = np.random.default_rng(1).integers(0, 2**16, (32, 40, 4), dtype=np.uint16)
+RGBA = torch.from_numpy(DEEP_RGBA.astype(np.float32)).permute(2, 0, 1) / 65535
 
 
-@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 1), (6, 3)], ids=["RGB", "grey with alpha", "RGBA"])
-def test_16_bits_that_pillow_reduces_are_said_to_be(kind: int, channels: int) -> None:
-    image = read_image(deep_colour(kind))
-    assert image.notes == ("its channels have 16 bits, of which Pillow reads 8",)
-    assert image.pixels.shape == (channels, 8, 8)
-    assert image.pixels.unique().tolist() == pytest.approx([0x80 / 255])
+def deep_tiff(pixels: np.ndarray, photometric: str = "rgb", **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, photometric=photometric, **options)
+    return file.getvalue()
+
+
+def deep_png(pixels: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
+    return pictures.png_of_16_bits(pixels, chunks)
+
+
+TRANSPARENT_COLOUR = struct.pack(">HHH", *DEEP_RGBA[3, 7, :3])
+DEEP_COLOUR = {
+    "PNG RGB": (deep_png(DEEP_RGBA[..., :3]), RGBA[:3], None),
+    "PNG RGBA": (deep_png(DEEP_RGBA), RGBA[:3], RGBA[3:]),
+    "PNG grey with alpha": (deep_png(DEEP_RGBA[..., 2:]), RGBA[2:3], RGBA[3:]),
+    "PNG with a transparent colour": (
+        deep_png(DEEP_RGBA[..., :3], (b"tRNS", TRANSPARENT_COLOUR)),
+        RGBA[:3],
+        (RGBA[:3] != RGBA[:3, 3:4, 7:8]).any(dim=0, keepdim=True).float(),
+    ),
+}
+for order in "<>":
+    for kind, options in {
+        "": {},
+        ", deflate": {"compression": "zlib"},
+        ", tiles": {"tile": (16, 16)},
+        ", a channel more": {"extrasamples": ["unspecified"]},
+    }.items():
+        pixels = DEEP_RGBA if "extrasamples" in options else DEEP_RGBA[..., :3]
+        content = deep_tiff(pixels, byteorder=order, **options)
+        DEEP_COLOUR[f"TIFF RGB{kind}, {order}"] = (content, RGBA[:3], None)
+    content = deep_tiff(DEEP_RGBA, byteorder=order, extrasamples=["unassalpha"])
+    DEEP_COLOUR[f"TIFF RGBA, {order}"] = (content, RGBA[:3], RGBA[3:])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("content", "colour", "alpha"), DEEP_COLOUR.values(), ids=DEEP_COLOUR)
+def test_16_bits_of_colour_are_kept(content: bytes, colour: Tensor, alpha: Tensor | None) -> None:
+    image = read_image(content)
+    torch.testing.assert_close(image.pixels, colour, rtol=0, atol=1e-7)
+    if alpha is None:
+        assert image.alpha is None
+    else:
+        torch.testing.assert_close(image.alpha, alpha, rtol=0, atol=1e-7)
+    assert (image.bits, image.notes) == (16, ())
+    assert shape_of(content, name="a") == colour.shape
+    # A classifier's preprocessing has the higher byte.
+    rgb = torch.from_numpy(np.array(open_rgb(content, name="a"))).permute(2, 0, 1)
+    assert torch.equal(rgb, ((image.rgb * 65535).round() / 256).floor().byte())
+
+
+def test_16_bits_turned_by_exif() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = deep_png(DEEP_RGBA[..., :3], (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    image = read_image(content)
+    torch.testing.assert_close(image.pixels, RGBA[:3].rot90(-1, (1, 2)), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ({"photometric": "separated"}, "CMYK is read as RGB without colour management"),
+        ({"extrasamples": ["assocalpha"]}, None),
+    ],
+    ids=["CMYK", "premultiplied"],
+)
+def test_16_bits_that_are_reduced_are_said_to_be(options: dict[str, Any], note: str | None) -> None:
+    image = read_image(deep_tiff(DEEP_RGBA, **options))
+    assert image.notes == ("its channels have 16 bits, of which 8 are read", *([note] if note else []))
     assert image.bits == 8
-    assert (image.alpha is None) == (kind == 2)
 
 
 def test_a_profile_for_other_channels_is_left_out() -> None:
@@ -219,6 +275,10 @@ REFUSED = {
     "a huge tile": (tiff(RAMP, bits=8, tile=2**14), "16384×16384 pixels"),
     "a cut PNG": (encoded(Image.fromarray(COLOUR))[:-100], "truncated"),
     "a cut JPEG": (encoded(Image.fromarray(COLOUR), "JPEG")[:-300], "truncated"),
+    "16 bits in planes": (
+        deep_tiff(np.zeros((3, 32, 40), np.uint16), planarconfig="separate"),
+        "its channels of more than 8 bits lie one after the other",
+    ),
     "negative values": (tiff(DEEP.astype(np.int16), bits=16, sample_format=2), r"values lie in \[-32743, 32741\]"),
     "floats up to 255": (tiff(RAMP.astype(np.float32), bits=32, sample_format=3), r"\[0, 255\], and only \[0, 1\] can"),
     "floats with NaN": (tiff(np.full((4, 4), np.nan, np.float32), bits=32, sample_format=3), "nan"),

@@ -108,6 +108,4 @@ class Fitter:
         if size != job.shape[1:]:
             notes.append(f"its {size[1]}×{size[0]} pixels are reduced to {job.shape[2]}×{job.shape[1]}")
         alpha = None if image.alpha is None else jobs.reduced(image.alpha, self._max_side)
-        if image.bits == 16 and alpha is not None:
-            notes.append("its 16 bits become 8, because it has transparency")
         return replace(image, pixels=jobs.reduced(image.pixels, self._max_side), alpha=alpha, notes=tuple(notes))

@@ -75,8 +75,8 @@ def command(
     """Write the reconstruction of each image of IN, a file or a folder with all below it, into OUT.
 
     Names stay, but for the suffix: every output is a PNG, so that nothing is compressed with a loss again. Outputs are
-    upright; transparency, colour profile and the 16 bits of deep grey are the original's; of an animation there is the
-    first frame. Hidden files are left out.
+    upright; transparency, colour profile and 16 bits a channel are the original's; of an animation there is the first
+    frame. Hidden files are left out.
 
     Images of one size are fitted together. An output that is there, of the same original and settings, is kept, so
     that the same command resumes after any end. Files of other settings or another origin are in the way: nothing is

@@ -60,6 +60,8 @@ def test_every_kind_of_file_is_purified_under_its_name(tmp_path: Path) -> None:
     assert out["profile.png"].icc == read_image(tmp_path / "in" / "profile.png").icc is not None
     assert torch.equal(out["deep/transparent.png"].alpha, read_image(tmp_path / "in" / "deep/transparent.png").alpha)
     assert (out["deep/16 bits.png"].bits, out["grey.png"].pixels.shape[0]) == (16, 1)
+    assert (out["deep/colour.png"].bits, len(out["deep/colour.png"].pixels)) == (16, 3)
+    assert torch.equal(out["deep/colour.png"].alpha, read_image(tmp_path / "in" / "deep/colour.png").alpha)
 
 
 def test_the_pixels_are_the_defences(tmp_path: Path) -> None:
