@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.arguments import integer, shown
-from dipdefense.attacks.adaptive.checkpoint import Checkpoint, Progress, identity
+from dipdefense.attacks.adaptive.checkpoint import Checkpoint, Progress, fingerprint, identity
 from dipdefense.attacks.adaptive.threat import Ball, Threat
 from dipdefense.attacks.checking import check_attacked, check_labels_below, detached
 from dipdefense.checks import Seed, check_logits, check_seed, resolve_seeds
@@ -150,13 +150,16 @@ class AdaptiveAttack(abc.ABC):
         else:
             parts = [(slice(None), resolve_seeds(checked, 1)[0], checkpoint)]
         with evaluated(classifier):
-            adversarial = detached(images).clone()
+            adversarial = detached(images)
             for part, own_seed, own_checkpoint in parts if len(images) else ():
                 ball = Ball(adversarial[part].clone(), threat)
-                own_labels = labels[part].long().to(images.device)
-                parts_of_it = (self, defence, ball.clean, own_labels, threat, own_seed)
-                weights = () if checkpoint is None else classifier.state_dict().values()
-                progress = Progress(own_checkpoint, identity(*parts_of_it, *weights))
+                # A copy, since labels that were made in inference mode cannot be saved for a backward pass.
+                own_labels = labels[part].long().to(images.device).clone()
+                progress = Progress(None, "")
+                if own_checkpoint is not None:
+                    weights = classifier.state_dict().values()
+                    key = identity(self, defence, ball.clean, own_labels, threat, own_seed, *weights)
+                    progress = Progress(own_checkpoint, key, fingerprint(defence))
                 task = Task(defence, classifier, own_labels, ball, own_seed, progress)
                 self._refuse(task)
                 adversarial[part] = ball.project(self._attack(task))

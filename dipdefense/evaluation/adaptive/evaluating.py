@@ -16,7 +16,8 @@ import dipdefense
 from dipdefense.arguments import choice, integer, several
 from dipdefense.attacks.adaptive import Threat
 from dipdefense.attacks.adaptive.samples import purified
-from dipdefense.attacks.checking import check_attacked, detached
+from dipdefense.attacks.checking import check_attacked, check_labels_below, detached
+from dipdefense.checks import check_logits
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.adaptive.conditions import (
     STATES,
@@ -102,9 +103,12 @@ def evaluate(
         choice("level", level, LEVELS)
         level = LEVELS[level]
     epsilons = _epsilons(epsilon, norm)
-    integer("seed", seed, low=0, high=2**62)
-    integer("batch_size", batch_size, low=1)
-    images = detached(images)
+    seed, batch_size = integer("seed", seed, low=0, high=2**62), integer("batch_size", batch_size, low=1)
+    with evaluated(classifier):
+        # Copies that gradients may flow through, in inference mode too.
+        images, labels = detached(images), labels.long().clone()
+        with torch.no_grad():
+            check_labels_below(labels, check_logits(classifier(images[:1]), 1).shape[1])
     data, chosen = _given(images, labels)
     configuration = _identity(defence, classifier, images) | {"adaptive": level.settings()}
     with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):

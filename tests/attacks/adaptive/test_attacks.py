@@ -114,6 +114,16 @@ def test_an_attack_on_no_images_returns_none(make) -> None:
     assert make()(defence_for(make()), network(), images, labels, threat=THREATS["Linf"], seed=0).shape == images.shape
 
 
+@ALL
+def test_images_and_labels_may_come_from_inference_mode(make) -> None:
+    attack, model, given = make(), network(), batch()
+    defence = defence_for(attack)
+    with torch.inference_mode():
+        images, labels = (each.clone() for each in given)
+        found = attack(defence, model, images, labels, threat=THREATS["Linf"], seed=0)
+    assert torch.equal(found, attacked(make()))
+
+
 class Killed(nn.Module):
     """Fails at one of its calls, as a kill would."""
 
