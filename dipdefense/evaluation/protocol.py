@@ -217,7 +217,9 @@ def choose(
         if candidates is None:
             continue
         with torch.inference_mode():
-            predictions = classifier(candidates.images.to(device)).argmax(dim=1).tolist()
+            scores = classifier(candidates.images.to(device))
+            # No output that is not finite is right, though argmax takes NaN for the greatest score.
+            predictions = scores.argmax(dim=1).where(scores.isfinite().all(dim=1), -1).tolist()
         for index, image, prediction in zip(readable, candidates.images, predictions, strict=True):
             if prediction == labels[index]:
                 found[index] = content_digest(image, labels[index])
