@@ -241,7 +241,7 @@ def script(store: Path | None) -> Iterator[None]:
     except (StoreError, ExportError) as error:
         _end(1, f"error: {error}")
     except OSError as error:
-        _end(1, f"error: {error}. {resumes}")
+        _end(1, f"error: {error}. {stopped()}")
     finally:
         signal.signal(signal.SIGTERM, before)
 

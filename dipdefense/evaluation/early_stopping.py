@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from dipdefense.checks import Precision
 from dipdefense.config import DIPConfig
-from dipdefense.evaluation.defences import Defence, Outcome, deep_image_prior
+from dipdefense.evaluation.defences import Defence, Outcome, clock, deep_image_prior
 from dipdefense.reconstruct import Reconstruction, reconstruct
 from dipdefense.stopping import Rule, Trend, Variance, Watch
 
@@ -83,12 +82,12 @@ class _Fits:
         """The run, what the rules made of it, and its seconds."""
         if self._of is None or self._of[0] is not images or self._of[1] != list(seeds):
             observed = Observed(rules=self._rules)
-            started = time.perf_counter()
+            started = clock(images)
             run = reconstruct(
                 images, budgets=self._budgets, config=self._config, seed=seeds, precision=self._precision,
                 backend="torch", stopping=observed,
             )  # fmt: skip
-            self._found = run, observed.watches[-1], time.perf_counter() - started
+            self._found = run, observed.watches[-1], clock(images) - started
             self._of = images, list(seeds)
         return self._found
 

@@ -65,7 +65,7 @@ def images_needed(
         >>> images_needed(0.2, 0.05)
         92
     """
-    high = 8
+    high = min(8, most)
     while mcnemar_power(high, only_first, only_second, level=level) < power:
         if high >= most:
             return None

@@ -85,7 +85,10 @@ class Store:
 
     def __init__(self, path: Path | str, *, patience: float = 60) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.path}: its folder cannot be made ({error}); give another folder") from error
         with self._named():
             self._database = sqlite3.connect(self.path, timeout=patience, isolation_level=None)
         try:

@@ -137,6 +137,7 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(
     assert exit_.value.code == 1
     (told,) = capsys.readouterr().err.splitlines()
     assert f"error: {error}" in told
+    assert "The outcomes so far are in" not in told
 
 
 def test_a_refused_choice_is_one_line_and_a_bug_keeps_its_traceback(
