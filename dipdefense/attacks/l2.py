@@ -20,7 +20,7 @@ def pgd_l2(
 ) -> Tensor:
     """Adversarial images within an L2 ball around each image (Madry et al. 2018), defence-unaware.
 
-    The classifier stays in its mode, so that a network in training is attacked as it is trained; its parameters get no
+    The classifier stays in its mode: a network in training is attacked as it is trained. Its parameters get no
     gradients.
 
     Args:
@@ -73,7 +73,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def _within(images: Tensor, moved: Tensor, epsilon: float) -> Tensor:
-    """The nearest points in the balls, then in [0, 1], which is no farther from an image that lies in it."""
+    """The nearest points in the balls, clipped to [0, 1]; clipping moves no point away from an image in that range."""
     return (images + (moved - images).renorm(2, 0, epsilon)).clamp(0, 1)
 
 

@@ -26,7 +26,7 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Observed(Rule):
-    """Rules that watch one fit and never end it, so that it is the fixed budgets' fit too, to the bit.
+    """Rules that watch one fit and never end it: the fixed budgets are judged on the very same fit.
 
     Attributes:
         rules: by name.
@@ -45,7 +45,7 @@ class Observed(Rule):
 
 
 class Observation(Watch):
-    """What each rule would have made of a run.
+    """The iteration and the output at which each rule would have ended the fits of a run.
 
     Attributes:
         iterations: by rule, (N,) int64: the iteration with which the rule would have ended the fit; 0 for never.
@@ -64,7 +64,7 @@ class Observation(Watch):
             self.iterations[name][ending] = iteration
             rows = ending.to(outputs.device)
             self.chosen[name][rows] = watch.outputs[rows]
-        # Infinity is no score that could be the least.
+        # An infinite score is never the least so far, and so never ends a fit.
         return torch.full((len(outputs),), torch.inf, dtype=torch.float64)
 
 

@@ -81,7 +81,7 @@ def images_needed(
 
 
 def smoothed(count: int, n: int) -> float:
-    """A share of n images for planning: half an image is added to each of three outcomes, so that none is impossible.
+    """A share of n images for planning; half an image is added to each of three outcomes, which keeps all possible.
 
     Example:
         >>> smoothed(0, 20) > 0

@@ -187,7 +187,7 @@ def choose(
         batch: images classified at once.
 
     Raises:
-        ValueError: ``images`` is no positive number, or there are fewer classes, or fewer correctly classified images,
+        ValueError: ``images`` is below 1, or there are fewer classes, or fewer correctly classified images,
             than asked for.
     """
     if images is not None and images < 1:

@@ -70,7 +70,8 @@ def run(
 
     Args:
         store: where outcomes are and go.
-        configuration: everything that decides an outcome and is no argument below; two that differ never mix.
+        configuration: everything that decides an outcome and is not an argument below; runs that differ in it never
+            mix.
         circumstances: of this session: commit, versions, hardware.
         data: the data set.
         chosen: its images, in order.
@@ -163,7 +164,7 @@ def _each(measuring: _Measuring, todo: Sequence[_Piece]) -> Iterator[tuple[int, 
         yield number, measuring.parts(piece)
 
 
-# As a decorator it is off between two outcomes, so that the caller keeps its gradients, however the run ends.
+# As a decorator it is off between two outcomes: the caller's gradients stay on, however the run ends.
 @torch.no_grad()
 def _outcomes(
     piece: _Piece, defences: Sequence[Defence], ids: Sequence[str], images: Tensor, classifier: nn.Module

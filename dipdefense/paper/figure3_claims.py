@@ -56,7 +56,7 @@ class Extremum(NamedTuple):
         budget: where the mean over all images has it.
         rise: how far it lies from the curve before, towards the peak or trough.
         fall: how far it lies from the end of the curve.
-        largest: of the resampled mean curves' extrema, the smaller of both, at the 97.5th percentile.
+        largest: the 97.5th percentile, over resampled mean curves, of the smaller of rise and fall.
     """
 
     budget: int
@@ -159,7 +159,7 @@ def extremum(values: Numbers, budgets: tuple[int, ...], *, sign: int) -> Extremu
 
 
 def crossing(first: Curve, second: Curve) -> Crossing:
-    """From where on the curve that ends higher stays above the other, interpolated between the recorded iterations."""
+    """Where the curve that ends higher crosses the other for the last time, between the recorded iterations."""
     paired = first.images == second.images
     resampled = zip(_resamples(len(first.images)), _resamples(len(second.images), seed=0 if paired else 1), strict=True)
     found = [
@@ -231,7 +231,7 @@ def _wording(name: str) -> str:
 
 
 def _top(curve: Numbers) -> tuple[int, int]:
-    """The highest inner point by the smaller of its heights above the lowest before it and above the end; and that."""
+    """Where the curve is lowest before its top, and that top: the inner point highest above both this and the end."""
     lowest = np.minimum.accumulate(curve)[:-2]
     inner = curve[1:-1]
     top = int(np.minimum(inner - lowest, inner - curve[-1]).argmax()) + 1

@@ -1,4 +1,4 @@
-"""The state of an attack in a file, so that a kill costs a minute and no result."""
+"""The state of an attack in a file: a kill costs about a minute of work and changes no result."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Progress:
         return state
 
     def save(self, state: Mapping[str, Any], *, at_once: bool = False) -> None:
-        """Write the state, unless the last write was a moment ago and this one needs not be at once."""
+        """Write the state, unless the last write is recent and this one is not required at once."""
         if self.checkpoint is None or not (at_once or time.monotonic() - self._written >= self.checkpoint.seconds):
             return
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""One attack's task, checked once, and the base of all attacks, which checks it and keeps the promises around it."""
+"""One attack's task, checked once, and the base class that checks it, runs the attack and bounds its result."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Adaptive(Protocol):
 
         Returns:
             (N, C, H, W) float32 in [0, 1] within the ball, on the images' device. Every image is attacked to the
-            end, be it misclassified or not: success is judged on fresh samples.
+            end, misclassified or not: success is judged on fresh samples.
 
         Raises:
             TypeError, ValueError: an argument is not as described; no gradient has been taken yet.
@@ -99,7 +99,7 @@ class Task:
 
 
 class AdaptiveAttack(abc.ABC):
-    """The frame around an attack: arguments checked before, modes restored and bounds checked after."""
+    """The frame around an attack: arguments are checked before it, its images projected and modes restored after it."""
 
     kind: ClassVar[str]
 

@@ -38,7 +38,7 @@ from dipdefense.evaluation.runner import Asked
 from dipdefense.purifier import DIPPurifier
 
 STATES = "attacks"
-"""The folder, in a report's, of the states that killed attacks resume from."""
+"""The folder, inside a report's, of the states from which killed attacks resume."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Attacked:
-    """A condition: images that an attacker made for one purifier.
+    """A condition: adversarial examples crafted on one purifier.
 
     Attributes:
         name: of the condition.

@@ -61,7 +61,7 @@ def evaluate(
     folder: Path | str | None = None,
     tell: Callable[[str], object] | None = print,
 ) -> AdaptiveReport:
-    """Attack a defence by those who know it, and report what is left of it.
+    """Attack a defence by attackers who know it, and report the accuracy that they leave.
 
     The undefended classifier is attacked beside it. Before anything runs, the cost is told: purifications an image
     and the time that they will take. ``quick`` and ``standard`` are reduced attacks, and so the report calls them: an
@@ -80,8 +80,8 @@ def evaluate(
         norm: "Linf" or "L2".
         seed: of the attacks and of the draws that judge them.
         batch_size: images attacked and judged at once.
-        folder: where outcomes and attacks' states are kept; called again, an evaluation that was killed resumes from it
-            with the same result. None keeps nothing.
+        folder: where outcomes and attacks' states are kept, of any number of evaluations. One that was killed resumes
+            from it when called again, with the same result. None keeps nothing.
         tell: is called with the plan before the start; None for silence.
 
     Raises:
@@ -189,7 +189,7 @@ def _weights(module: nn.Module) -> str:
 
 @contextlib.contextmanager
 def _opened(folder: Path | str | None) -> Iterator[tuple[Store, Path | None]]:
-    """The store of the outcomes, and the folder of the attacks' states, which none is kept of where nothing is."""
+    """The store of the outcomes, and the folder of the attacks' states: None where nothing is kept."""
     with contextlib.ExitStack() as stack:
         kept = Path(folder if folder is not None else stack.enter_context(tempfile.TemporaryDirectory()))
         store = stack.enter_context(Store(kept / STORE))

@@ -1,6 +1,6 @@
 """How hard a defence is attacked: levels by name, and their cost in purifications before anything runs.
 
-A level is honest about being weak. Published evaluations of purifiers take 200 steps with 20 samples each (Lee & Kim
+Published evaluations of purifiers take 200 steps with 20 samples each (Lee & Kim
 2023). At one ε a random ``DIPPurifier`` is run 105 times an image at the level ``quick``, 742 times at ``standard`` and
 16,472 times at ``full``, judging included.
 """

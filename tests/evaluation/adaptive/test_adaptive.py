@@ -286,6 +286,12 @@ def test_levels_from_weak_to_strong() -> None:
     assert counts == [105, 742, 16472], "the documentation and levels name them"
 
 
+def test_a_report_without_attacks_says_so() -> None:
+    text = " ".join(str(call(nn.Identity(), level=Level(name="none", attacks={}, draws=1))).split())
+    assert "Attacks: none." in text
+    assert "Strongest single attack" not in text
+
+
 def test_l2_and_a_defence_that_changes_the_size() -> None:
     from dipdefense.randomization import RandomResizePad
 
