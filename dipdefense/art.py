@@ -29,7 +29,7 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
     """The common part of both defences: layout, range and dtype on the way in and out, and checked parameters.
 
     The fields are the parameters, the constructor's arguments and the only state: the module is built anew at every
-    call. So pickle, copy and ``set_params`` need no care of their own.
+    call. Pickle, copy and ``set_params`` therefore need no code of their own.
     """
 
     clip_values: ClipValues = (0.0, 1.0)

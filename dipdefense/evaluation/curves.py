@@ -146,7 +146,7 @@ def confidence_curves(records: Iterable[Record]) -> list[Curve]:
 
 
 def largest_mean_p(differences: Tensor) -> float:
-    """How likely the largest of several mean differences is, were none of them above zero; one-sided.
+    """The one-sided p of the largest of several mean differences, were none of them above zero.
 
     Flipping all of an image's signs at once leaves its differences as likely as they were, if they lie about zero. The
     largest mean is compared with the largest of the flipped ones, which accounts for the choice of the largest
@@ -174,7 +174,7 @@ def largest_mean_p(differences: Tensor) -> float:
 
 
 def exchanged_p(values: Sequence[Sequence[float]]) -> float:
-    """How likely conditions' means differ as much, were the conditions alike to every image.
+    """The p of the conditions' differences in mean, were all conditions alike to every image.
 
     An image's values are exchanged among the conditions, 10,000 times at random; the means' variance is compared. It is
     Friedman's test on the values themselves.

@@ -183,7 +183,7 @@ class Cell:
         defence: as in the records.
         budget: likewise.
         outcomes: by seed, then by image: 1 for correct and 0 for not, or the average of such.
-        seconds: an image, the median, for the first batch of a session also warms the machine up.
+        seconds: the median image's, since the first batch of a session also warms the machine up.
     """
 
     condition: str

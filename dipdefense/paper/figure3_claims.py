@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dipdefense.evaluation import Run
 from dipdefense.evaluation.curves import Estimate
 from dipdefense.evaluation.records import Record
-from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED, Finding
+from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED, Finding, wording
 from dipdefense.paper.published import FIGURE_3_CLAIMS
 
 RESAMPLES = 2000
@@ -209,7 +209,7 @@ def findings(curves: Mapping[str, Curve]) -> list[Finding]:
 def _compared(claim: str, apart: Estimate, detail: str, n: int) -> Finding:
     verdict = CONFIRMED if apart.low > 0 else CONTRADICTED if apart.high < 0 else UNDECIDED
     verdict = verdict if n >= FEWEST else UNDECIDED
-    return Finding(_wording(claim), verdict, [detail])
+    return Finding(wording(FIGURE_3_CLAIMS[claim]), verdict, [detail])
 
 
 def _extremal(claim: str, name: str, found: Extremum, n: int) -> Finding:
@@ -220,14 +220,8 @@ def _extremal(claim: str, name: str, found: Extremum, n: int) -> Finding:
     verdict = verdict if n >= FEWEST else UNDECIDED
     where = f"{name}, n = {n}: the {claim} is at {found.budget} iterations"
     apart = f"{found.rise} from the curve before it and {found.fall} from its end"
-    return Finding(
-        _wording(claim), verdict, [f"{where}, by {apart}; at most {found.largest:.2f} in 97.5 % of resamples"]
-    )
-
-
-def _wording(name: str) -> str:
-    statement, place, quote = FIGURE_3_CLAIMS[name]
-    return f"{statement} ({place}: “{quote}”)"
+    detail = f"{where}, by {apart}; at most {found.largest:.2f} in 97.5 % of resamples"
+    return Finding(wording(FIGURE_3_CLAIMS[claim]), verdict, [detail])
 
 
 def _top(curve: Numbers) -> tuple[int, int]:

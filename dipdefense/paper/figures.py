@@ -136,7 +136,7 @@ def open_example(given: argparse.Namespace) -> Example:
 
 
 def reconstructed(example: Example, config: DIPConfig, given: argparse.Namespace) -> Reconstruction:
-    """The attacked image's reconstruction at every budget, as a table of this seed has it; with a bar.
+    """The attacked image's reconstruction at every budget, that of a table with this seed, behind a progress bar.
 
     Raises:
         ValueError: it diverged.

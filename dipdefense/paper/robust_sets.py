@@ -1,4 +1,4 @@
-"""Robust and non-robust images as Ilyas et al. 2019 construct them, for where their released sets cannot be had.
+"""Robust and non-robust images as Ilyas et al. 2019 construct them, where their released sets are not at hand.
 
 A robust image looks, to a robust network's penultimate layer, like the image that it is made for, and begins as a
 random other one: it has the features of its class that this network uses, and no others. A non-robust one is made by a

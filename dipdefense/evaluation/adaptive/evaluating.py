@@ -72,8 +72,8 @@ def evaluate(
             torch's default generators, as modules do that are given no seed.
         classifier: from the defence's output to (N, classes) logits. Both are on the images' device; they are put in
             eval mode, and left as they were.
-        images: (N, C, H, W) floats in [0, 1], taken as float32; all count, those too that are misclassified without an
-            attack.
+        images: (N, C, H, W) floats in [0, 1], taken as float32; all count, including those that are
+            misclassified without an attack.
         labels: (N,) integers, the true classes.
         level: "quick", "standard", "full", or a ``Level`` of your own.
         epsilon: one or several, in 1/255 for "Linf"; for "L2" the norm itself.

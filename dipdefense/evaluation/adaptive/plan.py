@@ -44,7 +44,7 @@ class Cost:
 
 
 def costs(level: Level, targets: Sequence[Target], found: Mapping[str, Condition | None]) -> list[Cost]:
-    """Of every condition on every defence that is judged under it; the undefended classifier purifies nothing."""
+    """The cost of every condition on every defence judged under it; the undefended classifier purifies nothing."""
     seeds = range(level.draws)
     ask, rows = asked(level, seeds), []
     for name, condition in found.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacks.adaptive.defended import CLASSES, Noise, Steps, batch, network
+from attacks.adaptive.defended import Noise, Steps, batch, network
 from torch import Tensor, nn
 
 from dipdefense import DIPConfig, DIPPurifier
@@ -179,7 +179,3 @@ def test_each_step_meets_a_fresh_sample() -> None:
     defence, (images, labels) = Noise(), batch()
     ATTACKS["bpda-eot"](steps=3, samples=2)(defence, network(), images, labels, threat=THREATS["Linf"], seed=0)
     assert len(set(defence.seen)) == defence.calls == 8
-
-
-def test_number_of_classes() -> None:
-    assert network()[-1].out_features == CLASSES
