@@ -29,7 +29,7 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
     """The common part of both defences: layout, range and dtype on the way in and out, and checked parameters.
 
     The fields are the parameters, the constructor's arguments and the only state: the module is built anew at every
-    call. So pickle, copy and ``set_params`` need no care of their own.
+    call. Pickle, copy and ``set_params`` therefore need no code of their own.
     """
 
     clip_values: ClipValues = (0.0, 1.0)
@@ -81,7 +81,8 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
             does not cast. The other floats keep their dtype.
 
         Raises:
-            ValueError: ``x`` is no batch of finite images, or does not go with ``clip_values``.
+            TypeError: ``x`` is complex or boolean.
+            ValueError: ``x`` is not a batch of finite images, or ``clip_values`` does not fit it.
         """
         if x.ndim != 4:
             layout = "channels, height, width" if self.channels_first else "height, width, channels"
@@ -164,7 +165,7 @@ class DIPPreprocessor(_ImagePreprocessor):
 
     Every query costs a reconstruction. BIM with 10 iterations purifies each image 12 times, 13 times without
     labels, because ART checks its success through the defence as well. ART hands over ``predict``'s whole set at
-    once, whatever its own ``batch_size`` says; the one here bounds the memory. For EOT average several calls of
+    once, regardless of its own ``batch_size``; the one here bounds the memory. For EOT average several calls of
     ``loss_gradient``: rows repeated inside the defence would break ``predict``.
 
     Args:

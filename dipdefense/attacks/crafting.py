@@ -66,7 +66,11 @@ def craft(
 
 
 def _check_result(adversarial: Tensor, clean: Tensor, epsilon: float) -> None:
-    """A comparison that NaN fails, too."""
+    """Refuse images outside [0, 1] or the ε-ball; NaN fails these comparisons, too.
+
+    Raises:
+        RuntimeError: with the range and the distance that were found.
+    """
     low, high = (bound.item() for bound in adversarial.aminmax())
     distance = (adversarial - clean).abs().max().item()
     if not (distance <= epsilon / 255 + _ROUNDING and low >= -_ROUNDING and high <= 1 + _ROUNDING):
@@ -100,7 +104,7 @@ def _under_attack(classifier: nn.Module, default: torch.device) -> Iterator[torc
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"ART runs on the CPU and on CUDA; move the classifier there, it is on {device}")
     parameters = [(tensor, tensor.requires_grad, tensor.grad) for tensor in classifier.parameters()]
-    # ART takes the current CUDA device, whatever the classifier's is.
+    # ART takes the current CUDA device, not the classifier's.
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     try:
         classifier.requires_grad_(False)

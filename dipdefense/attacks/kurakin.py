@@ -96,8 +96,8 @@ def noise(images: Tensor, *, epsilon: float, seed: Seed = None) -> Tensor:
     Args:
         images: (N, C, H, W) floats in [0, 1].
         epsilon: in units of 1/255.
-        seed: an integer that every image uses, so that all get the same signs; or one an image, which makes them
-            independent; or None for fresh ones from torch's default generator.
+        seed: an integer gives every image the same signs; one an image makes them independent; None takes fresh ones
+            from torch's default generator.
 
     Returns:
         (N, C, H, W) float32 in [0, 1] on the device of ``images``.

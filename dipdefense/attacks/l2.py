@@ -20,7 +20,7 @@ def pgd_l2(
 ) -> Tensor:
     """Adversarial images within an L2 ball around each image (Madry et al. 2018), defence-unaware.
 
-    The classifier stays in its mode, so that a network in training is attacked as it is trained; its parameters get no
+    The classifier stays in its mode: a network in training is attacked as it is trained. Its parameters get no
     gradients.
 
     Args:
@@ -31,13 +31,13 @@ def pgd_l2(
         step: length of a step along the normalised gradient.
         steps: how many.
         targeted: whether the loss of the labels is descended instead of ascended.
-        generator: of a random point in the ball to begin at; None begins at the image.
+        generator: on the CPU, of a random point in the ball to begin at; None begins at the image.
 
     Returns:
         (N, C, H, W) in [0, 1].
 
     Raises:
-        ValueError: epsilon or step is not positive, or there is not a step.
+        ValueError: epsilon or step is not positive, or steps is below 1.
 
     Example:
         >>> images, classifier = torch.rand(2, 3, 8, 8), nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
@@ -49,20 +49,21 @@ def pgd_l2(
         raise ValueError(
             f"epsilon and step must be positive and steps at least 1, got epsilon={epsilon}, step={step}, steps={steps}"
         )
-    images = images.detach()
-    moved = images
-    if generator is not None:
-        noise = torch.randn(images.shape, generator=generator).to(images)
-        lengths = torch.rand(len(images), generator=generator).to(images)
-        # Uniform in a ball of so many dimensions is all but uniform on its surface; a uniform length reaches inside.
-        moved = _within(images, images + epsilon * _each(lengths) * unit(noise), epsilon)
-    for _ in range(steps):
-        with torch.enable_grad():
+    signed = -step if targeted else step
+    # Gradients are taken whatever surrounds the call. Copies, since none flows through tensors of inference mode.
+    with torch.inference_mode(False), torch.enable_grad():
+        images, labels = images.detach().clone(), labels.clone()
+        moved = images
+        if generator is not None:
+            noise = torch.randn(images.shape, generator=generator, device="cpu").to(images)
+            lengths = torch.rand(len(images), generator=generator, device="cpu").to(images)
+            # A uniform point of so many dimensions lies near the ball's surface; a uniform length reaches inside.
+            moved = _within(images, images + epsilon * _each(lengths) * unit(noise), epsilon)
+        for _ in range(steps):
             moved = moved.detach().requires_grad_()
             loss = F.cross_entropy(classifier(moved).float(), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, moved)
-        direction = unit(gradient)
-        moved = _within(images, moved.detach() + (-step if targeted else step) * direction, epsilon)
+            moved = _within(images, moved.detach() + signed * unit(gradient), epsilon)
     return moved
 
 
@@ -72,7 +73,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def _within(images: Tensor, moved: Tensor, epsilon: float) -> Tensor:
-    """The nearest points in the balls, then in [0, 1], which is no farther from an image that lies in it."""
+    """The nearest points in the balls, clipped to [0, 1]; clipping moves no point away from an image in that range."""
     return (images + (moved - images).renorm(2, 0, epsilon)).clamp(0, 1)
 
 

@@ -53,7 +53,7 @@ def parser(description: str | None, *groups: Callable[[argparse.ArgumentParser],
 
 
 def add_source(to: argparse.ArgumentParser) -> None:
-    """Add the arguments of a data set, its classifier, their device and the folder of whatever is written."""
+    """Add the arguments of a data set, its classifier, their device and the output folder."""
     add = to.add_argument
     add("--data", type=existing, help="images by class: a folder such as IMAGENET/val, or CIFAR-10 (default: packaged)")
     add("--classifier", default="efficientnet-lite0", help="such as resnet18, the paper's (default: %(default)s)")
@@ -183,7 +183,11 @@ def device(text: str) -> str:
 
 def existing(text: str) -> Path:
     """The path of a file or folder that exists."""
-    if not text or not Path(text).exists():
+    try:
+        exists = text != "" and Path(text).exists()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read: {error.strerror}") from error
+    if not exists:
         raise argparse.ArgumentTypeError(f"there is no file or folder {text!r}")
     return Path(text)
 
@@ -198,8 +202,8 @@ def existing_file(text: str) -> Path:
 def folder(text: str | Path) -> Path:
     """A folder that can be written to, or can be made."""
     path = Path(text)
-    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     try:
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         # The permissions alone do not tell: a file system may be read-only, and root may do everything else.
         with tempfile.TemporaryFile(dir=nearest):
             return path
@@ -241,7 +245,7 @@ def script(store: Path | None) -> Iterator[None]:
     except (StoreError, ExportError) as error:
         _end(1, f"error: {error}")
     except OSError as error:
-        _end(1, f"error: {error}. {resumes}")
+        _end(1, f"error: {error}. {stopped()}")
     finally:
         signal.signal(signal.SIGTERM, before)
 

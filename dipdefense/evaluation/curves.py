@@ -1,7 +1,7 @@
 """The true class's confidence against the iterations: means, bootstrap bands, peaks, and exact tests over images.
 
-Images are the independent units everywhere. The random numbers of a band or a test have a fixed seed, so that a report
-written twice is the same.
+Images are the independent units everywhere. The random numbers of a band or a test have a fixed seed: a report written
+twice is the same.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Curve:
     def _resampled(self) -> Tensor:
         """(RESAMPLES, budgets) means of images sampled with replacement."""
         chance = torch.Generator().manual_seed(0)
-        sampled = torch.randint(self.n, (RESAMPLES, self.n), generator=chance)
-        times = torch.zeros(RESAMPLES, self.n, dtype=torch.float64)
+        sampled = torch.randint(self.n, (RESAMPLES, self.n), generator=chance, device="cpu")
+        times = torch.zeros(RESAMPLES, self.n, dtype=torch.float64, device="cpu")
         times.scatter_add_(1, sampled, torch.ones_like(sampled, dtype=torch.float64))
         return times @ self.confidences / self.n
 
@@ -115,7 +115,7 @@ def confidence_curves(records: Iterable[Record]) -> list[Curve]:
         records: of one run.
 
     Raises:
-        ValueError: not every image has been through everything.
+        ValueError: an image lacks an outcome that another has.
     """
     found: dict[tuple[str, str], dict[int, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     for record in sorted(records, key=lambda record: (record.position, record.budget)):
@@ -129,6 +129,8 @@ def confidence_curves(records: Iterable[Record]) -> list[Curve]:
         everything = [*defended.values(), *(undefended or {}).values()]
         if any(set(by_image) != set(images) for by_image in everything):
             raise ValueError(f"some outcomes of {condition} are of fewer images than others; finish the run first")
+        if any(len(set(map(len, by_image.values()))) > 1 for by_image in everything):
+            raise ValueError(f"some images have fewer seeds than others under {condition}; finish the run first")
         rows = [[fmean(defended[budget][image]) for budget in budgets] for image in images]
         alone = [fmean(undefended[0][image]) for image in images] if undefended else None
         made.append(
@@ -144,7 +146,7 @@ def confidence_curves(records: Iterable[Record]) -> list[Curve]:
 
 
 def largest_mean_p(differences: Tensor) -> float:
-    """How likely the largest of several mean differences is, were none of them above zero; one-sided.
+    """The one-sided p of the largest of several mean differences, were none of them above zero.
 
     Flipping all of an image's signs at once leaves its differences as likely as they were, if they lie about zero. The
     largest mean is compared with the largest of the flipped ones, which accounts for the choice of the largest
@@ -164,7 +166,7 @@ def largest_mean_p(differences: Tensor) -> float:
         signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=n)), dtype=torch.float64)
     else:
         chance = torch.Generator().manual_seed(0)
-        signs = torch.randint(2, (RESAMPLES, n), generator=chance, dtype=torch.float64) * 2 - 1
+        signs = torch.randint(2, (RESAMPLES, n), generator=chance, dtype=torch.float64, device="cpu") * 2 - 1
     flipped = (signs @ differences / n).amax(dim=1)
     # A rounding apart is equal.
     as_large = int((flipped >= observed - 1e-12).sum())
@@ -172,7 +174,7 @@ def largest_mean_p(differences: Tensor) -> float:
 
 
 def exchanged_p(values: Sequence[Sequence[float]]) -> float:
-    """How likely conditions' means differ as much, were the conditions alike to every image.
+    """The p of the conditions' differences in mean, were all conditions alike to every image.
 
     An image's values are exchanged among the conditions, 10,000 times at random; the means' variance is compared. It is
     Friedman's test on the values themselves.
@@ -191,7 +193,7 @@ def exchanged_p(values: Sequence[Sequence[float]]) -> float:
     if table.ndim != 2 or len(table) == 0 or table.shape[1] < 2:
         raise ValueError(f"the comparison needs images by at least two conditions, got {tuple(table.shape)}")
     chance = torch.Generator().manual_seed(0)
-    order = torch.rand(RESAMPLES, *table.shape, generator=chance).argsort(dim=2)
+    order = torch.rand(RESAMPLES, *table.shape, generator=chance, device="cpu").argsort(dim=2)
     exchanged = table.expand(RESAMPLES, -1, -1).gather(2, order).mean(dim=1).var(dim=1)
     observed = table.mean(dim=0).var()
     as_large = int((exchanged >= observed * (1 - 1e-12)).sum()) if observed > 0 else RESAMPLES

@@ -46,9 +46,10 @@ class Defence:
         budgets: ascending.
         classify: from (classifier, images, budgets, one seed an image) to the outcome at each of these budgets.
         random: whether the seeds matter.
-        settings: whatever decides its outcomes beside budgets and seeds; a run's configuration takes it up.
-        family: the defence whose seeds it shares, so that the two differ in nothing but what they do with them; by
-            default it has its own.
+        settings: everything beside budgets and seeds that decides its outcomes; it becomes part of a run's
+            configuration.
+        family: the defence whose seeds it shares, for a comparison on the same random numbers; by default it has its
+            own.
     """
 
     name: str
@@ -95,7 +96,7 @@ def deep_image_prior(
     device: torch.device | str = "cpu",
     stopping: RuleName | Rule | None = None,
 ) -> Defence:
-    """The reconstruction of Kattamis et al. 2019: one run for all budgets, each of which is billed its iterations.
+    """The reconstruction of Kattamis et al. 2019: one run for all budgets, each billed for its iterations.
 
     Args:
         budgets: iterations, ascending.
@@ -127,7 +128,7 @@ def deep_image_prior(
     def classify(
         classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
     ) -> Iterator[Outcome]:
-        # The batch as it is, whatever memory is free today: cut otherwise, sums would be rounded otherwise.
+        # The batch in one piece, however much memory is free today: in other pieces, sums would be rounded otherwise.
         purifier = DIPPurifier(
             budgets[-1], config=config, precision=precision, backend=backend, batch_size=len(images), stopping=rule
         )

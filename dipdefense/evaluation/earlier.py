@@ -1,8 +1,8 @@
 """Stores and exports of the first layout, brought up to date.
 
-Layout 1 had a digest of all the data set's ids and labels in a run's configuration, so that one file more or less made
-another run of it, and nothing of an image's pixels. Its outcomes are trusted by the images' names. Their sessions say
-so, and with them every report.
+Layout 1 had a digest of all the data set's ids and labels in a run's configuration, where one file more or less made
+another run, and no digest of an image's pixels. Its outcomes are trusted by the images' names. Their sessions say so,
+and so does every report.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from dipdefense.checks import Precision
 from dipdefense.config import DIPConfig
-from dipdefense.evaluation.defences import Defence, Outcome, deep_image_prior
+from dipdefense.evaluation.defences import Defence, Outcome, clock, deep_image_prior
 from dipdefense.reconstruct import Reconstruction, reconstruct
 from dipdefense.stopping import Rule, Trend, Variance, Watch
 
@@ -27,7 +26,7 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Observed(Rule):
-    """Rules that watch one fit and never end it, so that it is the fixed budgets' fit too, to the bit.
+    """Rules that watch one fit and never end it: the fixed budgets are judged on the very same fit.
 
     Attributes:
         rules: by name.
@@ -46,7 +45,7 @@ class Observed(Rule):
 
 
 class Observation(Watch):
-    """What each rule would have made of a run.
+    """The iteration and the output at which each rule would have ended the fits of a run.
 
     Attributes:
         iterations: by rule, (N,) int64: the iteration with which the rule would have ended the fit; 0 for never.
@@ -65,7 +64,7 @@ class Observation(Watch):
             self.iterations[name][ending] = iteration
             rows = ending.to(outputs.device)
             self.chosen[name][rows] = watch.outputs[rows]
-        # Infinity is no score that could be the least.
+        # An infinite score is never the least so far, and so never ends a fit.
         return torch.full((len(outputs),), torch.inf, dtype=torch.float64)
 
 
@@ -83,12 +82,12 @@ class _Fits:
         """The run, what the rules made of it, and its seconds."""
         if self._of is None or self._of[0] is not images or self._of[1] != list(seeds):
             observed = Observed(rules=self._rules)
-            started = time.perf_counter()
+            started = clock(images)
             run = reconstruct(
                 images, budgets=self._budgets, config=self._config, seed=seeds, precision=self._precision,
                 backend="torch", stopping=observed,
             )  # fmt: skip
-            self._found = run, observed.watches[-1], time.perf_counter() - started
+            self._found = run, observed.watches[-1], clock(images) - started
             self._of = images, list(seeds)
         return self._found
 

@@ -18,7 +18,7 @@ _MEASURED = {"classifier": str, "data": str, "input": list}
 
 
 class ExportError(ValueError):
-    """A file that is no export, or was changed or cut since it was written; the message names file and line."""
+    """A file that is not an export, or that was changed or cut since; the message names file and line."""
 
 
 def export(run: Run, path: Path) -> None:
@@ -44,7 +44,7 @@ def read_export(path: Path) -> Run:
     once it is exported again.
 
     Raises:
-        ExportError: the file is no such export, or was changed or cut since; the message names file and line.
+        ExportError: the file is not such an export, or was changed or cut since; the message names file and line.
     """
     try:
         # Not splitlines(), which also splits at characters that a file's name may have.
@@ -70,7 +70,7 @@ def read_export(path: Path) -> Run:
         configuration = earlier.modern_configuration(configuration)
         by_number = {number: earlier.modern_circumstances(told) for number, told in by_number.items()}
     elif stated != _digest(head, lines):
-        _refuse(path, 1, f"the file was changed or cut after its export, of which the digest was {stated!r}")
+        _refuse(path, 1, f"the file was changed or cut after its export, whose digest was {stated!r}")
     return Run(configuration, records, by_number, tuple(skipped))
 
 
@@ -101,10 +101,10 @@ def _records(path: Path, lines: Iterable[str], sessions: Mapping[int, Any]) -> I
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line, parse_constant=_no_number)
-    except ValueError as error:
-        _refuse(path, number, f"it is no JSON ({error})", error)
+    except (ValueError, RecursionError) as error:  # the latter from brackets nested too deep
+        _refuse(path, number, f"it is not JSON ({error})", error)
     if not isinstance(value, dict):
-        _refuse(path, number, "it is no object of JSON")
+        _refuse(path, number, "it is not an object of JSON")
     return value
 
 

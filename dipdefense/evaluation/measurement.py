@@ -48,7 +48,8 @@ def measure(
         conditions: by name, such as ``{"clean": None, "fgsm-5": Attack("FGSM", 5)}``; the name decides the attack's
             seeds, and outcomes of one name never mix with those of another.
         defences: with the budgets of each.
-        configuration: whatever else decides the outcomes, in types that JSON has; two runs that differ never mix.
+        configuration: everything else that decides the outcomes, in types that JSON has; runs that differ in it never
+            mix.
         asked: which combinations of condition, defence, budget and seed; the others are left out.
         exports: a pattern of the names of the folder's exported records.
         spread: see ``runner.run``; None for this process. The store is written here all the same.
@@ -58,7 +59,7 @@ def measure(
 
     Raises:
         StoreError: the store cannot be read or written.
-        ExportError: an export is not as it was written, and there is no store that has its outcomes.
+        ExportError: an export was changed since it was written, and no store has its outcomes.
         ValueError: two defences share a name or differ in a setting, before any work; or none of the images can be
             read any more.
     """
@@ -179,7 +180,7 @@ def _resumed(folder: Path, exports: str) -> Iterator[Store]:
 
 
 def _identity(setting: Setting, subject: Subject) -> dict[str, Any]:
-    """The part of a configuration that decides outcomes whatever the defence."""
+    """The part of a configuration that decides outcomes behind any defence."""
     classifier = subject.classifier
     return {
         "classifier": classifier.name,

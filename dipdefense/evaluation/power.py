@@ -65,7 +65,7 @@ def images_needed(
         >>> images_needed(0.2, 0.05)
         92
     """
-    high = 8
+    high = min(8, most)
     while mcnemar_power(high, only_first, only_second, level=level) < power:
         if high >= most:
             return None
@@ -81,7 +81,7 @@ def images_needed(
 
 
 def smoothed(count: int, n: int) -> float:
-    """A share of n images for planning: half an image is added to each of three outcomes, so that none is impossible.
+    """A share of n images for planning; half an image is added to each of three outcomes, which keeps all possible.
 
     Example:
         >>> smoothed(0, 20) > 0

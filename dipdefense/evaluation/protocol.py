@@ -187,7 +187,7 @@ def choose(
         batch: images classified at once.
 
     Raises:
-        ValueError: ``images`` is no positive number, or there are fewer classes, or fewer correctly classified images,
+        ValueError: ``images`` is below 1, or there are fewer classes, or fewer correctly classified images,
             than asked for.
     """
     if images is not None and images < 1:
@@ -217,7 +217,9 @@ def choose(
         if candidates is None:
             continue
         with torch.inference_mode():
-            predictions = classifier(candidates.images.to(device)).argmax(dim=1).tolist()
+            scores = classifier(candidates.images.to(device))
+            # No output that is not finite is right, though argmax takes NaN for the greatest score.
+            predictions = scores.argmax(dim=1).where(scores.isfinite().all(dim=1), -1).tolist()
         for index, image, prediction in zip(readable, candidates.images, predictions, strict=True):
             if prediction == labels[index]:
                 found[index] = content_digest(image, labels[index])

@@ -70,7 +70,8 @@ def run(
 
     Args:
         store: where outcomes are and go.
-        configuration: everything that decides an outcome and is no argument below; two that differ never mix.
+        configuration: everything that decides an outcome and is not an argument below; runs that differ in it never
+            mix.
         circumstances: of this session: commit, versions, hardware.
         data: the data set.
         chosen: its images, in order.
@@ -149,10 +150,9 @@ class _Measuring(NamedTuple):
         if (attack := self.conditions[piece.condition]) is not None:
             attack_seeds = [derive_seed(self.attack_seed, piece.condition, name) for name in found.ids]
             images = attack(self.classifier, images, labels, batch_size=self.batch, seed=attack_seeds)
-        with torch.no_grad():
-            for defence, seed, outcome in _outcomes(piece, self.defences, found.ids, images, self.classifier):
-                known = {"condition": piece.condition, "defence": defence.name, "seed": seed, "session": self.session}
-                yield {}, list(_records(outcome, found, self.places, self.contents, known))
+        for defence, seed, outcome in _outcomes(piece, self.defences, found.ids, images, self.classifier):
+            known = {"condition": piece.condition, "defence": defence.name, "seed": seed, "session": self.session}
+            yield {}, list(_records(outcome, found, self.places, self.contents, known))
 
     def whole(self, piece: _Piece) -> list[Part]:
         """The piece's outcomes, all at once."""
@@ -164,6 +164,8 @@ def _each(measuring: _Measuring, todo: Sequence[_Piece]) -> Iterator[tuple[int, 
         yield number, measuring.parts(piece)
 
 
+# As a decorator it is off between two outcomes: the caller's gradients stay on, however the run ends.
+@torch.no_grad()
 def _outcomes(
     piece: _Piece, defences: Sequence[Defence], ids: Sequence[str], images: Tensor, classifier: nn.Module
 ) -> Iterator[tuple[Defence, int, Outcome]]:

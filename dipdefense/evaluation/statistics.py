@@ -67,8 +67,8 @@ def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
     """The interval of Wilson (1927, "Probable inference, the law of succession, and statistical inference").
 
     ``share`` may be the mean over n images of any value in [0, 1], such as an image's share of five attacks
-    withstood: the variance of such a value is at most that of a coin with the same mean, p(1 − p), so the interval
-    is then wider than it need be and never too narrow for want of independence between one image's outcomes.
+    withstood. The variance of such a value is at most p(1 − p), that of a coin with the same mean: the interval is
+    then wider than necessary, and never too narrow, even if the outcomes of one image depend on each other.
 
     Args:
         share: in [0, 1].
@@ -183,7 +183,7 @@ class Cell:
         defence: as in the records.
         budget: likewise.
         outcomes: by seed, then by image: 1 for correct and 0 for not, or the average of such.
-        seconds: an image, the median, for the first batch of a session also warms the machine up.
+        seconds: the median image's, since the first batch of a session also warms the machine up.
     """
 
     condition: str
@@ -248,7 +248,7 @@ def summarise(records: Iterable[Record], *, averaged: Sequence[str] = ()) -> lis
 
 
 def _place(defence: str) -> tuple[int, str]:
-    """The place of a defence in tables: those that ``DEFENCES`` does not have come last."""
+    """The place of a defence in tables: those that are not in ``DEFENCES`` come last."""
     return DEFENCES.index(defence) if defence in DEFENCES else len(DEFENCES), defence
 
 
@@ -276,7 +276,7 @@ def compare(first: Cell, second: Cell) -> Paired:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Correct the p of several tests of one claim so that the chance of any false alarm is theirs (Holm 1979).
+    """The p of several tests of one claim, corrected for the chance of a false alarm in any of them (Holm 1979).
 
     Example:
         >>> holm([0.01, 0.04, 0.03])

@@ -72,8 +72,8 @@ class Store:
         patience: seconds to wait for another process that is writing.
 
     Raises:
-        StoreError: here and from every method: the file cannot be read or written, or is no store that this version
-            of the library reads.
+        StoreError: here and from every method: the file cannot be read or written, or is not a store that this
+            version of the library reads.
 
     Example:
         >>> import tempfile
@@ -85,7 +85,10 @@ class Store:
 
     def __init__(self, path: Path | str, *, patience: float = 60) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.path}: its folder cannot be made ({error}); give another folder") from error
         with self._named():
             self._database = sqlite3.connect(self.path, timeout=patience, isolation_level=None)
         try:
@@ -148,7 +151,7 @@ class Store:
         return int(session)
 
     def add(self, run: str, records: Iterable[Record]) -> None:
-        """Store outcomes that became known together, all or none; one that is there already stays as it is.
+        """Store outcomes that became known together, all or none; an outcome that is stored already stays as it is.
 
         Raises:
             ValueError: a field of a record is of another type or out of range.
@@ -162,7 +165,7 @@ class Store:
         run = self.open_run(exported.configuration)
         with self._transaction():
             done = self.done(run)
-            # One that was stored without a digest is the same outcome, whatever digest the image has been given since.
+            # An outcome stored without a digest is the same one, even where the image has been given a digest since.
             named = {key[:-1] for key in done}
             missing = [
                 record
@@ -176,7 +179,7 @@ class Store:
             self._insert(run, (replace(record, session=sessions[record.session]) for record in missing))
 
     def adopt(self, run: str, images: Mapping[str, tuple[int, str]]) -> list[str]:
-        """Give outcomes that were stored without a digest that of the image now found under their name.
+        """Give outcomes that were stored without a digest the digest of the image now found under their name.
 
         Args:
             run: from ``open_run``.
@@ -256,7 +259,7 @@ class Store:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """The one place where SQLite's errors, which never say of which file they are, become sentences."""
+        """Turn SQLite's errors, which never name the file, into sentences that do."""
         try:
             yield
         except sqlite3.Error as error:

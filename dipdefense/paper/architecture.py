@@ -40,7 +40,7 @@ class Variant(NamedTuple):
 
     Attributes:
         title: in reports.
-        changes: from the original's configuration to the fields that are others, with their values.
+        changes: from the original's configuration to the fields that change, with their new values.
     """
 
     title: str
@@ -91,7 +91,7 @@ class ArchitectureSetting(Setting):
         budgets: iterations.
         conditions: keys of ``CONDITIONS``.
         precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "cudagraphs" or "triton".
+        backend: "auto", "torch", "native", "cudagraphs" or "triton".
     """
 
     config: DIPConfig
@@ -209,7 +209,7 @@ def record_name(variant: str) -> str:
 
 
 def reduced(configs: Mapping[str, DIPConfig], *, images: int, budgets: Sequence[int], shape: Sequence[int]) -> str:
-    """The warning that a setting is less than the tables' or has not all the variants, or nothing.
+    """A warning where a setting is less than the tables' or lacks variants; else empty.
 
     Section 6 does not say which images and attacks it is about; the tables' setting stands in for it.
 

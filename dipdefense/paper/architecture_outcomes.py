@@ -152,7 +152,7 @@ def outcomes(runs: Mapping[str, Run]) -> list[Outcomes]:
 
 
 def _measured(one: Outcomes) -> set[tuple[str, int, int, str, str]]:
-    """The reconstruction's outcomes that there are."""
+    """The conditions, budgets, seeds and images of the reconstruction's outcomes."""
     return {
         (record.condition, record.budget, record.seed, record.image, record.content)
         for record in one.run.records
@@ -168,7 +168,7 @@ def contrast(variant: Outcomes, original: Outcomes, condition: str) -> Contrast:
 
 
 def neighbours(original: Outcomes, others: Sequence[Outcomes]) -> dict[str, tuple[Outcomes, Outcomes]]:
-    """The nearest smaller and larger variant along each of the network's numbers of which there are both."""
+    """The nearest smaller and larger variants along each of the network's numbers that has both."""
     found = {}
     for name in ("scales", "channels", "skip_channels", "input_channels"):
         own = getattr(original.config, name)

@@ -148,7 +148,7 @@ def _sessions(found: Sequence[Outcomes]) -> Iterator[tuple[Outcomes, int]]:
 
 
 def _changed(one: Outcomes, original: Outcomes) -> str:
-    """What a variant has instead of the original's, field by field."""
+    """The fields in which a variant differs from the original, with both values."""
     own, others = (asdict(each.config) for each in (one, original))
     changes = [f"{name} {own[name]} instead of {others[name]}" for name in own if own[name] != others[name]]
     return f"{one.title}: {', '.join(changes)}"

@@ -29,7 +29,7 @@ Found = Mapping[tuple[str, Column], Cell]
 
 
 class Comparison(NamedTuple):
-    """One pair of numbers of the same images, of which a claim says that the first is the higher.
+    """Two numbers of the same images, the first of which a claim says is the higher.
 
     Attributes:
         condition: of both.

@@ -56,7 +56,7 @@ class CurveSetting(Setting):
         budgets: iterations at which the output is classified, ascending.
         conditions: keys of ``CONDITIONS``.
         precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "cudagraphs" or "triton".
+        backend: "auto", "torch", "native", "cudagraphs" or "triton".
     """
 
     config: DIPConfig
@@ -136,7 +136,7 @@ def measure_figure(setting: CurveSetting, subject: Subject | None = None) -> Run
 def reduction(
     config: DIPConfig, *, images: int, budgets: Sequence[int], shape: Sequence[int], conditions: Sequence[str]
 ) -> list[str]:
-    """A sentence on what is less than Figure 1's, or another; none where nothing is.
+    """A sentence on how a setting falls short of Figure 1's or differs from it; empty if it does neither.
 
     Args:
         config: the network, with its number of scales.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dipdefense.evaluation import Run
 from dipdefense.evaluation.curves import Estimate
 from dipdefense.evaluation.records import Record
-from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED, Finding
+from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED, Finding, wording
 from dipdefense.paper.published import FIGURE_3_CLAIMS
 
 RESAMPLES = 2000
@@ -56,7 +56,7 @@ class Extremum(NamedTuple):
         budget: where the mean over all images has it.
         rise: how far it lies from the curve before, towards the peak or trough.
         fall: how far it lies from the end of the curve.
-        largest: of the resampled mean curves' extrema, the smaller of both, at the 97.5th percentile.
+        largest: the 97.5th percentile, over resampled mean curves, of the smaller of rise and fall.
     """
 
     budget: int
@@ -159,7 +159,7 @@ def extremum(values: Numbers, budgets: tuple[int, ...], *, sign: int) -> Extremu
 
 
 def crossing(first: Curve, second: Curve) -> Crossing:
-    """From where on the curve that ends higher stays above the other, interpolated between the recorded iterations."""
+    """Where the curve that ends higher crosses the other for the last time, between the recorded iterations."""
     paired = first.images == second.images
     resampled = zip(_resamples(len(first.images)), _resamples(len(second.images), seed=0 if paired else 1), strict=True)
     found = [
@@ -209,7 +209,7 @@ def findings(curves: Mapping[str, Curve]) -> list[Finding]:
 def _compared(claim: str, apart: Estimate, detail: str, n: int) -> Finding:
     verdict = CONFIRMED if apart.low > 0 else CONTRADICTED if apart.high < 0 else UNDECIDED
     verdict = verdict if n >= FEWEST else UNDECIDED
-    return Finding(_wording(claim), verdict, [detail])
+    return Finding(wording(FIGURE_3_CLAIMS[claim]), verdict, [detail])
 
 
 def _extremal(claim: str, name: str, found: Extremum, n: int) -> Finding:
@@ -220,18 +220,12 @@ def _extremal(claim: str, name: str, found: Extremum, n: int) -> Finding:
     verdict = verdict if n >= FEWEST else UNDECIDED
     where = f"{name}, n = {n}: the {claim} is at {found.budget} iterations"
     apart = f"{found.rise} from the curve before it and {found.fall} from its end"
-    return Finding(
-        _wording(claim), verdict, [f"{where}, by {apart}; at most {found.largest:.2f} in 97.5 % of resamples"]
-    )
-
-
-def _wording(name: str) -> str:
-    statement, place, quote = FIGURE_3_CLAIMS[name]
-    return f"{statement} ({place}: “{quote}”)"
+    detail = f"{where}, by {apart}; at most {found.largest:.2f} in 97.5 % of resamples"
+    return Finding(wording(FIGURE_3_CLAIMS[claim]), verdict, [detail])
 
 
 def _top(curve: Numbers) -> tuple[int, int]:
-    """The highest inner point by the smaller of its heights above the lowest before it and above the end; and that."""
+    """Where the curve is lowest before its top, and that top: the inner point highest above both this and the end."""
     lowest = np.minimum.accumulate(curve)[:-2]
     inner = curve[1:-1]
     top = int(np.minimum(inner - lowest, inner - curve[-1]).argmax()) + 1

@@ -75,7 +75,7 @@ def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, batch: i
 def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
     """Confidence and accuracy against the iterations, a column an architecture, a line a set."""
     architectures = list(dict.fromkeys(architecture for architecture, _ in runs))
-    told = [*_reduced(runs), f"{_subject(runs)} Bands: 95 %. Dotted: the images themselves."]
+    told = [*_reduced(runs, curves), f"{_subject(runs)} Bands: 95 %. Dotted: the images themselves."]
     figure, part = panels(max(7.0, 5.0 * len(architectures)), 7.4, TITLE, told)
     grid = part.subplots(2, len(architectures), squeeze=False, sharex="col")
     for column, architecture in enumerate(architectures):
@@ -160,7 +160,7 @@ def _line(axes: Axes, each: Curve, values: Any, name: str) -> None:
 
 
 def _sections(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Iterator[Section]:
-    yield Section(TITLE, [*_reduced(runs), _subject(runs)], _extrema(curves))
+    yield Section(TITLE, [*_reduced(runs, curves), _subject(runs)], _extrema(curves))
     crossings = _crossings(curves)
     if len(crossings) > 1:
         about = (
@@ -229,8 +229,7 @@ def _subject(runs: Runs) -> str:
     return f"External classifier: {configuration['classifier']}. Images: {configuration['data']}, not chosen by it."
 
 
-def _reduced(runs: Runs) -> list[str]:
-    curves = {key: curve(run) for key, run in runs.items()}
+def _reduced(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> list[str]:
     iterations = {architecture: each.budgets[-1] for (architecture, _), each in curves.items()}
     told = {name: run.configuration["set"] for (_, name), run in runs.items()}
     return reduction(told, images=min(len(each.images) for each in curves.values()), iterations=iterations)

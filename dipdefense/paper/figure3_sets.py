@@ -59,7 +59,7 @@ class FigureSetting(Setting):
         released: by set, the folder of a released one.
         steps: of the feature matching.
         precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "cudagraphs" or "triton".
+        backend: "auto", "torch", "native", "cudagraphs" or "triton".
     """
 
     sets: tuple[str, ...]
@@ -100,7 +100,7 @@ class ImageSet:
 
 
 def open_sets(setting: FigureSetting) -> list[ImageSet]:
-    """Load the networks and the images, and choose these, whatever the classifier makes of them.
+    """Load the networks and choose the images, whether or not the classifier is right about them.
 
     Raises:
         ValueError: the classifier is none of CIFAR-10, a file does not fit, or there are fewer images than asked for.
@@ -126,7 +126,7 @@ def open_sets(setting: FigureSetting) -> list[ImageSet]:
 
 
 def reduction(told: Mapping[str, Mapping[str, Any]], *, images: int, iterations: Mapping[int, int]) -> list[str]:
-    """A sentence on what is less than the paper's, or another; none where nothing is.
+    """A sentence on how a setting falls short of the paper's or differs from it; empty if it does neither.
 
     Args:
         told: by set, how it was made.
@@ -158,7 +158,8 @@ def measure_sets(setting: FigureSetting, sets: Sequence[ImageSet]) -> dict[tuple
     """
     told = {each.name: each.told for each in sets}
     images = min(len(each.subject.ids) for each in sets)
-    print(*reduction(told, images=images, iterations=setting.iterations), file=sys.stderr)
+    if reduced := reduction(told, images=images, iterations=setting.iterations):
+        print(*reduced, file=sys.stderr)
     runs = {}
     for architecture, iterations in setting.iterations.items():
         for each in sets:
@@ -181,7 +182,7 @@ def measure_sets(setting: FigureSetting, sets: Sequence[ImageSet]) -> dict[tuple
 
 
 def _images(path: Path | None) -> tuple[str, Images]:
-    """CIFAR-10 in 32×32 pixels, whatever the classifier would make of larger pictures, behind its name in reports."""
+    """CIFAR-10 in its 32×32 pixels, even for a classifier that would resize it, behind its name in reports."""
     if path is None:
         return "packaged CIFAR-10 images", InMemory(packaged_images("cifar10"))
     return path.resolve().name, cifar10(path)

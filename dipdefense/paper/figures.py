@@ -136,7 +136,7 @@ def open_example(given: argparse.Namespace) -> Example:
 
 
 def reconstructed(example: Example, config: DIPConfig, given: argparse.Namespace) -> Reconstruction:
-    """The attacked image's reconstruction at every budget, as a table of this seed has it; with a bar.
+    """The attacked image's reconstruction at every budget, that of a table with this seed, behind a progress bar.
 
     Raises:
         ValueError: it diverged.
@@ -148,7 +148,7 @@ def reconstructed(example: Example, config: DIPConfig, given: argparse.Namespace
             backend=given.backend, on_iteration=bar.update,
         )  # fmt: skip
     if "diverged" in run.status:
-        raise ValueError("the reconstruction diverged, so that there is nothing to show; give another --seed")
+        raise ValueError("the reconstruction diverged, and there is nothing to show; give another --seed")
     return run
 
 
@@ -163,7 +163,7 @@ def fitted(example: Example, given: argparse.Namespace) -> DIPConfig:
 
 
 def reduced(example: Example, config: DIPConfig, budgets: Sequence[int], *, largest: int) -> list[str]:
-    """A sentence on what is less than the paper's, or another; none where nothing is."""
+    """A sentence on how a setting falls short of the paper's or differs from it; empty if it does neither."""
     found = reductions(config, images=IMAGES, budgets=(), shape=example.clean.shape[1:])
     if budgets[-1] < largest:
         found.append(f"{budgets[-1]} iterations at most instead of {largest}")

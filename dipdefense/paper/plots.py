@@ -139,7 +139,7 @@ def accuracy_by_budget(run: Run) -> Figure:
 
 
 def clean_confidences(run: Run) -> dict[str, float]:
-    """The true class's confidence of each undefended clean image of which it is known."""
+    """The true class's confidence by image, undefended and clean, where the output was finite."""
     clean = (record for record in run.records if (record.condition, record.defence) == ("clean", "none"))
     return {record.image: record.confidence for record in clean if record.confidence is not None}
 
@@ -158,7 +158,7 @@ def recovery_by_confidence(run: Run) -> Figure:
 
     clean = clean_confidences(run)
     if not clean:
-        raise ValueError("recovery by confidence needs the undefended clean images, of which the run has none")
+        raise ValueError("recovery by confidence needs the undefended clean images, and the run has none")
     cells = shown(table_cells(run))
     last = max(cell.budget for cell in cells if cell.defence == "dip")
     seed = min(record.seed for record in run.records)

@@ -1,4 +1,4 @@
-"""The published numbers, in one place, each with its table, row and column, and what is claimed of them and Figure 3.
+"""The published numbers, each with its table, row and column, and the paper's claims about its tables and figures.
 
 Source: A. Kattamis, T. Adel, A. Weller, "Exploring Properties of the Deep Image Prior", 2019, Tables 1 and 2. Every one
 is the top-1 accuracy, in per cent, of ResNet18 on 500 ImageNet images of 200 classes that it classifies correctly
@@ -289,7 +289,7 @@ def reductions(
     shape: Sequence[int],
     stopping: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """In what a measurement is less than the paper's, or another, in words; empty where it is not.
+    """How a measurement falls short of the paper's or differs from it, in words; empty if it does neither.
 
     Args:
         config: the network of the reconstruction, with its number of scales.

@@ -116,7 +116,7 @@ def as_markdown(run: Run, *, table: int) -> str:
 
 
 def as_csv(run: Run) -> str:
-    """Every number on a line of its own, for programs; of the columns that reports leave out, too."""
+    """Every number on a line of its own, for programs, with the columns that reports leave out."""
     header, *rows = _one_number_a_line(table_cells(run), _beside(run))
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")

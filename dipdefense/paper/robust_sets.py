@@ -1,4 +1,4 @@
-"""Robust and non-robust images as Ilyas et al. 2019 construct them, for where their released sets cannot be had.
+"""Robust and non-robust images as Ilyas et al. 2019 construct them, where their released sets are not at hand.
 
 A robust image looks, to a robust network's penultimate layer, like the image that it is made for, and begins as a
 random other one: it has the features of its class that this network uses, and no others. A non-robust one is made by a
@@ -39,7 +39,7 @@ def penultimate(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
     """
     linear = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(f"the penultimate layer is the input of the last nn.Linear, of which {classifier} has none")
+        raise ValueError(f"the penultimate layer is the input of the last nn.Linear, and {classifier} has none")
 
     def features(images: Tensor) -> Tensor:
         kept: list[Tensor] = []
@@ -85,7 +85,7 @@ def match_features(
 class FeaturesOf:
     """A condition: each image is replaced by another one with its features to a network.
 
-    The descent begins at a random other image, the same one whatever the network: two sets differ by the network alone.
+    The descent begins at a random other image, the same one for every network: two sets differ by the network alone.
 
     Attributes:
         network: robust, for a robust set; standard, for a non-robust one. In eval mode, on the images' device.
@@ -117,7 +117,8 @@ class FeaturesOf:
     def _other(self, image: Tensor) -> Tensor:
         """A random other image of the data set."""
         own = derive_seed(self.seed, "begin", digest([image.cpu().contiguous().numpy().tobytes()]))
-        for index in torch.randperm(len(self.others.ids), generator=torch.Generator().manual_seed(own)).tolist():
+        generator = torch.Generator().manual_seed(own)
+        for index in torch.randperm(len(self.others.ids), generator=generator, device="cpu").tolist():
             other = self.others.stack([index]).images[0].to(image)
             if not torch.equal(other, image):
                 return other

@@ -40,8 +40,8 @@ _ROUNDED = tuple(replace(attack, rounded=True) for attack in TABLE_2)
 CONDITIONS: dict[str, Attack | None] = {
     condition_name(attack): attack for attack in (None, *TABLE_2, *_CONTROLS, *_ROUNDED)
 }
-"""Everything that a table's images may have gone through: nothing, an adversary of Table 2, noise of the same norm, or
-an adversary of Table 2 whose images were rounded to 8 bits."""
+"""The conditions that a table may have: clean, the adversaries of Table 2, noise of the same norm, and the adversaries
+with their images rounded to 8 bits."""
 
 ADVERSARIES = tuple(condition_name(attack) for attack in TABLE_2)
 """The conditions that Table 2 averages over."""
@@ -50,8 +50,8 @@ TABLES: dict[int, tuple[str, ...]] = {
     1: ("clean", "bi-10"),
     2: ("clean", *ADVERSARIES, *(condition_name(attack) for attack in _CONTROLS)),
 }
-"""The conditions of each table. Table 1 has one attack beside its clean images, for a defence's accuracy on those alone
-says nothing; both tables share their outcomes, so it costs nothing twice."""
+"""The conditions of each table. Table 1 has one attack beside its clean images, since the accuracy on these alone says
+little of a defence. The tables share their outcomes: none is measured twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
         subject,
         conditions={name: CONDITIONS[name] for name in setting.conditions},
         defences=[defence for defence in known if defence.name in setting.defences],
-        # Of a table without the reconstruction, too: with it, the table is the same run.
+        # Even without the reconstruction: a table that adds it later is then the same run.
         configuration=reconstruction.settings,
         exports="table*.jsonl",
         spread=setting.spread,

@@ -48,6 +48,21 @@ def test_images_are_attacked_each_by_itself_without_gradients_around(images: Ten
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
 
 
+def test_images_and_labels_may_come_from_inference_mode(images: Tensor) -> None:
+    classifier, settings = tiny_classifier(), {"epsilon": 0.5, "step": 0.1, "steps": 3}
+    with torch.inference_mode():
+        found = pgd_l2(classifier, images.clone(), LABELS.clone(), **settings)
+    assert torch.equal(found, pgd_l2(classifier, images, LABELS, **settings))
+
+
+def test_random_points_are_the_same_whatever_the_default_device(images: Tensor) -> None:
+    classifier, settings = tiny_classifier(), {"epsilon": 0.5, "step": 0.1, "steps": 1}
+    expected = pgd_l2(classifier, images, LABELS, **settings, generator=torch.Generator().manual_seed(5))
+    with torch.device("meta"):
+        found = pgd_l2(classifier, images, LABELS, **settings, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(found, expected)
+
+
 def test_an_image_without_a_gradient_stays(images: Tensor) -> None:
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 5))
     torch.nn.init.zeros_(flat[1].weight)

@@ -62,6 +62,21 @@ def test_arguments_that_cannot_be_used_are_one_line_and_exit_2(
     assert message.replace("FOLDER", str(tmp_path)) in told
 
 
+@pytest.mark.parametrize(("argument", "message"), [("--data", "cannot be read"), ("--out", "cannot be written")])
+def test_a_path_behind_a_locked_folder_is_named(
+    argument: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def locked(self: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", locked)
+    with pytest.raises(SystemExit) as exit_:
+        parsed(argument, "locked/folder")
+    monkeypatch.undo()
+    assert exit_.value.code == 2
+    assert f"'locked/folder' {message}: Permission denied" in capsys.readouterr().err
+
+
 def test_good_arguments_make_a_setting_and_no_folder(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     given = parsed("--data", str(tmp_path / "val"), "--out", str(tmp_path / "a" / "b"), "--seed", "3", "1", "3")
@@ -137,6 +152,7 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(
     assert exit_.value.code == 1
     (told,) = capsys.readouterr().err.splitlines()
     assert f"error: {error}" in told
+    assert "The outcomes so far are in" not in told
 
 
 def test_a_refused_choice_is_one_line_and_a_bug_keeps_its_traceback(

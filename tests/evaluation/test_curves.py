@@ -72,6 +72,24 @@ def test_an_output_that_was_not_finite_has_confidence_0_and_a_missing_one_is_ref
         confidence_curves([*records, record("b", position=1, budget=10)])
 
 
+def test_an_image_without_one_of_the_seeds_is_refused() -> None:
+    records = [record(image, position=place, seed=seed) for place, image in enumerate("ab") for seed in (0, 1)]
+    assert confidence_curves(records)[0].n == 2
+    with pytest.raises(ValueError, match="some images have fewer seeds than others under clean"):
+        confidence_curves(records[:-1])
+
+
+def test_random_numbers_are_the_same_whatever_the_default_device() -> None:
+    values = CHANCE.random((20, 2))
+    numbers = []
+    for device in ("cpu", "meta"):
+        table = torch.tensor(values, device="cpu")
+        made = Curve("fgsm-5", (100, 200), tuple(map(str, range(20))), table, None)
+        with torch.device(device):
+            numbers.append((made._resampled.sum().item(), largest_mean_p(table)))
+    assert numbers[0] == numbers[1]
+
+
 @pytest.mark.parametrize("n", [6, 12, 25])
 def test_sign_flips_are_scipys(n: int) -> None:
     values = CHANCE.normal(0.3, 1, n)

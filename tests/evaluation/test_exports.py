@@ -65,7 +65,7 @@ def test_an_export_without_a_digest_is_trusted_by_name_says_so_and_has_one_once_
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "confidence": ({"confidence": 99}, "confidence must be a number in [0, 1] or null, got 99"),
-    "NaN": ({"confidence": float("nan")}, "it is no JSON (NaN is no number)"),
+    "NaN": ({"confidence": float("nan")}, "it is not JSON (NaN is no number)"),
     "status": ({"status": "wat"}, "status must be one of ok, diverged, got 'wat'"),
     "prediction": ({"prediction": "cat"}, "prediction must be an integer"),
     "prediction of nothing": ({"prediction": -1}, "prediction is -1 exactly where confidence is null"),
@@ -127,6 +127,7 @@ def test_a_change_that_leaves_every_field_plausible_is_refused(path: Path, chang
         "",
         "[]",
         "{",
+        pytest.param("[" * 100_000, id="nested"),
         '{"configuration": {}, "sessions": {}}',
         '{"configuration": {"classifier": "a", "data": "b", "input": "c"}, "sessions": {}}',
         '{"configuration": {"classifier": "a", "data": "b", "input": []}, "sessions": {"one": {}}}',
@@ -141,7 +142,7 @@ def test_no_export_at_all_is_refused(text: str, path: Path) -> None:
 
 def test_a_file_cut_in_a_line_is_refused_there(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"line 4: it is no JSON"):
+    with pytest.raises(ValueError, match=r"line 4: it is not JSON"):
         read_export(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"line 1: .*utf-8"):

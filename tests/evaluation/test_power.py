@@ -33,6 +33,8 @@ def test_the_images_needed_have_that_power_and_fewer_do_not() -> None:
 def test_a_difference_too_small_for_the_images_at_hand() -> None:
     assert images_needed(0.1, 0.1, most=500) is None
     assert images_needed(0.1, 0.05, most=100) is None
+    assert images_needed(1.0, 0.0, most=5) is None
+    assert images_needed(1.0, 0.0, most=6) == 6
 
 
 def test_a_smoothed_share_is_never_impossible() -> None:

@@ -169,6 +169,29 @@ def test_a_run_of_another_configuration_begins_anew(store: Store) -> None:
     assert len(tiny_run(store, images=1, configuration=other).records) == 3 * 5
 
 
+def test_a_run_that_ends_in_an_error_leaves_gradients_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(store, "add", full)
+    # Held, as a notebook holds its last error.
+    with pytest.raises(OSError, match="no space left") as ended:
+        tiny_run(store)
+    assert ended.traceback
+    assert torch.is_grad_enabled()
+
+
+def test_an_image_whose_output_is_not_finite_is_not_chosen() -> None:
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.full((len(images), 5), torch.nan)
+
+    data = TinyImages(tiny_classifier(), 9)
+    data.labels = [0] * 9
+    with pytest.raises(ValueError, match="only 0 are classified correctly"):
+        choose(data, Broken(), images=1)
+
+
 def test_output_that_is_not_finite_is_wrong_and_has_no_confidence(store: Store) -> None:
     def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]):
         scores = classifier(images)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,15 @@ def test_an_unfinished_run_is_refused(reproduce: Callable[..., Path]) -> None:
     run = read_export(out / "figure3-architecture-2-original.jsonl")
     with pytest.raises(ValueError, match="the run has 5 outcomes of 6"):
         curve(replace(run, records=tuple(record for record in run.records if record.budget != 30 or record.position)))
+
+
+def test_a_setting_that_reduces_nothing_warns_of_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(figure3_sets, "reduction", lambda *_, **__: [])
+    original = SimpleNamespace(name="original", told={}, subject=SimpleNamespace(ids=("a",)))
+    figure3_sets.measure_sets(SimpleNamespace(iterations={}), [original])
+    assert capsys.readouterr().err == ""
 
 
 def test_every_setting_of_a_set_is_in_its_configuration(weights: Path) -> None:

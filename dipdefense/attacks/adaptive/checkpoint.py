@@ -1,4 +1,4 @@
-"""The state of an attack in a file, so that a kill costs a minute and no result."""
+"""The state of an attack in a file: a kill costs about a minute of work and changes no result."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dipdefense.files import write_atomically
+
+
+class OtherAttackError(ValueError):
+    """A checkpoint that another attack wrote."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Checkpoint:
         seconds: the least time between two writes.
 
     Raises:
-        ValueError: at the attack, the file is another attack's, or no checkpoint.
+        OtherAttackError: at the attack, the file is another attack's.
+        ValueError: at the attack, the file is no checkpoint.
     """
 
     path: Path | str
@@ -51,48 +56,59 @@ class Progress:
 
     Attributes:
         checkpoint: the file, or none.
-        identity: the digest of everything that the result depends on.
+        identity: the digest of attack, images, labels, threat, seed and the classifier's weights.
+        defence: the fingerprint of the defence. Files of earlier versions have none, and are taken for this defence's.
     """
 
     checkpoint: Checkpoint | None
     identity: str
+    defence: str = ""
     _written: float = field(default_factory=time.monotonic)
 
     def load(self) -> dict[str, Any]:
         """The state that was saved last; an empty one if there is none.
 
         Raises:
-            ValueError: the file is no checkpoint, or another attack's.
+            OtherAttackError: the file is another attack's.
+            ValueError: the file is no checkpoint.
         """
         if self.checkpoint is None or not Path(self.checkpoint.path).exists():
             return {}
         path = self.checkpoint.path
         try:
             saved = torch.load(path, weights_only=True)
-            identity, state = saved["identity"], dict(saved["state"])
+            known = saved["identity"], saved.get("defence", self.defence)
+            state = dict(saved["state"])
         except Exception as error:  # broken bytes raise many kinds
             raise ValueError(
                 f"{path} is no checkpoint of an attack ({error}); remove it or name another file"
             ) from None
-        if identity != self.identity:
-            raise ValueError(
+        if known != (self.identity, self.defence):
+            raise OtherAttackError(
                 f"{path} is the checkpoint of another attack: the attack, defence, images, labels, threat or seed "
                 "differs; remove it or name another file"
             )
         return state
 
     def save(self, state: Mapping[str, Any], *, at_once: bool = False) -> None:
-        """Write the state, unless the last write was a moment ago and this one needs not be at once."""
+        """Write the state, unless the last write is recent and this one is not required at once."""
         if self.checkpoint is None or not (at_once or time.monotonic() - self._written >= self.checkpoint.seconds):
             return
         buffer = io.BytesIO()
-        torch.save({"identity": self.identity, "state": dict(state)}, buffer)
+        torch.save({"identity": self.identity, "defence": self.defence, "state": dict(state)}, buffer)
         write_atomically(self.checkpoint.path, buffer.getvalue())
         self._written = time.monotonic()
 
 
+def fingerprint(*modules: nn.Module) -> str:
+    """A digest of what distinguishes modules: how they print, their configurations, and their weights."""
+    configurations = (getattr(part, "config", None) for module in modules for part in module.modules())
+    weights = (value for module in modules for value in module.state_dict().values())
+    return identity(*modules, *configurations, *weights)
+
+
 def identity(*parts: object) -> str:
-    """A digest of everything that an attack's result depends on; of tensors their values."""
+    """A digest of objects by how they print, and of tensors by their values."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.detach().cpu().flatten() if isinstance(part, Tensor) else None

@@ -91,8 +91,8 @@ class GradientAttack(AdaptiveAttack):
         return [derived(task.seed, restart, step, sample) for sample in range(self.samples)]
 
     def _check(self, task: Task, classes: int) -> None:  # noqa: ARG002
-        least = (2 if self.loss == "ce" else 4) if self.targeted else (2 if self.loss == "ce" else 3)
-        if classes < least:
+        least = 4 if self.targeted else 3
+        if self.loss == "dlr" and classes < least:
             raise ValueError(f'loss="dlr" needs a classifier of {least} classes or more, got {classes}; use loss="ce"')
         if self.targeted and self.restarts >= classes:
             raise ValueError(

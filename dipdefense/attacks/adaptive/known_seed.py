@@ -23,3 +23,9 @@ class KnownSeed(BPDA):
     kind: ClassVar[str] = "known-seed"
 
     known: int | None = 0
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters outside their range, before any work."""
+        super().__post_init__()
+        if self.known is None:
+            raise ValueError("known must be the seed of the sample that will be used, got None; BPDA has fresh ones")

@@ -41,7 +41,7 @@ class Objective:
         return (_at(logits, self.targets) - _at(logits, self.labels)) / (spread + _TINY)
 
     def untargeted(self, logits: Tensor) -> Tensor:
-        """The loss by which images are compared, be the attack targeted or not."""
+        """The loss by which images are compared, in targeted attacks too."""
         if self.loss == "ce":
             return F.cross_entropy(logits, self.labels, reduction="none")
         ranked = logits.sort(dim=1).values

@@ -14,7 +14,7 @@ from dipdefense.attacks.adaptive.bpda import BPDA
 from dipdefense.attacks.adaptive.task import Task
 from dipdefense.attacks.adaptive.threat import Ball
 
-# Alternating projections approach the common points of the ball and the basis; the last bit is made up by scaling.
+# Alternating projections approach the common points of the ball and the basis; scaling removes what then exceeds ε.
 _ROUNDS = 10
 
 

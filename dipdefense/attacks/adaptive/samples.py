@@ -53,7 +53,7 @@ def purified(defence: nn.Module, images: Tensor, *, seed: int) -> Tensor:
 
 
 def derived(seed: int, *path: int | str) -> int:
-    """A seed in [0, 2**63) of its own for every path, so that no state has to be kept between steps.
+    """A seed in [0, 2**63) for each path: no generator's state has to be kept between steps.
 
     Example:
         >>> derived(0, "step", 1) == derived(0, "step", 1), derived(0, "step", 1) == derived(0, "step", 2)

@@ -55,7 +55,7 @@ class Square(AdaptiveAttack):
             )
 
     def _attack(self, task: Task) -> Tensor:
-        # AutoAttack keeps its state to itself. It depends on the seed and on the answers alone, so that an interrupted
+        # AutoAttack keeps its state to itself, but the state follows from the seed and the answers: an interrupted
         # attack is replayed from the answers that it had.
         answers: list[Tensor] = list(task.progress.load().get("answers", ()))
         asked = 0
@@ -88,7 +88,7 @@ class Square(AdaptiveAttack):
 
 
 def _unstopped(library: Any, answer: Any, **settings: Any) -> Any:
-    """AutoAttack's attack, which takes no image for misclassified, so that it leaves none alone."""
+    """AutoAttack's Square that counts no image as misclassified, and so goes on attacking all of them."""
 
     class Unstopped(library.SquareAttack):  # type: ignore[misc]
         def margin_and_loss(self, images: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class StandIn(GradientAttack):
     """Ascent through a small convolutional filter that was fitted to the defence's own inputs and outputs.
 
     The inputs are the clean images and random ones from the ball around them, each purified by a random sample of its
-    own. Any defence will do that keeps the image's shape. Iterates are compared by the loss at the filter's output; the
+    own. Any defence that keeps the image's shape will do. Iterates are compared by the loss at the filter's output; the
     images are then tested on the defence. Papernot et al. 2017 put such a substitute in a classifier's place; here it
     stands for the defence alone.
 

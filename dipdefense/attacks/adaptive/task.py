@@ -1,4 +1,4 @@
-"""One attack's task, checked once, and the base of all attacks, which checks it and keeps the promises around it."""
+"""One attack's task, checked once, and the base class that checks it, runs the attack and bounds its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.arguments import integer, shown
-from dipdefense.attacks.adaptive.checkpoint import Checkpoint, Progress, identity
+from dipdefense.attacks.adaptive.checkpoint import Checkpoint, Progress, fingerprint, identity
 from dipdefense.attacks.adaptive.threat import Ball, Threat
 from dipdefense.attacks.checking import check_attacked, check_labels_below, detached
 from dipdefense.checks import Seed, check_logits, check_seed, resolve_seeds
@@ -58,7 +58,7 @@ class Adaptive(Protocol):
 
         Returns:
             (N, C, H, W) float32 in [0, 1] within the ball, on the images' device. Every image is attacked to the
-            end, be it misclassified or not: success is judged on fresh samples.
+            end, misclassified or not: success is judged on fresh samples.
 
         Raises:
             TypeError, ValueError: an argument is not as described; no gradient has been taken yet.
@@ -99,7 +99,7 @@ class Task:
 
 
 class AdaptiveAttack(abc.ABC):
-    """The frame around an attack: arguments checked before, modes restored and bounds checked after."""
+    """The frame around an attack: arguments are checked before it, its images projected and modes restored after it."""
 
     kind: ClassVar[str]
 
@@ -150,13 +150,16 @@ class AdaptiveAttack(abc.ABC):
         else:
             parts = [(slice(None), resolve_seeds(checked, 1)[0], checkpoint)]
         with evaluated(classifier):
-            adversarial = detached(images).clone()
+            adversarial = detached(images)
             for part, own_seed, own_checkpoint in parts if len(images) else ():
                 ball = Ball(adversarial[part].clone(), threat)
-                own_labels = labels[part].long().to(images.device)
-                parts_of_it = (self, defence, ball.clean, own_labels, threat, own_seed)
-                weights = () if checkpoint is None else classifier.state_dict().values()
-                progress = Progress(own_checkpoint, identity(*parts_of_it, *weights))
+                # A copy, since labels that were made in inference mode cannot be saved for a backward pass.
+                own_labels = labels[part].long().to(images.device).clone()
+                progress = Progress(None, "")
+                if own_checkpoint is not None:
+                    weights = classifier.state_dict().values()
+                    key = identity(self, defence, ball.clean, own_labels, threat, own_seed, *weights)
+                    progress = Progress(own_checkpoint, key, fingerprint(defence))
                 task = Task(defence, classifier, own_labels, ball, own_seed, progress)
                 self._refuse(task)
                 adversarial[part] = ball.project(self._attack(task))

@@ -80,13 +80,13 @@ class Ball:
         return gradient.sign() if self.threat.norm == "Linf" else unit(gradient)
 
     def start(self, generator: torch.Generator) -> Tensor:
-        """Random images on the ball's surface, as APGD starts (Croce & Hein 2020)."""
+        """Random images on the ball's surface, as APGD starts (Croce & Hein 2020); the generator is on the CPU."""
         shape = self.clean.shape
         if self.threat.norm == "Linf":
-            noise = torch.rand(shape, generator=generator) * 2 - 1
+            noise = torch.rand(shape, generator=generator, device="cpu") * 2 - 1
             noise = noise / noise.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=_TINY)
         else:
-            noise = unit(torch.randn(shape, generator=generator))
+            noise = unit(torch.randn(shape, generator=generator, device="cpu"))
         return self.project(self.clean + self.threat.radius * noise.to(self.clean.device))
 
 

@@ -21,8 +21,8 @@ class Trajectory(GradientAttack):
         points: intermediate outputs, evenly spaced over the purifier's iterations; the last is its own output.
 
     Raises:
-        ValueError: at the call, the defence has no trajectory: only :class:`dipdefense.DIPPurifier` and what has its
-            ``iters`` and ``reconstruct`` do.
+        ValueError: at the call, the defence has no trajectory; :class:`dipdefense.DIPPurifier` has one, and so has any
+            module with its ``iters`` and ``reconstruct``.
     """
 
     kind: ClassVar[str] = "trajectory"

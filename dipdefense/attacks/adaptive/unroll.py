@@ -2,8 +2,8 @@
 
 The reconstruction after T iterations is a function of the image: every iteration's loss is a distance to it. Its
 gradient is that of the composition of T − 1 updates by Adam, taken backwards one iteration at a time. Of the states
-between iterations only every √T-th is kept, and the others are computed again (Chen et al. 2016), so that memory
-grows as √T.
+between iterations only every √T-th is kept, and the others are computed again (Chen et al. 2016): memory grows
+as √T.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Unrolled(GradientAttack):
     update of every network (:mod:`dipdefense.attacks.adaptive.unroll`). Its seeds are those that the purifier would
     have. Iterates are compared by the loss at the short reconstruction.
 
-    The fit is chaotic, so that the exact gradients of two seeds have hardly a direction in common, and norms that
-    differ by orders of magnitude. Each sample's gradient is therefore brought to norm 1 before the mean, and the
+    The fit is chaotic: the exact gradients of two seeds have hardly a direction in common, and their norms differ by
+    orders of magnitude. Each sample's gradient is therefore brought to norm 1 before the mean, and the
     surrogate's Adam has a larger ε than the purifier's, which makes its updates smoother than signs.
 
     Attributes:

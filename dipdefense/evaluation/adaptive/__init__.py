@@ -1,4 +1,4 @@
-"""What attackers who know it leave of a defence: ``evaluate`` for one of your own, ``script`` for the library's.
+"""Adaptive attacks on a defence: ``evaluate`` for one of your own, ``script`` for the library's.
 
 ``levels`` says how hard is attacked, ``plan`` what it costs, ``conditions`` who attacks what, ``judging`` how an
 attacked image is judged, ``probes`` and ``sanity`` whether the outcome can be believed; ``report`` prints it.

@@ -40,7 +40,7 @@ class AdaptiveSetting(Setting):
         budgets: iterations.
         defences: of ``DEFENCES``.
         precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "cudagraphs" or "triton".
+        backend: "auto", "torch", "native", "cudagraphs" or "triton".
         dry_run: print the plan and stop.
     """
 

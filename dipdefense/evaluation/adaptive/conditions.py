@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from dipdefense.attacks import Attack
 from dipdefense.attacks.adaptive import ATTACKS, Adaptive, Checkpoint, Threat
+from dipdefense.attacks.adaptive.checkpoint import OtherAttackError, fingerprint
 from dipdefense.attacks.adaptive.gradients import HasTrajectory
 from dipdefense.attacks.adaptive.samples import purified
-from dipdefense.evaluation.adaptive.levels import Level
+from dipdefense.evaluation.adaptive.levels import Level, control
 from dipdefense.evaluation.adaptive.names import (
     CONTROLS,
     KNOWN_SEED,
@@ -37,7 +38,7 @@ from dipdefense.evaluation.runner import Asked
 from dipdefense.purifier import DIPPurifier
 
 STATES = "attacks"
-"""The folder, in a report's, of the states that killed attacks resume from."""
+"""The folder, inside a report's, of the states from which killed attacks resume."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Attacked:
-    """A condition: images that an attacker made for one purifier.
+    """A condition: adversarial examples crafted on one purifier.
 
     Attributes:
         name: of the condition.
@@ -90,17 +91,19 @@ class Attacked:
         """The adversarial images; the batch is attacked as a whole."""
         # One seed for all: attacked one by one, networks that fit at once would be fitted one after the other.
         own = derive_seed(*seed)
-        checkpoint = None
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            contents = (
-                content_digest(image, label) for image, label in zip(images.cpu(), labels.tolist(), strict=True)
-            )
-            key = digest(f"{part}\n".encode() for part in (self.name, self.attack, self.threat, own, *contents))
-            checkpoint = Checkpoint(self.folder / f"{self.name}-{key}.pt")
-        return self.attack(
-            self.purifier, classifier, images, labels, threat=self.threat, seed=own, checkpoint=checkpoint
-        )
+        attack = partial(self.attack, self.purifier, classifier, images, labels, threat=self.threat, seed=own)
+        if self.folder is None:
+            return attack()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        contents = (content_digest(image, label) for image, label in zip(images.cpu(), labels.tolist(), strict=True))
+        key = digest(f"{part}\n".encode() for part in (self.name, self.attack, self.threat, own, *contents))
+        state = self.folder / f"{self.name}-{key}.pt"
+        try:
+            return attack(checkpoint=Checkpoint(state))
+        except OtherAttackError:
+            # Several classifiers and configurations may be measured into one folder; the first has the short name.
+            state = state.with_name(f"{self.name}-{key}-{fingerprint(self.purifier, classifier)}.pt")
+            return attack(checkpoint=Checkpoint(state))
 
 
 def conditions(
@@ -139,10 +142,10 @@ def conditions(
         for target in (target for target in targets if target.column != ("none", 0)):
             for name, attack in attacks_on(target, level):
                 add(attack, Named(name, epsilon, norm, target.name, repeat), target)
-            for control, attack in [] if repeat else controls(level):
+            for name, settings in {} if repeat else level.controls.items():
                 # Unbounded is unbounded, whatever the other ε.
-                bound = UNBOUNDED[norm] if control == "unbounded" else epsilon
-                add(attack, Named(control, bound, norm, target.name), target)
+                bound = UNBOUNDED[norm] if name == "unbounded" else epsilon
+                add(control(settings), Named(name, bound, norm, target.name), target)
     return found
 
 
@@ -160,12 +163,6 @@ def applies(attack: str, target: Target) -> bool:
     if attack == "unrolled":
         return isinstance(target.purifier, DIPPurifier)
     return attack != "stand-in" or target.keeps_shape
-
-
-def controls(level: Level) -> Iterator[tuple[str, Adaptive]]:
-    """BPDA with the settings of each control."""
-    for name, settings in level.controls.items():
-        yield name, ATTACKS["bpda-eot" if "samples" in settings else "bpda"](**settings)
 
 
 def with_known_draws(level: Level, targets: Sequence[Target]) -> list[Defence]:

@@ -16,7 +16,8 @@ import dipdefense
 from dipdefense.arguments import choice, integer, several
 from dipdefense.attacks.adaptive import Threat
 from dipdefense.attacks.adaptive.samples import purified
-from dipdefense.attacks.checking import check_attacked, detached
+from dipdefense.attacks.checking import check_attacked, check_labels_below, detached
+from dipdefense.checks import check_logits
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.adaptive.conditions import (
     STATES,
@@ -60,7 +61,7 @@ def evaluate(
     folder: Path | str | None = None,
     tell: Callable[[str], object] | None = print,
 ) -> AdaptiveReport:
-    """Attack a defence by those who know it, and report what is left of it.
+    """Attack a defence by attackers who know it, and report the accuracy that they leave.
 
     The undefended classifier is attacked beside it. Before anything runs, the cost is told: purifications an image
     and the time that they will take. ``quick`` and ``standard`` are reduced attacks, and so the report calls them: an
@@ -71,16 +72,16 @@ def evaluate(
             torch's default generators, as modules do that are given no seed.
         classifier: from the defence's output to (N, classes) logits. Both are on the images' device; they are put in
             eval mode, and left as they were.
-        images: (N, C, H, W) floats in [0, 1], taken as float32; all count, those too that are misclassified without an
-            attack.
+        images: (N, C, H, W) floats in [0, 1], taken as float32; all count, including those that are
+            misclassified without an attack.
         labels: (N,) integers, the true classes.
         level: "quick", "standard", "full", or a ``Level`` of your own.
         epsilon: one or several, in 1/255 for "Linf"; for "L2" the norm itself.
         norm: "Linf" or "L2".
         seed: of the attacks and of the draws that judge them.
         batch_size: images attacked and judged at once.
-        folder: where outcomes and attacks' states are kept; called again, an evaluation that was killed resumes from it
-            with the same result. None keeps nothing.
+        folder: where outcomes and attacks' states are kept, of any number of evaluations. One that was killed resumes
+            from it when called again, with the same result. None keeps nothing.
         tell: is called with the plan before the start; None for silence.
 
     Raises:
@@ -102,9 +103,12 @@ def evaluate(
         choice("level", level, LEVELS)
         level = LEVELS[level]
     epsilons = _epsilons(epsilon, norm)
-    integer("seed", seed, low=0, high=2**62)
-    integer("batch_size", batch_size, low=1)
-    images = detached(images)
+    seed, batch_size = integer("seed", seed, low=0, high=2**62), integer("batch_size", batch_size, low=1)
+    with evaluated(classifier):
+        # Copies that gradients may flow through, in inference mode too.
+        images, labels = detached(images), labels.long().clone()
+        with torch.no_grad():
+            check_labels_below(labels, check_logits(classifier(images[:1]), 1).shape[1])
     data, chosen = _given(images, labels)
     configuration = _identity(defence, classifier, images) | {"adaptive": level.settings()}
     with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):
@@ -185,7 +189,7 @@ def _weights(module: nn.Module) -> str:
 
 @contextlib.contextmanager
 def _opened(folder: Path | str | None) -> Iterator[tuple[Store, Path | None]]:
-    """The store of the outcomes, and the folder of the attacks' states, which none is kept of where nothing is."""
+    """The store of the outcomes, and the folder of the attacks' states: None where nothing is kept."""
     with contextlib.ExitStack() as stack:
         kept = Path(folder if folder is not None else stack.enter_context(tempfile.TemporaryDirectory()))
         store = stack.enter_context(Store(kept / STORE))

@@ -50,7 +50,7 @@ class Verdict:
         draws: of each image, in the order of the seeds.
         single: the share of each image's draws that are correct.
         every: of each image, whether all of its draws are correct.
-        most: of each image, whether the class that most draws name is the label; a tie is none.
+        most: of each image, whether the class that most draws name is the label; a tie counts against the defence.
     """
 
     condition: str

@@ -1,6 +1,6 @@
 """How hard a defence is attacked: levels by name, and their cost in purifications before anything runs.
 
-A level is honest about being weak. Published evaluations of purifiers take 200 steps with 20 samples each (Lee & Kim
+Published evaluations of purifiers take 200 steps with 20 samples each (Lee & Kim
 2023). At one ε a random ``DIPPurifier`` is run 105 times an image at the level ``quick``, 742 times at ``standard`` and
 16,472 times at ``full``, judging included.
 """
@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dipdefense.arguments import integer
-from dipdefense.attacks.adaptive import ATTACKS
+from dipdefense.attacks.adaptive import ATTACKS, Adaptive
 from dipdefense.evaluation.adaptive.names import CONTROLS
 
 Settings = Mapping[str, Any]
+
+# Noise is a control too, and has no settings.
+_CRAFTED = tuple(name for name in CONTROLS if name != "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +28,16 @@ class Level:
     Attributes:
         name: "quick", "standard" or "full", or your own.
         attacks: by their name in ``dipdefense.attacks.adaptive.ATTACKS``, the settings of each.
-        controls: settings of BPDA for the controls "one-step", "unbounded", "more-steps" and "more-draws".
+        controls: settings of BPDA for the controls "one-step", "unbounded", "more-steps" and "more-draws"; with
+            "samples" among them, of BPDA with EOT.
         draws: fresh draws that judge each attack.
         control_draws: fresh draws that judge a control.
         repeats: further seeds of every attack on the defence, on the first images.
         repeated: how many images these are.
 
     Raises:
-        TypeError, ValueError: an attacker or a control is not known, or a count is outside its range.
+        TypeError, ValueError: an attacker, a control or one of their settings is not known, or a number is outside its
+            range.
     """
 
     name: str
@@ -47,16 +52,25 @@ class Level:
         """Refuse attackers that are not known, and counts below one draw."""
         if unknown := sorted(set(self.attacks) - set(ATTACKS)):
             raise ValueError(f"attacks must be of {', '.join(ATTACKS)}; got {', '.join(unknown)}")
-        if unknown := sorted(set(self.controls) - set(CONTROLS)):
-            raise ValueError(f"controls must be of {', '.join(CONTROLS)}; got {', '.join(unknown)}")
+        if unknown := sorted(set(self.controls) - set(_CRAFTED)):
+            raise ValueError(f"controls must be of {', '.join(_CRAFTED)}; got {', '.join(unknown)}")
         for name in ("draws", "control_draws"):
             integer(name, getattr(self, name), low=1)
         for name in ("repeats", "repeated"):
             integer(name, getattr(self, name), low=0)
+        for name, settings in self.attacks.items():
+            ATTACKS[name](**settings)
+        for settings in self.controls.values():
+            control(settings)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides its outcomes, in types that JSON has."""
         return {"level": self.name, "attacks": {**self.attacks}, "controls": {**self.controls}}
+
+
+def control(settings: Settings) -> Adaptive:
+    """The attack of a control: BPDA, with EOT where the settings have samples."""
+    return ATTACKS["bpda-eot" if "samples" in settings else "bpda"](**settings)
 
 
 QUICK = Level(

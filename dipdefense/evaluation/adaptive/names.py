@@ -23,12 +23,11 @@ KNOWN_SEED = "known-seed"
 """The attack whose images are judged on the draw that it knew too, as if the defence's seed were fixed or leaked."""
 
 WORST_CASE = "worst case"
-"""The name of what is left under the strongest attack, image by image."""
+"""The name of the accuracy under the strongest attack, image by image."""
 
 _NAME = re.compile(
     r"(?P<attack>[a-z][a-z-]*?)(?P<l2>-l2)?-(?P<epsilon>\d+(?:\.\d+)?)(?:@(?P<target>[^#]+))?(?:#(?P<repeat>\d+))?"
 )
-
 
 _TITLES = {
     "clean": "clean", "noise": "random noise (control)", "transfer": "transfer", "bpda": "BPDA",
@@ -77,7 +76,7 @@ class Named(NamedTuple):
 
 
 def named(condition: str) -> Named | None:
-    """The parts of a name; None for a condition that is no attack, such as "clean".
+    """The parts of a name; None for a condition that is not an attack, such as "clean".
 
     Example:
         >>> named("bpda-eot-l2-0.5@dip-100#2")

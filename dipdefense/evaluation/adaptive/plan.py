@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from dipdefense.attacks.adaptive import Adaptive, Unrolled
 from dipdefense.evaluation.adaptive.conditions import Attacked, Target, asked
 from dipdefense.evaluation.adaptive.levels import Level
 from dipdefense.evaluation.adaptive.names import KNOWN_SEED, named
+from dipdefense.evaluation.defences import clock
 from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.report import Section
 from dipdefense.purifier import DIPPurifier
@@ -44,7 +44,7 @@ class Cost:
 
 
 def costs(level: Level, targets: Sequence[Target], found: Mapping[str, Condition | None]) -> list[Cost]:
-    """Of every condition on every defence that is judged under it; the undefended classifier purifies nothing."""
+    """The cost of every condition on every defence judged under it; the undefended classifier purifies nothing."""
     seeds = range(level.draws)
     ask, rows = asked(level, seeds), []
     for name, condition in found.items():
@@ -94,16 +94,13 @@ def seconds_of(target: Target, classifier: nn.Module, images: Tensor) -> float:
     return (scale * purified + _timed(classified, images)) / len(images)
 
 
-def _timed(work: object, images: Tensor) -> float:
+def _timed(work: Callable[[], object], images: Tensor) -> float:
     """Seconds of the second call: the first one warms up."""
-    assert callable(work)
     seconds = 0.0
     for _ in range(2):
-        started = time.perf_counter()
+        started = clock(images)
         work()
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
-        seconds = time.perf_counter() - started
+        seconds = clock(images) - started
     return seconds
 
 

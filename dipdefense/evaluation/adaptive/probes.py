@@ -36,7 +36,7 @@ class Probes:
 
     Attributes:
         randomised: two seeds give two outputs.
-        samples: it draws random numbers, whether or not they change the output.
+        samples: it takes random numbers, whether or not they change the output.
         repeatable: one seed gives one output, whatever was asked in between.
         looks: another image gets another output with the same seed.
         optimises: it takes gradients while it purifies.
@@ -71,7 +71,7 @@ class Probes:
 
 
 def probe(defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor) -> Probes:
-    """Probe a defence; it is run six times on the images.
+    """Probe a defence; it is run five times on the images.
 
     Args:
         defence: images to images.
@@ -122,7 +122,7 @@ def _gradient(defence: nn.Module, classifier: nn.Module, images: Tensor, labels:
 
 
 class _Sampling(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator that draws random numbers, from whatever generator."""
+    """Sees every operator that takes random numbers, from any generator."""
 
     seen = False
 
@@ -133,7 +133,7 @@ class _Sampling(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _watched() -> Iterator[list[str]]:
-    """Yield a list that gets the name of each call that takes gradients, whoever makes it and by whatever import."""
+    """Yield a list that gets the name of each call that takes gradients, from any caller and under any import."""
     watched = {function.__code__ for function in (torch.autograd.grad, torch.autograd.backward)}
     seen: list[str] = []
 

@@ -183,7 +183,7 @@ class AdaptiveReport:
         level = self.run.configuration["adaptive"]
         described = "; ".join(f"{title(name)} {_settings(level['attacks'][name])}" for name in self._names())
         reduced = "" if level["level"] == "full" else f'REDUCED ATTACK, level "{level["level"]}": {_LITERATURE}. '
-        return " ".join([*self._reduced(), f"{reduced}Attacks: {described}."])
+        return " ".join([*self._reduced(), f"{reduced}Attacks: {described or 'none'}."])
 
     def _reduced(self) -> list[str]:
         """A sentence where the reconstruction is less than the paper's smallest budget, or its network another."""
@@ -233,9 +233,8 @@ class AdaptiveReport:
             if (verdict := self.strongest(column, epsilon)) and (parts := named(verdict.condition))
         ]
         n = max(verdict.n for verdict in self.verdicts)
-        yield Section(
-            f"Accuracy at ε = {epsilon:g}, n = {n}", [f"Strongest single attack. {'; '.join(strongest)}."], rows
-        )
+        about = [f"Strongest single attack. {'; '.join(strongest)}."] if strongest else []
+        yield Section(f"Accuracy at ε = {epsilon:g}, n = {n}", about, rows)
         base = self.judged(WORST_CASE, ("none", 0), epsilon)
         tests = [["defence", "split", "p"]]
         for column in self.columns[1:] if base else []:

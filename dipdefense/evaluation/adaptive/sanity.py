@@ -1,8 +1,8 @@
 """Checks that an evaluation can be believed: each passes, fails, or says that it was not measured; none is hidden.
 
 Athalye et al. 2018 (section 3.1) and Carlini et al. 2019 name what a sound evaluation shows. A failed check says that
-the attacks are too weak for this defence, so that the accuracy under them is an overestimate; or that the defence
-answers by something else than the image. Where two accuracies of a random defence are compared, they may differ by two
+the attacks are too weak for this defence, and the accuracy under them is an overestimate; or that the defence answers
+by something other than the image. Where two accuracies of a random defence are compared, they may differ by two
 standard errors of its draws.
 """
 
@@ -72,9 +72,9 @@ class Sanity:
         """All of them, in the order in which they are printed."""
         return [
             self._unbounded(),
-            self._no_weaker("iterative attacks are at least as strong as one step", ("one-step",)),
-            self._no_weaker("white-box attacks are at least as strong as the transfer attack", ("transfer",)),
-            self._no_weaker("white-box attacks are at least as strong as Square", ("square",)),
+            self._no_weaker("iterative attacks are at least as strong as one step", "one-step"),
+            self._no_weaker("white-box attacks are at least as strong as the transfer attack", "transfer"),
+            self._no_weaker("white-box attacks are at least as strong as Square", "square"),
             self._converged("more steps change nothing", "bpda", "more-steps"),
             self._converged("more samples change nothing", "bpda-eot", "more-draws"),
             self._falls(),
@@ -95,12 +95,11 @@ class Sanity:
         through = [v for v in attackers(self._all, self.column, epsilon) if _attack(v) not in _BLIND]
         return min(through, key=lambda verdict: verdict.mean, default=None)
 
-    def _no_weaker(self, title: str, than: tuple[str, ...]) -> Check:
+    def _no_weaker(self, title: str, than: str) -> Check:
         pairs = [
             (epsilon, strong, weak)
             for epsilon in self._epsilons
-            for name in than
-            if (strong := self._white_box(epsilon)) and (weak := self._found.get((name, epsilon)))
+            if (strong := self._white_box(epsilon)) and (weak := self._found.get((than, epsilon)))
         ]
         cases = [(e, s.mean, w.mean, s.mean <= w.mean + _chance(s, w), _attack(s)) for e, s, w in pairs]
         return _compared(title, cases)
@@ -163,7 +162,7 @@ class Sanity:
         yield Check("AutoAttack: outputs are logits, no probabilities", "fail" if p.probabilities else "pass")
         zero = f"{p.zero_gradients} of {p.images} images"
         yield Check("AutoAttack: no zero gradients", "fail" if p.zero_gradients else "pass", zero)
-        square = self._no_weaker("", ("square",)).status
+        square = self._no_weaker("", "square").status
         yield Check("AutoAttack: Square is no stronger than the gradients", square)
         few = p.classes < _CLASSES
         yield Check("AutoAttack: enough classes for its losses", "fail" if few else "pass", f"{p.classes}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from attacks.adaptive.defended import Blur, Rounded, batch, network
 from torch import nn
 
+from dipdefense import DIPConfig, DIPPurifier
 from dipdefense.attacks.adaptive import (
     BPDA,
     Checkpoint,
@@ -42,6 +44,7 @@ ERRORS = {
     "loss": (lambda: BPDA(loss="hinge"), ValueError, "loss must be"),
     "step size": (lambda: BPDA(step_size=3), ValueError, "step_size must be a positive number of at most 2"),
     "backward": (lambda: BPDA(backward="exact"), ValueError, "backward must be"),
+    "no known sample": (lambda: KnownSeed(known=None), ValueError, "known must be the seed"),
     "known samples": (lambda: KnownSeed(samples=3), ValueError, "samples must be 1"),
     "adam_eps": (lambda: Unrolled(adam_eps=0), ValueError, "adam_eps must be a positive number, or None"),
     "kept": (lambda: LowFrequency(kept=0), ValueError, "kept must be"),
@@ -109,6 +112,34 @@ def test_a_file_that_is_no_checkpoint_of_this_attack(content, tmp_path: Path) ->
     message = "is the checkpoint of another attack" if content is None else "is no checkpoint"
     with pytest.raises(ValueError, match=message):
         BPDA(steps=1)(Rounded(), network(), IMAGES, LABELS, threat=LINF, seed=0, checkpoint=checkpoint)
+
+
+def convolution(weight: float) -> nn.Module:
+    layer = nn.Conv2d(3, 3, 1)
+    nn.init.constant_(layer.weight, weight)
+    return layer
+
+
+DIP = DIPConfig(scales=1, channels=4, skip_channels=2, input_channels=3)
+DEFENCES = {
+    "weights": [convolution(weight) for weight in (1.0, 2.0)],
+    "configuration": [DIPPurifier(1, config=replace(DIP, learning_rate=rate)) for rate in (0.01, 0.02)],
+}
+
+
+@pytest.mark.parametrize("defences", DEFENCES.values(), ids=DEFENCES)
+def test_another_defences_checkpoint(defences: list[nn.Module], tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "attack.pt")
+    one, other = defences
+    settings = {"threat": LINF, "seed": 0, "checkpoint": checkpoint}
+    first = BPDA(steps=1)(one, network(), IMAGES, LABELS, **settings)
+    with pytest.raises(ValueError, match="another attack"):
+        BPDA(steps=1)(other, network(), IMAGES, LABELS, **settings)
+    # Files of earlier versions do not know their defence.
+    saved = torch.load(checkpoint.path, weights_only=True)
+    del saved["defence"]
+    torch.save(saved, checkpoint.path)
+    assert torch.equal(BPDA(steps=1)(one, network(), IMAGES, LABELS, **settings), first)
 
 
 def test_another_classifiers_checkpoint(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacks.adaptive.defended import CLASSES, Noise, Steps, batch, network
+from attacks.adaptive.defended import Noise, Steps, batch, network
 from torch import Tensor, nn
 
 from dipdefense import DIPConfig, DIPPurifier
@@ -114,6 +114,16 @@ def test_an_attack_on_no_images_returns_none(make) -> None:
     assert make()(defence_for(make()), network(), images, labels, threat=THREATS["Linf"], seed=0).shape == images.shape
 
 
+@ALL
+def test_images_and_labels_may_come_from_inference_mode(make) -> None:
+    attack, model, given = make(), network(), batch()
+    defence = defence_for(attack)
+    with torch.inference_mode():
+        images, labels = (each.clone() for each in given)
+        found = attack(defence, model, images, labels, threat=THREATS["Linf"], seed=0)
+    assert torch.equal(found, attacked(make()))
+
+
 class Killed(nn.Module):
     """Fails at one of its calls, as a kill would."""
 
@@ -169,7 +179,3 @@ def test_each_step_meets_a_fresh_sample() -> None:
     defence, (images, labels) = Noise(), batch()
     ATTACKS["bpda-eot"](steps=3, samples=2)(defence, network(), images, labels, threat=THREATS["Linf"], seed=0)
     assert len(set(defence.seen)) == defence.calls == 8
-
-
-def test_number_of_classes() -> None:
-    assert network()[-1].out_features == CLASSES

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from measuring import CONFIG, timeless
@@ -171,7 +172,7 @@ def test_a_resumed_attack_does_not_begin_anew(tmp_path: Path, monkeypatch: pytes
         evaluate(killed, classifier, images, labels, **given)
     second = Killed(10_000)
     evaluate(second, classifier, images, labels, **given)
-    # Six probes, some ten steps that were left, and the draws that judge them.
+    # Five probes and a look at the shape, some ten steps that were left, and the draws that judge them.
     assert 10_000 - second.at < 6 + 15 + 4
 
 
@@ -212,6 +213,41 @@ def test_a_finished_evaluation_is_not_run_again(tmp_path: Path) -> None:
     assert 10_000 - counting.at == 6
 
 
+BARE = Level(name="bare", attacks={"bpda": {"steps": 2}}, draws=1)
+
+
+@pytest.mark.parametrize("change", ["classifier", "defence"])
+def test_one_folder_serves_several_classifiers_and_defences(change: str, tmp_path: Path) -> None:
+    classifier, images, labels = asked()
+    given: dict[str, Any] = {"level": BARE, "epsilon": 16, "tell": None}
+    evaluate(DIPPurifier(2, config=CONFIG), classifier, images, labels, folder=tmp_path, **given)
+    config = CONFIG
+    if change == "classifier":
+        classifier.weight.mul_(-0.5)
+    else:
+        config = dataclasses.replace(CONFIG, learning_rate=0.1)
+    defence = DIPPurifier(2, config=config)
+    shared = evaluate(defence, classifier, images, labels, folder=tmp_path, **given)
+    assert same(shared) == same(evaluate(defence, classifier, images, labels, folder=tmp_path / "own", **given))
+
+
+def test_labels_and_counts_may_be_of_any_integer_kind() -> None:
+    classifier, images, labels = asked()
+    given: dict[str, Any] = {"level": BARE, "epsilon": 16, "tell": None}
+    whole = evaluate(nn.Identity(), classifier, images, labels, seed=3, batch_size=2, **given)
+    other = evaluate(nn.Identity(), classifier, images, labels.int(), seed=np.int64(3), batch_size=np.int64(2), **given)
+    assert same(other) == same(whole)
+
+
+def test_an_evaluation_runs_in_inference_mode() -> None:
+    given: dict[str, Any] = {"level": BARE, "epsilon": 16, "tell": lambda _: None}
+    whole = evaluate(nn.Identity(), *asked(), **given)
+    classifier, *batch = asked()
+    with torch.inference_mode():
+        images, labels = (each.clone() for each in batch)
+        assert same(evaluate(nn.Identity(), classifier, images, labels, **given)) == same(whole)
+
+
 def test_the_plan_is_told_before_the_start() -> None:
     told: list[str] = []
 
@@ -250,6 +286,12 @@ def test_levels_from_weak_to_strong() -> None:
     assert counts == [105, 742, 16472], "the documentation and levels name them"
 
 
+def test_a_report_without_attacks_says_so() -> None:
+    text = " ".join(str(call(nn.Identity(), level=Level(name="none", attacks={}, draws=1))).split())
+    assert "Attacks: none." in text
+    assert "Strongest single attack" not in text
+
+
 def test_l2_and_a_defence_that_changes_the_size() -> None:
     from dipdefense.randomization import RandomResizePad
 
@@ -269,7 +311,10 @@ def test_the_plot_has_a_panel_a_defence(report: AdaptiveReport) -> None:
     ("changes", "message"),
     [
         ({"attacks": {"brute-force": {}}}, "attacks must be of transfer, .* got brute-force"),
-        ({"controls": {"two-steps": {}}}, "controls must be of noise, .* got two-steps"),
+        ({"controls": {"two-steps": {}}}, "controls must be of one-step, .* got two-steps"),
+        ({"controls": {"noise": {}}}, "controls must be of one-step, .* got noise"),
+        ({"attacks": {"bpda": {"steps": 0}}}, "steps must be"),
+        ({"controls": {"one-step": {"steps": 0}}}, "steps must be"),
         ({"draws": 0}, "draws must be"),
         ({"repeats": -1}, "repeats must be"),
     ],
@@ -286,6 +331,7 @@ def wrong() -> Iterator[Any]:
     yield pytest.param((good[0], None, *good[2:]), {}, TypeError, "classifier must be", id="classifier")
     yield pytest.param((*good[:2], images[:0], labels[:0]), {}, ValueError, "at least one", id="no images")
     yield pytest.param((*good[:2], images, labels[:1]), {}, ValueError, "labels must be", id="labels")
+    yield pytest.param((*good[:2], images, labels + 4), {}, ValueError, r"labels must lie in \[0, 4\)", id="range")
     yield pytest.param(good, {"level": "hard"}, ValueError, 'level must be "quick", "standard" or "full"', id="level")
     yield pytest.param(good, {"epsilon": 0.03}, ValueError, "epsilon is in units of 1/255", id="8/255")
     yield pytest.param(good, {"epsilon": ()}, ValueError, "epsilon must be one or several", id="no epsilon")
