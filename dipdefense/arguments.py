@@ -63,6 +63,21 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
+def callback(name: str, value: object, *, takes: str) -> None:
+    """Refuse what can neither be called nor is None, the default of every callback.
+
+    Args:
+        name: of the argument.
+        value: what came.
+        takes: its own arguments, in words.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not (value is None or callable(value)):
+        raise TypeError(f"{name} must be a function of {takes}, got {shown(value)}")
+
+
 def choice(name: str, value: object, options: Iterable[str]) -> None:
     """Refuse what is none of the options.
 

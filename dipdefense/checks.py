@@ -287,14 +287,14 @@ def check_seed(seed: Seed) -> int | tuple[int, ...] | None:
 
 
 def resolve_seeds(seed: Seed, count: int) -> list[int]:
-    """One seed an image: the integer for each of them, the given ones, or fresh ones from the default generator.
+    """One seed an image: the integer for each of them, the given ones, or fresh ones from the CPU's default generator.
 
     Raises:
         TypeError, ValueError: no seeds, or a sequence of another length than the batch.
     """
     checked = check_seed(seed)
     if checked is None:
-        return torch.randint(2**63 - 1, (count,)).tolist()
+        return torch.randint(2**63 - 1, (count,), device="cpu").tolist()
     seeds = [checked] * count if isinstance(checked, int) else list(checked)
     if len(seeds) != count:
         raise ValueError(f"seed must be one integer or one an image, got {len(seeds)} seeds for {count} images")

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from dipdefense.arguments import choice, flag, integer
+from dipdefense.arguments import callback, choice, flag, integer
 from dipdefense.batches import check_shape
 from dipdefense.checks import (
     OutOfRange,
@@ -23,7 +23,6 @@ from dipdefense.checks import (
     check_config,
     check_request,
     check_seed,
-    operand_dtype,
 )
 from dipdefense.compiler import opaque, refuse_export
 from dipdefense.config import MAX_ITERATIONS, PAPER_BUDGETS, Backend, DIPConfig
@@ -106,7 +105,7 @@ class DIPPurifier(nn.Module):
         super().__init__()
         choice("out_of_range", out_of_range, get_args(OutOfRange))
         choice("gradient", gradient, get_args(Gradient))
-        operand_dtype(precision, torch.device("cpu"))
+        choice("precision", precision, get_args(Precision))
         self.config = check_config(config)
         self.stopping = check_stopping(stopping)
         if self.stopping is not None:
@@ -165,12 +164,14 @@ class DIPPurifier(nn.Module):
             images: (N, C, H, W) floats in [0, 1].
             budgets: iteration counts, ascending; none above ``iters``.
             seed: overrides the purifier's seed for this run.
-            on_iteration: called after every iteration with the number of images that did it; where a rule has ended
-                all of them, once more with the iterations of all images that are spared.
+            on_iteration: called after every iteration of a chunk with its number of images, those included whose fit a
+                rule has ended. Once the rule has ended all of them, one more call counts the iterations that are left.
+                The numbers add up to the images times the last budget, unless a chunk is repeated for lack of memory.
 
         Raises:
-            TypeError, ValueError: before any work, if the images, budgets or seeds are not as described.
+            TypeError, ValueError: before any work, if an argument is not as described.
         """
+        callback("on_iteration", on_iteration, takes="one number")
         budgets = check_budgets(budgets)
         if budgets[-1] > self.iters:
             raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets[-1]}")
@@ -250,8 +251,8 @@ def _in_chunks(request: Request, chunk: int, advance: Callable[[int], object], s
 
         run = fit(request.chunk(part.start, part.stop), on_iteration, stopping)
         # Where all have stopped early, the rest of the budget is done too.
-        if spared := request.budgets[-1] - max(run.iterations, default=0):
-            advance(count * spared)
+        if spared := count * (request.budgets[-1] - max(run.iterations, default=0)):
+            advance(spared)
         return run
 
     images = request.images

@@ -9,7 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from dipdefense.arguments import shown
+from dipdefense.arguments import callback, shown
 from dipdefense.checks import Precision, Request, Seed, check_request
 from dipdefense.compiler import opaque
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
@@ -57,7 +57,8 @@ class Reconstruction:
     @property
     def final_losses(self) -> Tensor:
         """(N,) float32: the errors of the reconstructions at the last budget."""
-        return self.losses[torch.tensor(self.stopped, device=self.losses.device) - 1, torch.arange(len(self.stopped))]
+        rows = torch.tensor(self.stopped, dtype=torch.int64, device=self.losses.device) - 1
+        return self.losses.gather(0, rows[None])[0]
 
     @classmethod
     def joined(cls, parts: Sequence[Reconstruction]) -> Reconstruction:
@@ -78,11 +79,16 @@ class Reconstruction:
         Args:
             budget: one of ``budgets``.
 
+        Raises:
+            ValueError: it is none of them.
+
         Example:
             >>> run = reconstruct(torch.rand(2, 3, 32, 32), budgets=(1, 2), config=DIPConfig.architecture_2(), seed=0)
             >>> run.at(1).losses.shape, run.at(1).stopped
             (torch.Size([1, 2]), (1, 1))
         """
+        if budget not in self.budgets:
+            raise ValueError(f"budget must be one of {self.budgets}, got {shown(budget)}")
         ended = [iterations <= budget for iterations in self.iterations]
         iterations = tuple(min(count, budget) for count in self.iterations)
         losses = self.losses[:budget]
@@ -156,13 +162,12 @@ def reconstruct(
         >>> run.images.shape, run.status
         (torch.Size([2, 2, 3, 32, 32]), ('ok', 'ok'))
     """
+    callback("on_iteration", on_iteration, takes="no arguments")
     rule = check_stopping(stopping)
     request = check_request(
         images, budgets=budgets, config=config, seed=seed, precision=precision,
         backend=backend if rule is None else stoppable(backend),
     )  # fmt: skip
-    if not (on_iteration is None or callable(on_iteration)):
-        raise TypeError(f"on_iteration must be a function of no arguments, got {shown(on_iteration)}")
     return fit(request, on_iteration or (lambda: None), rule)
 
 
@@ -171,7 +176,7 @@ def fit(request: Request, on_iteration: Callable[[], object], rule: Rule | None 
     images, budgets, backend = request.images, request.budgets, chosen(request)
     with surroundings(images.device):
         outputs = images.new_empty(len(budgets), *images.shape)
-        losses = torch.full((budgets[-1], len(images)), torch.nan, device=images.device)
+        losses = torch.full((budgets[-1], len(images)), torch.nan, dtype=torch.float32, device=images.device)
         if len(images) == 0:
             return Reconstruction(budgets, outputs, losses, (), backend)
         networks = Fitting(request, backend)
@@ -226,8 +231,8 @@ class _Ends:
         self.all_ended = False
         self._networks = networks
         self._watch = None if rule is None else rule.watch(networks.target)
-        self._rows = torch.arange(count)
-        self._stopped, self._iterations = torch.zeros(2, count, dtype=torch.int64)
+        self._rows = torch.arange(count, device="cpu")
+        self._stopped, self._iterations = torch.zeros(2, count, dtype=torch.int64, device="cpu")
         self._ended: Tensor | None = None
 
     def __call__(self, iteration: int) -> None:

@@ -54,9 +54,9 @@ class Watch(abc.ABC):
 
     def __init__(self, images: Tensor, rule: Rule) -> None:
         self._warm_up, self._patience = rule.warm_up, rule.patience
-        self.stopped = torch.zeros(len(images), dtype=torch.int64)
+        self.stopped = torch.zeros(len(images), dtype=torch.int64, device="cpu")
         self.outputs = torch.zeros_like(images)
-        self._least = torch.full((len(images),), torch.inf, dtype=torch.float64)
+        self._least = torch.full((len(images),), torch.inf, dtype=torch.float64, device="cpu")
 
     def __call__(self, iteration: int, outputs: Tensor) -> Tensor:
         """Take in an iteration.
@@ -70,7 +70,7 @@ class Watch(abc.ABC):
         """
         scores = self._scores(iteration, outputs)
         if iteration <= self._warm_up:
-            return torch.zeros(len(outputs), dtype=torch.bool)
+            return torch.zeros(len(outputs), dtype=torch.bool, device="cpu")
         better = scores < self._least
         self._least[better], self.stopped[better] = scores[better], iteration
         rows = better.to(outputs.device)
@@ -169,7 +169,7 @@ class _VarianceWatch(Watch):
         super().__init__(images, rule)
         self._decay = rule.decay
         self._mean = images
-        self._variance = torch.zeros(len(images), dtype=torch.float64)
+        self._variance = torch.zeros(len(images), dtype=torch.float64, device="cpu")
 
     def _scores(self, iteration: int, outputs: Tensor) -> Tensor:
         if iteration == 1:
@@ -222,7 +222,7 @@ class _TrendWatch(Watch):
     def __init__(self, images: Tensor, rule: Trend) -> None:
         super().__init__(images, rule)
         self._images, self._smoothing = images, rule.smoothing
-        self._first = self._level = self._slope = torch.zeros(len(images), dtype=torch.float64)
+        self._first = self._level = self._slope = torch.zeros(len(images), dtype=torch.float64, device="cpu")
 
     def _scores(self, iteration: int, outputs: Tensor) -> Tensor:
         worst = _each(_worst_patch, (outputs - self._images).square())
@@ -264,8 +264,8 @@ def stoppable(backend: Backend) -> Backend:
     """
     if backend not in ("auto", "torch"):
         raise ValueError(
-            f'stopping needs backend="torch", got "{backend}": a CUDA graph is captured for a fixed number of images; '
-            "leave backend or stopping out"
+            f'stopping needs backend="torch", got "{backend}", which cannot drop images from a batch; leave backend or '
+            "stopping out"
         )
     return "torch"
 

@@ -65,7 +65,8 @@ class Fitting:
         self.request = request
         config, device = request.config, request.images.device
         count, channels, height, width = request.images.shape
-        self.target = request.images.detach().to(torch.float32, copy=True)
+        # Compiled kernels read the pixels in this order, and a sum in another one would be rounded differently.
+        self.target = request.images.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in request.seeds]
         kind = VariantNets if config.variants() else SkipNets
         self.networks = kind(

@@ -99,7 +99,7 @@ def prove(request: Request, backend: Backend) -> float:
     """
     request = _of_trial(request)
     count = len(request.images)
-    rows = torch.linspace(0, count - 1, min(count, _IMAGES)).round().long().to(request.images.device)
+    rows = torch.linspace(0, count - 1, min(count, _IMAGES), device=request.images.device).round().long()
     initial, steps, seconds = _observed(request, backend, rows)
     release(request.images.device)
     some = [request.seeds[row] for row in rows.tolist()]

@@ -104,5 +104,5 @@ def _lanczos(support: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     for place in range(4 * support):
         distance = math.pi * (place + 0.5 - 2 * support) / 2
         taps.append(math.sin(distance) / distance * math.sin(distance / support) / (distance / support))
-    row = torch.tensor(taps, dtype=torch.float64) / math.fsum(taps)
+    row = torch.tensor(taps, dtype=torch.float64, device="cpu") / math.fsum(taps)
     return torch.outer(row, row).to(device, dtype)

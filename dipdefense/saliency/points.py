@@ -17,7 +17,8 @@ def noisy(points: Iterable[Tensor], noise_std: float, seed: int) -> Iterator[Ten
     generator = torch.Generator().manual_seed(seed)
     for point in points:
         # On the CPU in float32, so that a seed means the same on every device and in every dtype.
-        yield point + noise_std * torch.randn(point.shape, generator=generator, device="cpu").to(point)
+        noise = torch.randn(point.shape, generator=generator, dtype=torch.float32, device="cpu")
+        yield point + noise_std * noise.to(point)
 
 
 def checked_noise(samples: int, noise_std: float, seed: int) -> tuple[int, float, int]:

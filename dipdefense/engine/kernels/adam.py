@@ -41,7 +41,7 @@ def bias_corrections(
 
     Taken in fp64 beforehand: in fp32 the first 1 − β₂ᵗ would keep only four digits.
     """
-    steps = torch.arange(iterations + 1, dtype=torch.float64).clamp(min=1)
+    steps = torch.arange(iterations + 1, dtype=torch.float64, device="cpu").clamp(min=1)
     table = torch.stack([learning_rate / (1 - betas[0] ** steps), (1 - betas[1] ** steps).rsqrt()], dim=1)
     return table.to(device, torch.float32)
 
