@@ -76,7 +76,8 @@ def _compiler() -> Path:
     given = os.environ.get("CXX")
     for name in (given,) if given else _COMPILERS:
         if found := shutil.which(name):
-            return Path(found).resolve()
+            # Not what a link leads to: ccache's links tell it by their names which compiler to run.
+            return Path(found).absolute()
     raise UnavailableError(f"there is no C++ compiler ({given or ', '.join(_COMPILERS)})")
 
 
