@@ -28,8 +28,8 @@ OutOfRange = Literal["raise", "clip"]
 _MAX_SEEDS = 2**24
 _SEED = "an integer in [0, 2**63), one an image, or None"
 
-# Triton's kernels multiply in bf16.
-_TRITON_CAPABILITY = (8, 0)
+# NVIDIA's first with bf16 arithmetic, in which Triton's kernels multiply.
+_BF16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,17 @@ def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         ValueError: ``precision`` is unknown, or the device has no bf16.
     """
     choice("precision", precision, get_args(Precision))
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 = device.type != "cuda" or _gpu_has_bf16(device)
     if precision == "bf16" and not has_bf16:
         raise ValueError(f'{device} has no bf16 arithmetic; use precision="fp32" or "auto"')
     is_faster = has_bf16 if device.type == "cuda" else device.type == "cpu" and cpu_has_tiles()
     wants_bf16 = precision == "bf16" or (precision == "auto" and is_faster)
     return torch.bfloat16 if wants_bf16 else torch.float32
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    """As torch.cuda.is_bf16_supported without emulation, which answers for the current device alone."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY
 
 
 def cpu_has_tiles() -> bool:
@@ -169,9 +174,9 @@ def check_backend(backend: Backend, device: torch.device | None = None, config: 
             f'backend="{backend}" needs the images on an NVIDIA GPU, got images on {device}; move them there '
             '(images.to("cuda")) or use backend="torch"'
         )
-    if backend == "triton" and (capability := torch.cuda.get_device_capability(device)) < _TRITON_CAPABILITY:
+    if backend == "triton" and (capability := torch.cuda.get_device_capability(device)) < _BF16_CAPABILITY:
         raise ValueError(
-            f'backend="triton" needs a GPU of compute capability {".".join(map(str, _TRITON_CAPABILITY))} or later, '
+            f'backend="triton" needs a GPU of compute capability {".".join(map(str, _BF16_CAPABILITY))} or later, '
             f'and {device} has {".".join(map(str, capability))}; use backend="torch"'
         )
 
