@@ -13,7 +13,7 @@ _CPU, _STATUS, _CLEAR = Path("/proc/cpuinfo"), Path("/proc/self/status"), Path("
 
 
 def hardware(device: torch.device) -> str:
-    """The name of a GPU, or of the processor with the threads that torch uses."""
+    """The name of a GPU, or of the processor with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     models = re.findall(r"model name\s*: (.*)", _CPU.read_text()) if _CPU.exists() else []

@@ -59,7 +59,7 @@ class DIPPurifier(nn.Module):
     Args:
         iters: iterations; the paper tests 500, 750 and 1000.
         config: the network and its optimiser; the paper's by default.
-        seed: an integer that every image uses, so that a result depends on no position; or one an image; or None,
+        seed: an integer that every image uses, so that a result depends on no position; or one per image; or None,
             fresh seeds at every call from torch's default generator, which ``torch.manual_seed`` governs.
         batch_size: images fitted at once, or "auto" to size it from free memory. Where memory runs out all the same,
             the chunk is halved and fitting continues.

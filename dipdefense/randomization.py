@@ -54,7 +54,7 @@ def random_resize_pad(images: Tensor, *, seed: Seed = None, out_of_range: OutOfR
 
     Args:
         images: (N, C, H, W) floats in [0, 1], H and W at least 5 pixels.
-        seed: an integer that every image uses, whatever its position; or one an image; or None for fresh ones from
+        seed: an integer that every image uses, whatever its position; or one per image; or None for fresh ones from
             torch's default generator. With a seed, no global generator is touched.
         out_of_range: "raise" refuses values outside [0, 1]; "clip" clips finite ones and keeps their gradient.
 
@@ -181,7 +181,7 @@ class RandomizationDefence(nn.Module):
 
 
 def _generators(seed: Seed, count: int) -> list[torch.Generator]:
-    """One an image. They live on the CPU, so that a seed means the same on every device."""
+    """One per image. They live on the CPU, so that a seed means the same on every device."""
     return [torch.Generator().manual_seed(seed) for seed in resolve_seeds(seed, count)]
 
 

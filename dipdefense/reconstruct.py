@@ -31,12 +31,12 @@ class Reconstruction:
             of a fit that a rule stopped, it is the output of iteration ``stopped``.
         losses: (iterations, N) float32, each network's mean squared error at each iteration; NaN after the end of a fit
             that a rule stopped.
-        status: one an image: "ok", or "diverged" where a loss was not finite; from that iteration on its
+        status: one per image: "ok", or "diverged" where a loss was not finite; from that iteration on its
             reconstructions are NaN.
         backend: the one that fitted the networks.
-        stopped: one an image: the iteration whose output is its reconstruction at the last budget. That budget itself
+        stopped: one per image: the iteration whose output is its reconstruction at the last budget. That budget itself
             where no rule stopped the fit, and by default.
-        iterations: one an image: the iterations that its network was fitted for. A rule decides some iterations after
+        iterations: one per image: the iterations that its network was fitted for. A rule decides some iterations after
             the one that it chooses.
     """
 
@@ -137,7 +137,7 @@ def reconstruct(
         images: (N, C, H, W) floats in [0, 1], H and W at least 32 pixels.
         budgets: iteration counts to record, each at least 1. One run to the largest serves them all.
         config: the method's numbers; the paper's by default.
-        seed: an integer that every image uses, whatever its position; or one an image; or none for fresh ones from
+        seed: an integer that every image uses, whatever its position; or one per image; or none for fresh ones from
             torch's default generator of the CPU. With a seed, no global generator is touched.
         precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
             takes bf16 on a GPU that has it and on a CPU that multiplies it in tiles (AMX).
@@ -202,7 +202,7 @@ class Initial:
     Attributes:
         weights: of all networks by name, each (N, …), in the layouts of :mod:`dipdefense.engine.network`.
         noise: (N, input_channels, H, W), the fixed part of the networks' input.
-        generators: one an image; each iteration takes its fresh noise from them, N(0, noise_std) of the noise's shape.
+        generators: one per image; each iteration takes its fresh noise from them, N(0, noise_std) of the noise's shape.
     """
 
     weights: dict[str, Tensor]
@@ -270,7 +270,7 @@ class _Ends:
 
 
 def _status(losses: Tensor, iterations: Sequence[int]) -> tuple[Status, ...]:
-    """One an image, by the losses of the iterations that its network was fitted for."""
+    """One per image, by the losses of the iterations that its network was fitted for."""
     done = torch.arange(len(losses), device=losses.device)[:, None] < torch.tensor(iterations, device=losses.device)
     finite = (losses.isfinite() | ~done).all(dim=0).tolist()
     return tuple("ok" if fine else "diverged" for fine in finite)

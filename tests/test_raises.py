@@ -168,7 +168,7 @@ def test_integers_of_any_library_are_accepted(make, tiny: DIPConfig) -> None:
         ({"seed": 2**63}, ValueError, r"seed must be an integer in \[0, 2\*\*63\)"),
         ({"seed": 1.5}, TypeError, "seed must be"),
         ({"seed": "12"}, TypeError, "seed must be"),
-        ({"seed": [1, "2"]}, TypeError, "one an image"),
+        ({"seed": [1, "2"]}, TypeError, "one per image"),
         ({"seed": itertools.count()}, ValueError, "seed must be"),
     ],
     ids=shown,

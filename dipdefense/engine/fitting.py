@@ -53,7 +53,7 @@ class Fitting:
     Attributes:
         request: as given.
         target: (N, C, H, W) fp32: the images.
-        generators: one an image, as far as initial weights and fixed noise have used it.
+        generators: one per image, as far as initial weights and fixed noise have used it.
         networks: with their initial weights.
         fixed_noise: (N, input_channels, H, W) fp32.
         outputs: (N, C, H, W) fp32 in [0, 1]: the networks' outputs at the last iteration.

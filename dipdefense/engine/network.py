@@ -50,7 +50,7 @@ class Networks(nn.Module):
         config: widths, slopes and so on.
         image_channels: channels of the output.
         scales: how often the resolution is halved.
-        generators: one an image, for its network's initial weights, distributed as torch's own layers':
+        generators: one per image, for its network's initial weights, distributed as torch's own layers':
             convolutions and the last one's bias uniform on ±1/sqrt(fan-in), normalisations at scale 1 and shift 0.
         device, dtype: of the parameters.
     """

@@ -6,7 +6,7 @@ these arguments:
 - ``classifier``: any differentiable module from (N, C, H, W) images in [0, 1] to (N, classes) logits. It runs in eval
   mode. Afterwards its modes are as they were, and so are its parameters' gradients.
 - ``images``: (N, C, H, W) floats in [0, 1]. Each has a map of its own, which depends on no other image of the batch.
-- ``target``: the class of the score, one for all images or one an image; by default the predicted class.
+- ``target``: the class of the score, one for all images or one per image; by default the predicted class.
 - ``batch_size``: images that the classifier gets at once, which bounds the memory; it changes a map by rounding alone.
 
 The maps have the images' shape, dtype and device, and no gradient of their own. They can be made under

@@ -13,7 +13,7 @@ from dipdefense.checks import check_images, check_logits
 from dipdefense.modes import evaluated
 
 Target = int | Sequence[int] | Tensor | None
-"""A class for all images, one an image, or None for the predicted ones."""
+"""A class for all images, one per image, or None for the predicted ones."""
 
 MOST = 2**24
 """More than any computation could finish; a larger number is a slip."""
@@ -71,15 +71,15 @@ def _gradients(classifier: nn.Module, points: Tensor, targets: Tensor) -> Tensor
 
 
 def _classes(target: Target, count: int) -> list[int] | None:
-    """The given classes, one an image; None for the predicted ones."""
+    """The given classes, one per image; None for the predicted ones."""
     if target is None:
         return None
-    expected = "a class number, one an image, or None for the predicted classes"
+    expected = "a class number, one per image, or None for the predicted classes"
     if isinstance(target, int) or getattr(target, "ndim", None) == 0:
         return [integer("target", target, low=0, expected=expected)] * count
     given = several("target", target, expected=expected, most=MOST)
     if len(given) != count:
-        raise ValueError(f"target must be one class or one an image, got {len(given)} classes for {count} images")
+        raise ValueError(f"target must be one class or one per image, got {len(given)} classes for {count} images")
     return [integer("target", each, low=0, expected=expected) for each in given]
 
 

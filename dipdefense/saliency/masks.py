@@ -64,7 +64,7 @@ def overlay(image: Tensor, mask: Tensor, *, dark: float = 0.2) -> Tensor:
     _check_maps("mask", mask)
     if mask.shape[1:] != (1, *image.shape[2:]) or len(mask) not in (1, len(image)):
         raise ValueError(
-            f"mask must be (1, 1, height, width) or one an image, {(len(image), 1, *image.shape[2:])} here; got "
+            f"mask must be (1, 1, height, width) or one per image, {(len(image), 1, *image.shape[2:])} here; got "
             f"{tuple(mask.shape)}"
         )
     if mask.numel() and not 0 <= mask.min() <= mask.max() <= 1:

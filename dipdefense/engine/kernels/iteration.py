@@ -26,7 +26,7 @@ class Iteration:
         parameters: the networks' initial weights, ``dict(SkipNets(...).named_parameters())``.
         fixed_noise: (N, input_channels, H, W) fp32.
         target: (N, C, H, W) fp32, the images.
-        seeds: one an image, for the fresh noise.
+        seeds: one per image, for the fresh noise.
         config: the method's numbers.
         scales: how often the networks halve the resolution.
         operands: dtype of activations and operands, bf16 or fp32.

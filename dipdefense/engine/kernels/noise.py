@@ -39,7 +39,7 @@ def perturb(fixed: Tensor, seeds: Tensor, iteration: Tensor, out: Tensor, *, std
 
     Args:
         fixed: (N, H, W, channels) fp32, contiguous.
-        seeds: (N,) int64, one an image.
+        seeds: (N,) int64, one per image.
         iteration: int64 or int32 of one element, on the device, so that each replay of a graph has other noise.
         out: like ``fixed``, in the operands' dtype.
         std: the noise's standard deviation.
