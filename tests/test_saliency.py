@@ -245,6 +245,7 @@ REFUSED = {
     "target a name": (lambda: gradient(LINEAR, GOOD, target="dog"), TypeError, "target must be a class number"),
     "target a float": (lambda: gradient(LINEAR, GOOD, target=1.0), TypeError, "target must be a class number"),
     "batch of none": (lambda: gradient(LINEAR, GOOD, batch_size=0), ValueError, "batch_size must be"),
+    "batch of too many": (lambda: gradient(LINEAR, GOOD, batch_size=10**30), ValueError, "batch_size must be"),
     "no steps": (lambda: mig_sg(LINEAR, GOOD, steps=0), ValueError, "steps must be"),
     "half a step": (lambda: integrated_gradients(LINEAR, GOOD, steps=0.5), TypeError, "steps must be"),
     "no samples": (lambda: smoothgrad(LINEAR, GOOD, samples=0), ValueError, "samples must be"),

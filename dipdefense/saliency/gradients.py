@@ -1,4 +1,4 @@
-"""Sums of a class score's gradients at points of each image, as many at once as a batch has room for."""
+"""Sums of a class score's gradients at several points of each image, a batch of points at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Target = int | Sequence[int] | Tensor | None
 """A class for all images, one per image, or None for the predicted ones."""
 
 MOST = 2**24
-"""More than any computation could finish; a larger number is a slip."""
+"""The most steps, samples or images at once; a larger number is a slip, which no computation would finish."""
 
 Points = Callable[[Tensor, Tensor], Iterator[Tensor]]
 """From an image and its baseline, both (C, H, W), to the points at which its gradients are taken."""
@@ -36,7 +36,7 @@ def summed(
     if not isinstance(classifier, nn.Module):
         raise TypeError(f"classifier must be a torch.nn.Module, got {shown(classifier)}")
     check_images(images)
-    batch_size = integer("batch_size", batch_size, low=1)
+    batch_size = integer("batch_size", batch_size, low=1, high=MOST)
     images, classes = images.detach(), _classes(target, len(images))
     baselines = torch.zeros_like(images) if baselines is None else baselines
     if len(images) == 0:
@@ -84,7 +84,7 @@ def _classes(target: Target, count: int) -> list[int] | None:
 
 
 def _targets(classifier: nn.Module, images: Tensor, classes: list[int] | None, batch_size: int) -> Tensor:
-    """(N,) class numbers on the images' device, once the classifier has shown that it has these classes."""
+    """(N,) class numbers on the images' device: the predicted ones, or the given ones if the classifier has them."""
     with torch.no_grad():
         if classes is None:
             parts = [
