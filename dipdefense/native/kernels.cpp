@@ -1,8 +1,8 @@
 // Kernels for everything between the convolutions on a CPU. dipdefense/native/build.py compiles them at run time.
 //
 // There are two layouts of (N, C, H, W): N·C planes of H·W pixels, or, for one image alone, H·W pixels of C channels.
-// Values are fp32 or bf16; sums are fp32 within a block and double across blocks. Blocks have a fixed size and are added
-// in order, and no sum spans images: results depend neither on the number of threads nor on the batch.
+// Values are fp32 or bf16; sums are fp32 within a block and double across blocks. Blocks have a fixed size and are
+// added in order, and no sum spans images: results depend neither on the number of threads nor on the batch.
 
 #include "head.h"
 #include "narrow.h"

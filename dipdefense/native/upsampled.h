@@ -6,8 +6,8 @@
 namespace {
 
 // Maps of rows · columns pixels of ``inner`` channels: N·C maps of one channel, or one image's map of C. Upsampling's
-// Gram matrix along either axis is tridiagonal, and the upsampled mean is a weighted one. The table of an axis has three
-// rows: the diagonal, the entries beside it (from each pixel to the next), and the weights of the mean.
+// Gram matrix along either axis is tridiagonal, and the upsampled mean is a weighted one. The table of an axis has
+// three rows: the diagonal, the entries beside it (from each pixel to the next), and the weights of the mean.
 struct Maps {
     const float *vertical, *horizontal;  // (3, rows) and (3, columns)
     int64_t maps, rows, columns, inner;
