@@ -1,4 +1,4 @@
-"""Checks of one argument each: every error names the argument, what was expected and what came."""
+"""Checks of single arguments; every error names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SHOWN = 80
 
 
 def integer(name: str, value: object, *, low: int, high: int | None = None, expected: str = "") -> int:
-    """An integer of any library in [low, high] as Python's own; True and False are none.
+    """An integer of any library in [low, high], as Python's own; booleans are refused.
 
     Raises:
-        TypeError: it is no integer.
+        TypeError: it is not an integer.
         ValueError: it is outside the range.
     """
     expected = expected or f"an integer of at least {low:,}" + ("" if high is None else f" and at most {high:,}")
@@ -34,10 +34,12 @@ def integer(name: str, value: object, *, low: int, high: int | None = None, expe
 
 
 def real(name: str, value: object, *, expected: str, holds: Callable[[float], bool]) -> float:
-    """A finite number of any library, with the property that ``expected`` describes, as Python's own float.
+    """A finite real number for which ``holds`` is true, as Python's own float.
+
+    NumPy's numbers are taken; booleans and tensors are refused.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a real number.
         ValueError: it is not as expected.
     """
     message = f"{name} must be {expected}, got {shown(value)}"
@@ -63,11 +65,26 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
-def choice(name: str, value: object, options: Iterable[str]) -> None:
-    """Refuse what is none of the options.
+def callback(name: str, value: object, *, takes: str) -> None:
+    """Refuse anything but a function or None.
+
+    Args:
+        name: of the argument.
+        value: what came.
+        takes: its own arguments, in words.
 
     Raises:
-        ValueError: it is none; the message lists them.
+        TypeError: it is something else.
+    """
+    if not (value is None or callable(value)):
+        raise TypeError(f"{name} must be a function of {takes}, got {shown(value)}")
+
+
+def choice(name: str, value: object, options: Iterable[str]) -> None:
+    """Refuse anything but one of the options.
+
+    Raises:
+        ValueError: it is something else; the message lists the options.
     """
     options = tuple(options)
     if not (isinstance(value, str) and value in options):
@@ -76,10 +93,11 @@ def choice(name: str, value: object, options: Iterable[str]) -> None:
 
 
 def device(name: str) -> torch.device:
-    """The device of this name, which this machine has.
+    """The device of this name, if this machine has it.
 
     Raises:
-        ValueError: it is none of "cpu", "cuda" and "cuda:N", or this machine has none such.
+        ValueError: the name is not "cpu", "cuda" or "cuda:N", or this machine lacks the device. The message leaves the
+            argument's name to the caller.
     """
     try:
         found = torch.device(name)
@@ -93,11 +111,11 @@ def device(name: str) -> torch.device:
 
 
 def several(name: str, value: object, *, expected: str, most: int) -> tuple[object, ...]:
-    """The items of anything that has some, be it a list, an array, a tensor or a generator.
+    """The items of a list, an array, a tensor or any other iterable.
 
     Raises:
-        TypeError: it has none, or is text.
-        ValueError: there are more than ``most``; an endless iterator is left there.
+        TypeError: it is not iterable, or is text.
+        ValueError: there are more than ``most``; no more are taken, so the iterator may be endless.
     """
     message = f"{name} must be {expected}"
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):

@@ -1,4 +1,4 @@
-"""A tensor as a batch of images: its kind, its shape and its scale, with advice where another was meant."""
+"""Whether a tensor is a batch of images: its type, shape and range, with advice on the usual slips."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 ROUNDING = 1e-4
-"""How far a value may lie outside [0, 1]: normalised and denormalised again, an image misses it by rounding."""
+"""How far a value may lie outside [0, 1]: as far as rounding moves it when images are normalised and denormalised."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tensor(images: object) -> None:
-    """Refuse what is no dense tensor of floats that holds data, whatever its shape.
+    """Refuse anything but a dense tensor of floats that holds data; its shape is not checked.
 
     Raises:
-        TypeError: the message says how to make one of what came.
+        TypeError: it is something else; the message says how to convert it.
     """
     if not isinstance(images, Tensor):
         kind = type(images)
@@ -55,10 +55,10 @@ def check_tensor(images: object) -> None:
 
 
 def check_shape(given: Sequence[int]) -> None:
-    """Refuse what is no shape of a batch of images; a batch of no images is one.
+    """Refuse any shape but (batch, channels, height, width); the batch may be empty, the images may not.
 
     Raises:
-        ValueError: the message says how to bring the axes into order, where they look like another layout's.
+        ValueError: it is another shape; where it looks like another layout, the message says how to permute the axes.
     """
     shape = tuple(given)
     expected = f"images must have shape (batch, channels, height, width), got {shape}"
@@ -77,7 +77,7 @@ def check_shape(given: Sequence[int]) -> None:
 
 
 def scale_advice(low: float, high: float) -> str:
-    """How to bring values from ``low`` to ``high`` into [0, 1], named after the scale that they seem to be on."""
+    """How to bring values from ``low`` to ``high`` into [0, 1], judged by the scale that they seem to have."""
     if low >= -ROUNDING and high > 2.9:
         if high <= 255:
             return "uint8 values? divide by 255 first"
@@ -90,9 +90,9 @@ def scale_advice(low: float, high: float) -> str:
 
 
 def clipped(images: Tensor, low: float, high: float) -> Tensor:
-    """The images brought into [0, 1]; their gradient is the identity, so that an attack can bring a pixel back.
+    """The images clipped to [0, 1], with the identity as gradient, so that an attack can bring a pixel back.
 
-    Most values farther away than half the range were not put there by an attack: a warning asks for the scale.
+    A warning asks about the scale where most values lie outside by more than half the range: no attack goes that far.
 
     Args:
         images: (N, C, H, W), finite.

@@ -24,25 +24,25 @@ Precision = Literal["auto", "fp32", "bf16"]
 Seed = int | Sequence[int] | None
 OutOfRange = Literal["raise", "clip"]
 
-# More seeds than any batch that fits into memory has images.
+# More images than any batch that fits into memory has.
 _MAX_SEEDS = 2**24
-_SEED = "an integer in [0, 2**63), one an image, or None"
+_SEED = "an integer in [0, 2**63), one per image, or None"
 
-# Triton's kernels multiply in bf16.
-_TRITON_CAPABILITY = (8, 0)
+# NVIDIA's first with bf16 arithmetic, in which Triton's kernels multiply.
+_BF16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A reconstruction that was asked for and checked; nothing on the way checks or repeats its arguments again.
+    """A reconstruction's checked arguments, which are neither checked nor listed again further on.
 
     Attributes:
         images: (N, C, H, W) floats in [0, 1].
         budgets: iteration counts to record, ascending.
         config: the method's numbers.
-        seeds: one an image.
+        seeds: one per image.
         operands: dtype of the convolutions' operands.
-        backend: one that runs on the images' device; "auto" only on an NVIDIA GPU, where there is a choice.
+        backend: one that runs on the images' device; "auto" only on an NVIDIA GPU, which has several.
     """
 
     images: Tensor
@@ -53,7 +53,7 @@ class Request:
     backend: Backend
 
     def chunk(self, start: int, stop: int) -> Request:
-        """The same for some of the images."""
+        """The request for the images from ``start`` to ``stop``."""
         return dataclasses.replace(self, images=self.images[start:stop], seeds=self.seeds[start:stop])
 
 
@@ -67,7 +67,7 @@ def check_request(
     backend: Backend,
     out_of_range: OutOfRange = "raise",
 ) -> Request:
-    """The one check of everything that a reconstruction takes; fresh seeds are sampled here where none are given.
+    """Check all arguments of a reconstruction, and sample fresh seeds where none are given.
 
     Raises:
         TypeError, ValueError: an argument is not as :func:`dipdefense.reconstruct` describes it.
@@ -88,7 +88,7 @@ def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         ValueError: ``precision`` is unknown, or the device has no bf16.
     """
     choice("precision", precision, get_args(Precision))
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 = device.type != "cuda" or _gpu_has_bf16(device)
     if precision == "bf16" and not has_bf16:
         raise ValueError(f'{device} has no bf16 arithmetic; use precision="fp32" or "auto"')
     is_faster = has_bf16 if device.type == "cuda" else device.type == "cpu" and cpu_has_tiles()
@@ -96,8 +96,13 @@ def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wants_bf16 else torch.float32
 
 
+def _gpu_has_bf16(device: torch.device) -> bool:
+    """As torch.cuda.is_bf16_supported without emulation, which answers for the current device alone."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY
+
+
 def cpu_has_tiles() -> bool:
-    """Whether this CPU multiplies bf16 in tiles (AMX). It depends on the processor alone, never on a timing."""
+    """Whether this CPU multiplies bf16 in tiles (AMX), by its features and oneDNN's limit on them."""
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
     return "amx_bf16" in processor.features() and (allowed in ("DEFAULT", "ALL") or "AMX" in allowed)
 
@@ -140,10 +145,10 @@ def explain(device: torch.device | str, *, precision: Precision = "auto", backen
 
 
 def check_backend(backend: Backend, device: torch.device | None = None, config: DIPConfig | None = None) -> None:
-    """Refuse an unknown backend, one that does not run on the device, and one that does not fit the network.
+    """Refuse a backend that is unknown, does not run on the device, or has no kernels for the network.
 
     Raises:
-        ValueError: it does not; the message says what is missing.
+        ValueError: it is refused; the message says what is missing.
     """
     choice("backend", backend, get_args(Backend))
     if backend in ("triton", "native") and config is not None and (variants := config.variants()):
@@ -169,15 +174,15 @@ def check_backend(backend: Backend, device: torch.device | None = None, config: 
             f'backend="{backend}" needs the images on an NVIDIA GPU, got images on {device}; move them there '
             '(images.to("cuda")) or use backend="torch"'
         )
-    if backend == "triton" and (capability := torch.cuda.get_device_capability(device)) < _TRITON_CAPABILITY:
+    if backend == "triton" and (capability := torch.cuda.get_device_capability(device)) < _BF16_CAPABILITY:
         raise ValueError(
-            f'backend="triton" needs a GPU of compute capability {".".join(map(str, _TRITON_CAPABILITY))} or later, '
+            f'backend="triton" needs a GPU of compute capability {".".join(map(str, _BF16_CAPABILITY))} or later, '
             f'and {device} has {".".join(map(str, capability))}; use backend="torch"'
         )
 
 
 def triton_interpreted() -> bool:
-    """Whether Triton was asked to interpret its kernels: on any device, but so slowly that it serves checks alone."""
+    """Whether Triton is to interpret its kernels: on any device, but too slowly for anything but checks."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -196,7 +201,7 @@ def check_budgets(budgets: Sequence[int]) -> tuple[int, ...]:
     """The budgets as an ascending tuple of Python's integers.
 
     Raises:
-        TypeError: no sequence, or one of them is no integer.
+        TypeError: they are not a sequence, or one is not an integer.
         ValueError: there are none, one is outside [1, 1,000,000], or they do not ascend.
     """
     expected = "a sequence of iteration counts such as (500, 750, 1000)"
@@ -210,7 +215,7 @@ def check_budgets(budgets: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_images(images: Tensor, config: DIPConfig | None = None, *, out_of_range: OutOfRange = "raise") -> Tensor:
-    """Refuse anything that is no batch of images in [0, 1] (and, given a configuration, large enough for it).
+    """Refuse anything but a batch of images in [0, 1], large enough for the configuration if one is given.
 
     Args:
         images: what came.
@@ -222,8 +227,9 @@ def check_images(images: Tensor, config: DIPConfig | None = None, *, out_of_rang
         The images, clipped where that was asked for and needed.
 
     Raises:
-        TypeError: not a dense tensor of floats.
-        ValueError: wrong shape, too small, not finite, or outside [0, 1] by more than rounding (1e-4).
+        TypeError: they are not a dense tensor of floats.
+        ValueError: they have the wrong shape, are too small, are not finite, or lie outside [0, 1] by more than 1e-4,
+            which is left to rounding.
     """
     choice("out_of_range", out_of_range, get_args(OutOfRange))
     check_tensor(images)
@@ -250,8 +256,8 @@ def check_logits(logits: object, count: int) -> Tensor:
     """A classifier's output for this many images, refused unless it is an (N, classes) tensor of logits.
 
     Raises:
-        TypeError: not a tensor, or not of a floating dtype.
-        ValueError: another shape, or fewer than two classes.
+        TypeError: it is not a tensor, or not of a floating dtype.
+        ValueError: it has another shape, or fewer than two classes.
     """
     if not isinstance(logits, Tensor):
         raise TypeError(
@@ -275,8 +281,8 @@ def check_seed(seed: Seed) -> int | tuple[int, ...] | None:
     """The seed or seeds as Python's integers.
 
     Raises:
-        TypeError: not an integer, integers or None.
-        ValueError: a seed outside [0, 2**63).
+        TypeError: they are not an integer, integers or None.
+        ValueError: a seed is outside [0, 2**63).
     """
     if seed is None:
         return None
@@ -287,17 +293,17 @@ def check_seed(seed: Seed) -> int | tuple[int, ...] | None:
 
 
 def resolve_seeds(seed: Seed, count: int) -> list[int]:
-    """One seed an image: the integer for each of them, the given ones, or fresh ones from the default generator.
+    """One seed per image: the integer for all, the given ones, or fresh ones from the CPU's default generator.
 
     Raises:
-        TypeError, ValueError: no seeds, or a sequence of another length than the batch.
+        TypeError, ValueError: they are not seeds, or not as many as the images.
     """
     checked = check_seed(seed)
     if checked is None:
-        return torch.randint(2**63 - 1, (count,)).tolist()
+        return torch.randint(2**63 - 1, (count,), device="cpu").tolist()
     seeds = [checked] * count if isinstance(checked, int) else list(checked)
     if len(seeds) != count:
-        raise ValueError(f"seed must be one integer or one an image, got {len(seeds)} seeds for {count} images")
+        raise ValueError(f"seed must be one integer or one per image, got {len(seeds)} seeds for {count} images")
     return seeds
 
 

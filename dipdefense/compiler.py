@@ -11,7 +11,7 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_REASON = "it fits networks of its own, in a loop that no compiler has to know; to export, export the classifier alone"
+_REASON = "it fits networks in a loop of its own, which is not to be compiled; to export, export the classifier alone"
 
 
 def opaque(function: Callable[P, T]) -> Callable[P, T]:
@@ -23,7 +23,7 @@ def opaque(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        # Not at import: this imports the compiler, which takes as long as importing torch. An optimiser's first step
+        # Not at import: this imports the compiler, which takes as long as importing torch. An optimiser's first update
         # imports it anyway.
         if not hidden:
             hidden.append(torch.compiler.disable(function, reason=_REASON))  # type: ignore[no-untyped-call]
@@ -33,10 +33,10 @@ def opaque(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def refuse_export(module: str) -> None:
-    """Refuse to be traced: a trace would keep one call's result and return it for every image.
+    """Refuse to be traced: a trace would store one call's result and return it for every image.
 
     Raises:
-        RuntimeError: this is such a trace, by ``torch.jit`` or ``torch.export``, on which exports to ONNX are built.
+        RuntimeError: the call is being traced by ``torch.jit`` or ``torch.export``, also for an export to ONNX.
     """
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if tracing or torch.compiler.is_exporting():

@@ -17,28 +17,28 @@ Backend = Literal["auto", "torch", "native", "cudagraphs", "triton"]
 an NVIDIA GPU, torch's operators replayed from a CUDA graph, or hand-written kernels."""
 
 Downsampling = Literal["stride", "average", "max", "lanczos2", "lanczos3"]
-"""How a scale halves the resolution: its first convolution's stride, or pooling or a Lanczos filter behind it."""
+"""How a scale halves the resolution: its first convolution's stride, or pooling or a Lanczos filter after it."""
 
 Upsampling = Literal["bilinear", "nearest"]
 """How a scale doubles the resolution again."""
 
 Activation = Literal["leaky_relu", "swish", "elu", "none"]
-"""The function behind every normalisation but the merged one's."""
+"""The function after every normalisation but the merged one."""
 
 PAPER_BUDGETS = (500, 750, 1000)
 """Iteration budgets of Tables 1 and 2 (Kattamis et al. 2019, appendix A.2)."""
 
 MAX_ITERATIONS = 1_000_000
-"""The largest budget that is accepted: a thousand times the paper's."""
+"""The largest budget that is accepted."""
 
-# Beyond any network that could be fitted; larger numbers are slips, and would end in a hang or far from their cause.
+# Beyond any network that could be fitted. Larger numbers are slips, and would hang or fail far from their cause.
 _MAX_SCALES = 16
 _MAX_CHANNELS = 8192
 _MAX_REAL = 1e30
 
 _KERNEL_SIZES = (3, 5)
 
-# Left out of what is stored where they have their defaults: outcomes from before there were variants have none of them.
+# Not stored where they have their defaults: outcomes from before there were variants have none of them.
 _VARIANTS = ("kernel_size", "downsampling", "upsampling", "activation", "pointwise")
 
 
@@ -50,10 +50,9 @@ class DIPConfig:
     Kattamis et al. 2019 call it "the original architecture"). The iteration budget is no part of it: a budget
     says when to stop fitting, not how to fit.
 
-    The last five fields are variants that the code of Ulyanov et al. offers besides (``models/skip.py``). Networks of
-    any scales, widths, slopes, input and noise have the fast path. With another value of the last five they are fitted
-    by plain grouped convolutions (:mod:`dipdefense.engine.variants`), all images at once too, with no
-    ``backend="triton"``.
+    The last five fields are variants that the code of Ulyanov et al. also offers (``models/skip.py``). Where one of
+    them differs from its default, plain grouped convolutions fit the networks (:mod:`dipdefense.engine.variants`),
+    still all images at once, but without the fast path and not with ``backend="native"`` or ``"triton"``.
 
     Attributes:
         scales: times the network halves the resolution. ``None`` follows the image as the paper does: 5 from 64
@@ -69,9 +68,9 @@ class DIPConfig:
         adam_eps: Adam's ε, on the scale of the gradient of one image's mean squared error (1e-8).
         leaky_slope: LeakyReLU's slope for negative values (0.2); 0 makes it ReLU.
         norm_eps: added to the variance in batch normalisation (1e-5).
-        kernel_size: 3 or 5, of the convolutions down and up (3); those of 1×1 stay.
-        downsampling: "stride", of the convolution ("stride"); or behind it, at stride 1, "average" or "max" of 2×2
-            pixels, or the filter "lanczos2" or "lanczos3", which is fixed here and trained in the published code.
+        kernel_size: 3 or 5, of the convolutions that are not 1×1 (3).
+        downsampling: "stride" of the convolution ("stride"); or, after a convolution of stride 1, the "average" or
+            "max" of 2×2 pixels, or the filter "lanczos2" or "lanczos3", fixed here but trained in the published code.
         upsampling: "bilinear" without aligned corners, or "nearest" ("bilinear").
         activation: "leaky_relu", "swish", "elu" or "none" ("leaky_relu").
         pointwise: whether a 1×1 convolution, its normalisation and its activation end each scale (True).
@@ -131,16 +130,17 @@ class DIPConfig:
         flag("pointwise", self.pointwise)
 
     def _set(self, name: str, value: object) -> None:
-        """Keep a checked number as Python's own: NumPy's are equal to it, but no JSON."""
+        """Keep a checked number as Python's own, which JSON can store."""
         object.__setattr__(self, name, value)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> DIPConfig:
-        """The configuration whose :meth:`to_json` or ``dataclasses.asdict`` went through JSON.
+        """The configuration that :meth:`to_json` or ``dataclasses.asdict`` gave, read back from JSON.
+
+        A variant that was not stored is the original network's. No default replaces any other missing number.
 
         Raises:
-            TypeError, ValueError: numbers are missing, unknown or outside their range. A default is no substitute for
-                a number that was not stored; a variant that was not stored is the original network's.
+            TypeError, ValueError: numbers are missing, unknown or outside their range.
         """
         needed = (field.name for field in dataclasses.fields(cls) if field.name not in _VARIANTS)
         if missing := [name for name in needed if name not in stored]:
@@ -150,7 +150,7 @@ class DIPConfig:
     def to_json(self) -> dict[str, Any]:
         """The fields as records store them: every number, and the variants that are not the original network's.
 
-        So outcomes from before there were variants keep their identity.
+        Outcomes from before there were variants thereby keep their identity.
 
         Example:
             >>> "upsampling" in DIPConfig().to_json(), DIPConfig(upsampling="nearest").to_json()["upsampling"]
@@ -159,7 +159,7 @@ class DIPConfig:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in self._original()}
 
     def variants(self) -> dict[str, Any]:
-        """The variants that differ from the original network's: those that only plain convolutions fit.
+        """The variants that differ from the original network's, which the fast path does not have.
 
         Example:
             >>> DIPConfig(skip_channels=0, kernel_size=5).variants()
@@ -168,7 +168,7 @@ class DIPConfig:
         return {name: getattr(self, name) for name in _VARIANTS if name not in self._original()}
 
     def _original(self) -> set[str]:
-        """The variants' fields that have their defaults."""
+        """The names of the variants that have their defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {name for name in _VARIANTS if getattr(self, name) == defaults[name]}
 
@@ -201,8 +201,8 @@ class DIPConfig:
     def scales_for(self, height: int, width: int) -> int:
         """The number of scales for images of this size in pixels.
 
-        A scale pads its feature map by reflection, so the coarsest one must still have two rows and two columns; three
-        for kernels of 5×5.
+        Each scale pads its feature map by reflection, which takes two rows and columns at least, and three with kernels
+        of 5×5.
 
         Raises:
             ValueError: the image is too small for ``scales``; the message says how many scales fit.
@@ -247,4 +247,4 @@ CONFIGS = {
     "architecture-1": DIPConfig.architecture_1,
     "architecture-2": DIPConfig.architecture_2,
 }
-"""The networks that a command line has a name for."""
+"""The configurations by the names that the command line has for them."""

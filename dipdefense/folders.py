@@ -1,4 +1,4 @@
-"""The files below a folder, through links to other folders too."""
+"""The files below a folder, links to other folders included."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def files_below(root: Path) -> list[str]:
     Raises:
         FileNotFoundError: there is no such folder.
         OSError: a folder cannot be listed, such as one without permission.
-        ValueError: a link leads back to a folder that it lies in.
+        ValueError: a link leads back to a folder that contains it.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}" + (", only a file" if root.exists() else ""))
+        raise FileNotFoundError(f"there is no folder {printable(root)}" + (", only a file" if root.exists() else ""))
     return sorted(path.relative_to(root).as_posix() for path in _walk(root, ()))
 
 
@@ -45,6 +45,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself is a bad file, like one that leads nowhere
+        if error.errno == errno.ELOOP:  # a link to itself counts as a file, and fails as one when it is read
             return False
         raise

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 from pathlib import Path
 
 import torch
 
-_CPU, _STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")
+_CPU, _STATUS, _CLEAR = Path("/proc/cpuinfo"), Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def hardware(device: torch.device) -> str:
-    """The name of a GPU, or of the processor with the threads that torch uses."""
+    """The name of a GPU, or of the processor with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     models = re.findall(r"model name\s*: (.*)", _CPU.read_text()) if _CPU.exists() else []
@@ -20,26 +21,30 @@ def hardware(device: torch.device) -> str:
 
 
 class PeakMemory:
-    """Bytes that a device's memory grows by at most from here on, as far as the system tells.
+    """The most bytes that a device's memory grows by after this object is made.
 
     Args:
-        device: a GPU, or the CPU for the process's memory.
+        device: a GPU, or the CPU for the process's resident memory.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._before: int | None = None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
-        elif _STATUS.exists():
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+            return
+        with contextlib.suppress(OSError):  # not Linux, or a container that refuses it
+            _CLEAR.write_text("5")  # forget the peak so far
             self._before = _bytes("VmRSS")
 
     def grown(self) -> int | None:
-        """The peak so far, less what was taken before; None where there is no /proc to read it from."""
+        """The peak so far, less the bytes in use at the beginning; None where the system does not tell."""
+        if self._before is None:
+            return None
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) - self._before
-        return _bytes("VmHWM") - self._before if _STATUS.exists() else None
+        return _bytes("VmHWM") - self._before
 
 
 def _bytes(name: str) -> int:

@@ -1,4 +1,4 @@
-"""A classifier in eval mode with gradients on, for as long as its gradients are taken."""
+"""Eval mode and gradients for a classifier, while its gradients are taken."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluated(classifier: nn.Module) -> Iterator[None]:
-    """Eval mode and gradients, whatever surrounds the call; afterwards every submodule is in the mode that it had.
+    """Eval mode with gradients, even under ``inference_mode``; every submodule gets its own mode back.
 
     Example:
         >>> classifier = nn.Dropout()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @functools.cache
 def features() -> frozenset[str]:
-    """The features that Linux lists for the first core; none elsewhere."""
+    """The features that Linux lists for the first core of an x86 processor; elsewhere an empty set."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from dipdefense.arguments import choice, flag, integer
+from dipdefense.arguments import callback, choice, flag, integer
 from dipdefense.batches import check_shape
 from dipdefense.checks import (
     OutOfRange,
@@ -23,7 +23,6 @@ from dipdefense.checks import (
     check_config,
     check_request,
     check_seed,
-    operand_dtype,
 )
 from dipdefense.compiler import opaque, refuse_export
 from dipdefense.config import MAX_ITERATIONS, PAPER_BUDGETS, Backend, DIPConfig
@@ -46,33 +45,33 @@ class DIPPurifier(nn.Module):
     """Replace every image by its own untrained network's output after ``iters`` iterations.
 
     Kattamis, Adel & Weller 2019, section 4: the reconstruction keeps what the network learns first, and an adversarial
-    perturbation is learnt last. That is evidence against attackers who do not know of the defence; it is no
-    robustness against those who do.
+    perturbation is learnt last. This defends against attackers who do not know of it; it is not robustness against
+    those who do.
 
     The module has no parameters and an empty ``state_dict``, so a classifier's checkpoint still loads, and it works
-    under ``no_grad``, ``inference_mode``, ``autocast`` and ``torch.func``. ``eval()`` changes nothing: fitting is what
-    it does. ``torch.compile`` leaves it as it is, and with it the whole of an ``nn.Sequential``: compile the classifier
-    by itself. Tracing and export raise.
+    under ``no_grad``, ``inference_mode``, ``autocast`` and ``torch.func``. ``eval()`` changes nothing.
+    ``torch.compile`` leaves it, and a whole ``nn.Sequential`` that contains it, uncompiled: compile the classifier by
+    itself. Tracing and export raise.
 
-    ``torch.vmap`` over a further axis reconstructs all images at once, each with its own network: an integer seed is
-    every image's, one seed an image is taken at every place of that axis, and None gives each a fresh one.
+    ``torch.vmap`` over a further axis reconstructs all images at once, each with its own network. An integer seed is
+    every image's, a seed per image is repeated along that axis, and None gives every image a fresh one.
 
     Args:
         iters: iterations; the paper tests 500, 750 and 1000.
         config: the network and its optimiser; the paper's by default.
-        seed: an integer that every image uses, so that a result depends on no position; or one an image; or None,
-            fresh seeds at every call from torch's default generator, which ``torch.manual_seed`` governs.
-        batch_size: images fitted at once, or "auto" to size it from free memory. Where memory runs out all the same,
+        seed: an integer for every image, whatever its position; or one per image; or None for fresh seeds at every
+            call, from torch's default generator of the CPU, which ``torch.manual_seed`` seeds.
+        batch_size: images fitted at once, or "auto" for as many as free memory suggests. Where memory still runs out,
             the chunk is halved and fitting continues.
-        out_of_range: "raise" refuses values outside [0, 1]; "clip" clips finite ones, for attacks that step out before
-            they clip. The gradient is the same, so that an attack can bring a pixel back.
+        out_of_range: "raise" refuses values outside [0, 1]; "clip" clips finite ones, for attacks that step out of the
+            range before they clip. The gradient stays that of unclipped values, so an attack can bring a pixel back.
         gradient: "straight-through": the backward pass is the identity (BPDA, Athalye et al. 2018), so white-box
             attacks get a usable gradient. "none": a backward pass raises.
-        precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it and CPUs with
-            tiles for it (AMX).
+        precision: of the convolutions' operands: "fp32", "bf16", or "auto" for bf16 on GPUs that have it and on CPUs
+            with tiles for it (AMX).
         backend: "auto", "torch", "native", "cudagraphs" or "triton"; see :func:`dipdefense.reconstruct`.
-        stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit by itself before
-            ``iters``; None for exactly ``iters`` iterations, as the paper has it.
+        stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit on its own before
+            ``iters``; None for exactly ``iters`` iterations, as in the paper.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -106,7 +105,7 @@ class DIPPurifier(nn.Module):
         super().__init__()
         choice("out_of_range", out_of_range, get_args(OutOfRange))
         choice("gradient", gradient, get_args(Gradient))
-        operand_dtype(precision, torch.device("cpu"))
+        choice("precision", precision, get_args(Precision))
         self.config = check_config(config)
         self.stopping = check_stopping(stopping)
         if self.stopping is not None:
@@ -165,12 +164,14 @@ class DIPPurifier(nn.Module):
             images: (N, C, H, W) floats in [0, 1].
             budgets: iteration counts, ascending; none above ``iters``.
             seed: overrides the purifier's seed for this run.
-            on_iteration: called after every iteration with the number of images that did it; where a rule has ended
-                all of them, once more with the iterations of all images that are spared.
+            on_iteration: called after every iteration of a chunk with its number of images, those included whose fit a
+                rule has ended. Once the rule has ended all of them, one more call counts the iterations that are left.
+                The numbers add up to the images times the last budget, unless a chunk is repeated for lack of memory.
 
         Raises:
-            TypeError, ValueError: before any work, if the images, budgets or seeds are not as described.
+            TypeError, ValueError: before any work, if an argument is not as described.
         """
+        callback("on_iteration", on_iteration, takes="one number")
         budgets = check_budgets(budgets)
         if budgets[-1] > self.iters:
             raise ValueError(f"budgets must not exceed iters={self.iters}, got {budgets[-1]}")
@@ -185,7 +186,7 @@ class DIPPurifier(nn.Module):
             return _in_chunks(request, chunk, iterated, self.stopping)
 
     def backend_for(self, images: Tensor) -> Backend:
-        """The backend that would fit these images; on an NVIDIA GPU ``backend="auto"`` holds its trial for it.
+        """The backend that would fit these images; on an NVIDIA GPU ``backend="auto"`` may run its trial first.
 
         Args:
             images: (N, C, H, W) floats in [0, 1].
@@ -196,7 +197,7 @@ class DIPPurifier(nn.Module):
         return self._request(images, (self.iters,), seed=0)[0].backend
 
     def room_for(self, images: Tensor) -> Room:
-        """The memory that images such as these take, and how many of them would be fitted at once.
+        """The memory that such images take, and how many of them would be fitted at once.
 
         Args:
             images: (N, C, H, W) floats in [0, 1], where they would be fitted.
@@ -228,7 +229,7 @@ def _check_batch_size(value: int | Literal["auto"]) -> int | Literal["auto"]:
 
 @contextlib.contextmanager
 def _progress_bar(total: int, *, enabled: bool) -> Iterator[Callable[[int], object]]:
-    """Yield what to call with the number of iterations done."""
+    """Yield the function to call with the number of iterations done."""
     if not enabled:
         yield lambda _: None
         return
@@ -250,8 +251,8 @@ def _in_chunks(request: Request, chunk: int, advance: Callable[[int], object], s
 
         run = fit(request.chunk(part.start, part.stop), on_iteration, stopping)
         # Where all have stopped early, the rest of the budget is done too.
-        if spared := request.budgets[-1] - max(run.iterations, default=0):
-            advance(count * spared)
+        if spared := count * (request.budgets[-1] - max(run.iterations, default=0)):
+            advance(spared)
         return run
 
     images = request.images
@@ -263,18 +264,18 @@ def _in_chunks(request: Request, chunk: int, advance: Callable[[int], object], s
 class _StraightThrough(torch.autograd.Function):
     """Forward: the purified images. Backward: the identity.
 
-    The purification happens inside, where no transform of ``torch.func`` sees it: those can neither differentiate the
-    fit nor ask a batched tensor for its range.
+    The purification happens inside, hidden from the transforms of ``torch.func``, which can neither differentiate the
+    fit nor check a batched tensor's range.
     """
 
     @staticmethod
     def forward(images: Tensor, purify: Purify, seed: Seed) -> Tensor:
-        # Not a view: autograd would forbid to change the output in place.
+        # Not a view, which autograd would not let the caller change in place.
         return purify(images, seed).clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Nothing is needed of the forward pass."""
+        """The backward pass needs nothing of the forward pass."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ARG004
@@ -288,7 +289,7 @@ class _StraightThrough(torch.autograd.Function):
     def vmap(
         cls, info: Any, in_dims: tuple[int, None, None], images: Tensor, purify: Purify, seed: Seed
     ) -> tuple[Tensor, int]:
-        """All images as one batch, each with the seed that it would have by itself."""
+        """All images as one batch, each with the seed that it would have in a call of its own."""
         stacked = images.movedim(in_dims[0], 0)
         check_shape(stacked.shape[1:])
         seeds = seed * info.batch_size if isinstance(seed, tuple) else seed

@@ -20,10 +20,10 @@ _SIDE, _PADDED_SIDE = 299, 331
 # Their code pads with 0 where images lie in [-1, 1].
 _MID_GREY = 0.5
 
-# 331/299 of anything smaller rounds to the side itself and leaves nothing to choose from.
+# 331/299 of anything smaller rounds to the side itself, which leaves nothing to choose.
 _MIN_SIDE = 5
 
-# More passes than anybody averages; their scores are kept until the last.
+# More passes than anybody averages; the scores of all are kept to the end.
 _MAX_PASSES = 1_000_000
 
 
@@ -47,22 +47,21 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
 def random_resize_pad(images: Tensor, *, seed: Seed = None, out_of_range: OutOfRange = "raise") -> Tensor:
     """Resize every image to a random size and pad it with mid-grey at a random place (Xie et al. 2017, section 3).
 
-    Every image has a random sample of its own. At 224×224 it is the size r, uniform on [224, 248), of the
-    nearest-neighbour resize, and then one of the (248 - r + 1)² places in the padded image, all equally likely. In a
-    rectangular image r belongs to the longer side, and the shorter one follows in proportion. Gradients flow to
-    ``images``.
+    Every image has a random sample of its own. At 224×224 a nearest-neighbour resize goes to a size r, uniform on
+    [224, 248); the place in the padded image is one of (248 - r + 1)², all equally likely. Of a rectangular image r is
+    the longer side, and the shorter one keeps the proportion. Gradients flow to ``images``.
 
     Args:
         images: (N, C, H, W) floats in [0, 1], H and W at least 5 pixels.
-        seed: an integer that every image uses, whatever its position; or one an image; or None for fresh ones from
-            torch's default generator. With a seed, no global generator is touched.
+        seed: an integer for every image, whatever its position; or one per image; or None for fresh ones from torch's
+            default generator of the CPU. With a seed, no global generator is touched.
         out_of_range: "raise" refuses values outside [0, 1]; "clip" clips finite ones and keeps their gradient.
 
     Returns:
         (N, C, H', W') with H' and W' from `padded_size`, in the dtype and on the device of ``images``.
 
     Raises:
-        TypeError, ValueError: the input is not as described; nothing has been computed yet.
+        TypeError, ValueError: before any work, if an argument is not as described.
 
     Example:
         >>> random_resize_pad(torch.rand(2, 3, 224, 224), seed=0).shape
@@ -76,13 +75,11 @@ class RandomResizePad(nn.Module):
     """`random_resize_pad` as a layer in front of a classifier that takes images of any size.
 
     The output is larger than the input, which suits convolutional classifiers with global pooling. The module has no
-    parameters and an empty ``state_dict``; ``eval()`` changes nothing. Its gradient is the exact one for the samples of
-    the same call, so an attacker has to average over samples (EOT), and then the defence falls to 0 % (Athalye et al.
-    2018).
+    parameters and an empty ``state_dict``; ``eval()`` changes nothing. Its gradient is exact for the samples of the
+    same call. An attacker who averages it over samples (EOT) brings the accuracy down to 0 % (Athalye et al. 2018).
 
     Args:
-        seed: as in `random_resize_pad`. None, the default, samples afresh at every call, as the defence must in
-            service.
+        seed: as in `random_resize_pad`. None, the default, samples afresh at every call, as a deployed defence must.
         out_of_range: as in `random_resize_pad`.
 
     Raises:
@@ -120,16 +117,15 @@ class RandomizationDefence(nn.Module):
 
     The softmax is averaged, as in their challenge submission (30 passes), and the mean's logarithm is returned: its
     softmax is the mean itself, and losses and attacks that expect logits work. The submission also flips at random,
-    samples r from [310, 331) and adds an auxiliary head, none of which the method's section has.
+    samples r from [310, 331) and adds an auxiliary head, none of which is in the method's section of the paper.
 
-    One pass is the defence whose numbers the literature quotes; it classifies as
-    ``nn.Sequential(RandomResizePad(), classifier)`` does. The gradient is that of the averaged output, so an attack
-    on this module is already one that averages over samples.
+    The literature quotes the accuracy of one pass, which classifies as ``nn.Sequential(RandomResizePad(), classifier)``
+    does. The gradient is that of the averaged output, so an attack on this module averages over samples already.
 
     Args:
         classifier: from images in [0, 1] of any size to (N, classes) logits.
-        passes: random samples an image.
-        seed: as in `random_resize_pad`; a seed fixes all passes, which differ all the same.
+        passes: random samples per image.
+        seed: as in `random_resize_pad`; one seed fixes all passes, which still differ from each other.
         out_of_range: as in `random_resize_pad`.
 
     Raises:
@@ -181,7 +177,7 @@ class RandomizationDefence(nn.Module):
 
 
 def _generators(seed: Seed, count: int) -> list[torch.Generator]:
-    """One an image. They live on the CPU, so that a seed means the same on every device."""
+    """One per image, on the CPU, so that a seed means the same on every device."""
     return [torch.Generator().manual_seed(seed) for seed in resolve_seeds(seed, count)]
 
 

@@ -9,7 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from dipdefense.arguments import shown
+from dipdefense.arguments import callback, shown
 from dipdefense.checks import Precision, Request, Seed, check_request
 from dipdefense.compiler import opaque
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
@@ -27,17 +27,17 @@ class Reconstruction:
     Attributes:
         budgets: the iteration counts at which the outputs were kept, ascending.
         images: (len(budgets), N, C, H, W) in [0, 1], in the dtype and on the device of the input. The reconstruction
-            at budget k is the network's k-th output, the one whose error ``losses[k - 1]`` is. At budgets from the end
-            of a fit that a rule stopped, it is the output of iteration ``stopped``.
-        losses: (iterations, N) float32, each network's mean squared error at each iteration; NaN after the end of a fit
-            that a rule stopped.
-        status: one an image: "ok", or "diverged" where a loss was not finite; from that iteration on its
+            at budget k is the network's k-th output, whose error is ``losses[k - 1]``. After a rule has ended the fit,
+            it is the output of iteration ``stopped``.
+        losses: (iterations, N) float32, each network's mean squared error at each iteration; NaN after a rule has ended
+            the fit.
+        status: one per image: "ok", or "diverged" where a loss was not finite; from that iteration on, the image's
             reconstructions are NaN.
         backend: the one that fitted the networks.
-        stopped: one an image: the iteration whose output is its reconstruction at the last budget. That budget itself
-            where no rule stopped the fit, and by default.
-        iterations: one an image: the iterations that its network was fitted for. A rule decides some iterations after
-            the one that it chooses.
+        stopped: one per image: the iteration whose output is the reconstruction at the last budget. It is that budget
+            itself by default, and where no rule ended the fit.
+        iterations: one per image: the iterations that its network was fitted for. A rule ends a fit some iterations
+            after the one that it chooses.
     """
 
     budgets: tuple[int, ...]
@@ -49,7 +49,7 @@ class Reconstruction:
     iterations: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Fixed budgets, where no rule has stopped a fit."""
+        """Fill in the last budget where no rule has ended a fit."""
         whole = (self.budgets[-1],) * len(self.status)
         for name in ("stopped", "iterations"):
             object.__setattr__(self, name, getattr(self, name) or whole)
@@ -57,7 +57,8 @@ class Reconstruction:
     @property
     def final_losses(self) -> Tensor:
         """(N,) float32: the errors of the reconstructions at the last budget."""
-        return self.losses[torch.tensor(self.stopped, device=self.losses.device) - 1, torch.arange(len(self.stopped))]
+        rows = torch.tensor(self.stopped, dtype=torch.int64, device=self.losses.device) - 1
+        return self.losses.gather(0, rows[None])[0]
 
     @classmethod
     def joined(cls, parts: Sequence[Reconstruction]) -> Reconstruction:
@@ -78,11 +79,16 @@ class Reconstruction:
         Args:
             budget: one of ``budgets``.
 
+        Raises:
+            ValueError: it is none of them.
+
         Example:
             >>> run = reconstruct(torch.rand(2, 3, 32, 32), budgets=(1, 2), config=DIPConfig.architecture_2(), seed=0)
             >>> run.at(1).losses.shape, run.at(1).stopped
             (torch.Size([1, 2]), (1, 1))
         """
+        if budget not in self.budgets:
+            raise ValueError(f"budget must be one of {self.budgets}, got {shown(budget)}")
         ended = [iterations <= budget for iterations in self.iterations]
         iterations = tuple(min(count, budget) for count in self.iterations)
         losses = self.losses[:budget]
@@ -119,11 +125,11 @@ def reconstruct(
     stopping: RuleName | Rule | None = None,
     on_iteration: Callable[[], object] | None = None,
 ) -> Reconstruction:
-    """Fit a network of its own to every image, all of them at once, and record their outputs at each budget.
+    """Fit an untrained network to each image, all of them at once, and record their outputs at each budget.
 
     A network's input is fixed uniform noise, to which Gaussian noise is added afresh at every iteration. The loss is
-    the mean squared error to the image, the optimiser Adam (Ulyanov et al. 2017, equation 2; Kattamis et al. 2019,
-    appendix A.2).
+    the mean squared error to the image, and the optimiser is Adam (Ulyanov et al. 2017, equation 2; Kattamis et al.
+    2019, appendix A.2).
 
     On a CPU with glibc, freed memory stays with the process until the run ends (:mod:`dipdefense.engine.heap`).
 
@@ -131,38 +137,37 @@ def reconstruct(
         images: (N, C, H, W) floats in [0, 1], H and W at least 32 pixels.
         budgets: iteration counts to record, each at least 1. One run to the largest serves them all.
         config: the method's numbers; the paper's by default.
-        seed: an integer that every image uses, whatever its position; or one an image; or none for fresh ones from
-            torch's default generator of the CPU. With a seed, no global generator is touched.
+        seed: an integer for every image, whatever its position; or one per image; or None for fresh ones from torch's
+            default generator of the CPU. With a seed, no global generator is touched.
         precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
             takes bf16 on a GPU that has it and on a CPU that multiplies it in tiles (AMX).
-        backend: "torch"; on a CPU, "native" for kernels between torch's convolutions, which a C++ compiler makes at the
-            first use (:mod:`dipdefense.native`); on an NVIDIA GPU alone, "cudagraphs" for torch's operators replayed
-            from a CUDA graph, or "triton" for hand-written kernels in one. "auto" tries each of a GPU's once and takes
-            the fastest whose results are right (:mod:`dipdefense.engine.backends`), elsewhere torch's operators. None
-            but "torch" has yet been run on a GPU. Initial weights and fixed noise are the same for all; the fresh noise
-            of "native" and of "triton" has a generator of its own, so that one seed gives other reconstructions. Name
-            the backend where a seed must reproduce.
-        stopping: "variance" or "trend" (:mod:`dipdefense.stopping`), or such a rule, ends each image's fit by itself,
-            at the last budget at the latest. Its share of the batch falls away, and the other images continue as in
-            any batch. A run that no rule ends is that of the fixed budgets. None, the default, is the paper's fixed
-            budgets. With a rule, backend must be "torch" or "auto", which is then torch's operators.
+        backend: "torch" for torch's operators; on a CPU, "native" for kernels between torch's convolutions, compiled
+            from C++ at the first use (:mod:`dipdefense.native`); on an NVIDIA GPU, "cudagraphs" for torch's operators
+            replayed from a CUDA graph, or "triton" for hand-written kernels replayed likewise. "auto" tries a GPU's
+            backends once and takes the fastest whose results are right (:mod:`dipdefense.engine.backends`); elsewhere
+            it is "torch". Only "torch" has been run on a GPU so far. All have the same initial weights and fixed noise,
+            but "native" and "triton" generate the fresh noise in their own ways, and the same seed gives other
+            reconstructions. Name the backend where a seed must reproduce.
+        stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit on its own, at
+            the last budget at the latest. The image leaves the batch, which changes nothing for the others. None, the
+            default, is the paper's fixed budgets. With a rule, backend must be "torch" or "auto", which then is
+            "torch".
         on_iteration: called after every iteration; a GPU may not have finished it yet.
 
     Raises:
-        TypeError, ValueError: the input is not as described; nothing has been computed yet.
+        TypeError, ValueError: before any work, if an argument is not as described.
 
     Example:
         >>> run = reconstruct(torch.rand(2, 3, 32, 32), budgets=(1, 2), config=DIPConfig.architecture_2(), seed=0)
         >>> run.images.shape, run.status
         (torch.Size([2, 2, 3, 32, 32]), ('ok', 'ok'))
     """
+    callback("on_iteration", on_iteration, takes="no arguments")
     rule = check_stopping(stopping)
     request = check_request(
         images, budgets=budgets, config=config, seed=seed, precision=precision,
         backend=backend if rule is None else stoppable(backend),
     )  # fmt: skip
-    if not (on_iteration is None or callable(on_iteration)):
-        raise TypeError(f"on_iteration must be a function of no arguments, got {shown(on_iteration)}")
     return fit(request, on_iteration or (lambda: None), rule)
 
 
@@ -171,7 +176,7 @@ def fit(request: Request, on_iteration: Callable[[], object], rule: Rule | None 
     images, budgets, backend = request.images, request.budgets, chosen(request)
     with surroundings(images.device):
         outputs = images.new_empty(len(budgets), *images.shape)
-        losses = torch.full((budgets[-1], len(images)), torch.nan, device=images.device)
+        losses = torch.full((budgets[-1], len(images)), torch.nan, dtype=torch.float32, device=images.device)
         if len(images) == 0:
             return Reconstruction(budgets, outputs, losses, (), backend)
         networks = Fitting(request, backend)
@@ -197,7 +202,7 @@ class Initial:
     Attributes:
         weights: of all networks by name, each (N, …), in the layouts of :mod:`dipdefense.engine.network`.
         noise: (N, input_channels, H, W), the fixed part of the networks' input.
-        generators: one an image; each iteration takes its fresh noise from them, N(0, noise_std) of the noise's shape.
+        generators: one per image, for the fresh noise of each iteration: N(0, noise_std²) in the shape of ``noise``.
     """
 
     weights: dict[str, Tensor]
@@ -213,7 +218,7 @@ def initial(request: Request) -> Initial:
 
 
 class _Ends:
-    """The fits that a rule has ended, and those that are left to the networks.
+    """The fits that a rule has ended, and those that continue.
 
     Attributes:
         fitted: index of the images that are still fitted, in the networks' order.
@@ -226,12 +231,12 @@ class _Ends:
         self.all_ended = False
         self._networks = networks
         self._watch = None if rule is None else rule.watch(networks.target)
-        self._rows = torch.arange(count)
-        self._stopped, self._iterations = torch.zeros(2, count, dtype=torch.int64)
+        self._rows = torch.arange(count, device="cpu")
+        self._stopped, self._iterations = torch.zeros(2, count, dtype=torch.int64, device="cpu")
         self._ended: Tensor | None = None
 
     def __call__(self, iteration: int) -> None:
-        """Judge the iteration that the networks have done, and drop those whose fit ends with it."""
+        """Judge the networks' last iteration, and drop those whose fit ends with it."""
         if self._watch is None:
             return
         ending = self._watch(iteration, self._networks.outputs)
@@ -258,14 +263,14 @@ class _Ends:
         return self._ended
 
     def counts(self, last: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """``stopped`` and ``iterations`` of a run that has come to its end."""
+        """``stopped`` and ``iterations`` of the finished run, whose last iteration is ``last``."""
         whole = self._iterations == 0
         self._stopped[whole] = self._iterations[whole] = last
         return tuple(self._stopped.tolist()), tuple(self._iterations.tolist())
 
 
 def _status(losses: Tensor, iterations: Sequence[int]) -> tuple[Status, ...]:
-    """One an image, by the losses of the iterations that its network was fitted for."""
+    """One per image, by its losses while its network was fitted."""
     done = torch.arange(len(losses), device=losses.device)[:, None] < torch.tensor(iterations, device=losses.device)
     finite = (losses.isfinite() | ~done).all(dim=0).tolist()
     return tuple("ok" if fine else "diverged" for fine in finite)

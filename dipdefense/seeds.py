@@ -1,4 +1,4 @@
-"""Seeds that follow from names, so that neither order nor batch decides them."""
+"""Seeds derived from names, and so independent of order and batch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import hashlib
 def derive_seed(*parts: object) -> int:
     """A seed in [0, 2**63) that depends on the parts alone: not on the process, the platform or the Python version.
 
-    A run seeds a defence by (its seed, the defence, the image), whatever the attack. So an image meets the same network
-    and the same noise clean and attacked: the difference between two conditions is the attack's and not chance's, each
-    condition by itself has as many independent samples as there are images, and neither order nor batch matters.
+    A run seeds a defence by its own seed, the defence and the image, but not by the attack. A clean image and its
+    attacked version then have the same initial network and the same noise, so that conditions differ by the attack and
+    not by chance. Within a condition the samples of different images are independent.
 
     Example:
         >>> derive_seed(0, "dip", "n01440764/1.JPEG") == derive_seed("0", "dip", "n01440764/1.JPEG")

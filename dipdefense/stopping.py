@@ -1,10 +1,10 @@
-"""Rules that end an image's fit before its budget: an option. Fixed budgets are the paper's, and the default.
+"""Rules that end an image's fit before its budget: an option. The default is the paper's fixed budgets.
 
-Each rule gives an image's outputs a score, and keeps the output of the least one so far. Once no iteration has improved
-on it for ``patience`` iterations, that output is the image's reconstruction. No image's score depends on another's.
+A rule scores each output of an image and keeps the output with the least score. Once ``patience`` iterations have not
+improved on that score, the kept output is the image's reconstruction. No image's score depends on another's.
 
-No rule sees the clean image or the classifier. Whether stopping beats the best fixed budget is a matter of measurement:
-``benchmarks/stopping.py``.
+No rule sees the clean image or the classifier. ``benchmarks/stopping.py`` measures whether stopping beats the best
+fixed budget.
 
 Example:
     >>> from dipdefense import reconstruct
@@ -33,7 +33,7 @@ from dipdefense.config import MAX_ITERATIONS, Backend
 RuleName = Literal["variance", "trend"]
 """The rules that have a name, with their default settings."""
 
-# Side of the patches of which DIPDefend takes the worst, in pixels.
+# Side of DIPDefend's patches, in pixels.
 _PATCH = 32
 
 # Squared error of 200 dB: a perfect patch has a finite PSNR.
@@ -41,7 +41,7 @@ _LEAST_ERROR = 1e-20
 
 
 class Watch(abc.ABC):
-    """What a rule knows of a batch's fits at one time. Every tensor leads with the axis of the images still fitted.
+    """A rule's state for a batch of fits. The first axis of every tensor is that of the images still fitted.
 
     Args:
         images: (N, C, H, W) fp32, the fits' targets.
@@ -54,9 +54,9 @@ class Watch(abc.ABC):
 
     def __init__(self, images: Tensor, rule: Rule) -> None:
         self._warm_up, self._patience = rule.warm_up, rule.patience
-        self.stopped = torch.zeros(len(images), dtype=torch.int64)
+        self.stopped = torch.zeros(len(images), dtype=torch.int64, device="cpu")
         self.outputs = torch.zeros_like(images)
-        self._least = torch.full((len(images),), torch.inf, dtype=torch.float64)
+        self._least = torch.full((len(images),), torch.inf, dtype=torch.float64, device="cpu")
 
     def __call__(self, iteration: int, outputs: Tensor) -> Tensor:
         """Take in an iteration.
@@ -66,11 +66,11 @@ class Watch(abc.ABC):
             outputs: (N, C, H, W) fp32, those of this iteration.
 
         Returns:
-            (N,) bool on the CPU: the fits that end with this iteration. A network that diverged never does.
+            (N,) bool on the CPU: the fits that end with this iteration, never one that has diverged.
         """
         scores = self._scores(iteration, outputs)
         if iteration <= self._warm_up:
-            return torch.zeros(len(outputs), dtype=torch.bool)
+            return torch.zeros(len(outputs), dtype=torch.bool, device="cpu")
         better = scores < self._least
         self._least[better], self.stopped[better] = scores[better], iteration
         rows = better.to(outputs.device)
@@ -101,7 +101,7 @@ class Rule(abc.ABC):
         patience: iterations without a new least score after which the fit ends.
 
     Raises:
-        TypeError, ValueError: a setting is no number, or outside its range.
+        TypeError, ValueError: a setting is not a number, or outside its range.
     """
 
     warm_up: int
@@ -138,13 +138,13 @@ class Rule(abc.ABC):
 class Variance(Rule):
     """Stop where the moving variance of an image's outputs is least.
 
-    Wang et al., "Early Stopping for Deep Image Prior" (TMLR 2023, arXiv 2112.06074), in the form that needs no window
-    of outputs, ES-EMV: an exponential moving mean and variance, ``decay`` as theirs. It takes the memory of two images
-    for each. Their other form, ES-WMV, keeps the last 100 outputs.
+    Wang et al., "Early Stopping for Deep Image Prior" (TMLR 2023, arXiv 2112.06074), in their form ES-EMV with an
+    exponential moving mean and variance and their ``decay``. It takes the memory of two more images per image. Their
+    other form, ES-WMV, keeps the last 100 outputs.
 
-    Their patience is 1,000 in runs of 5,000 iterations, after 100 that do not count. Budgets here are 500 to 1,000, so
-    that a fifth of the smallest, 100, is the patience; the warm-up is 50, by which the share of the first output in the
-    moving mean has fallen to half a per cent.
+    Their patience is 1,000 in runs of 5,000 iterations, after 100 that do not count. Budgets here are 500 to 1,000, and
+    the patience of 100 is a fifth of the smallest. After the warm-up of 50 iterations, the first output's share in the
+    moving mean is half a per cent.
 
     Attributes:
         decay: share of the newest output in the moving mean and variance.
@@ -169,7 +169,7 @@ class _VarianceWatch(Watch):
         super().__init__(images, rule)
         self._decay = rule.decay
         self._mean = images
-        self._variance = torch.zeros(len(images), dtype=torch.float64)
+        self._variance = torch.zeros(len(images), dtype=torch.float64, device="cpu")
 
     def _scores(self, iteration: int, outputs: Tensor) -> Tensor:
         if iteration == 1:
@@ -186,17 +186,16 @@ class _VarianceWatch(Watch):
 class Trend(Rule):
     """Stop where the smoothed PSNR between output and input peaks.
 
-    Dai et al., "DIPDefend: Deep Image Prior Driven Defense against Adversarial Examples" (ACM Multimedia 2020): of
-    every output the PSNR of its worst patch of 32×32 pixels, smoothed twice (Holt) with one weight for level and slope.
-    The early slope carries the smoothed curve above the PSNR; its peak comes where the PSNR has flattened out. As in
+    Dai et al., "DIPDefend: Deep Image Prior Driven Defense against Adversarial Examples" (ACM Multimedia 2020): the
+    PSNR of each output's worst patch of 32×32 pixels, smoothed twice (Holt) with one weight for level and slope. The
+    early slope carries the smoothed curve above the PSNR, and its peak comes where the PSNR has flattened out. As in
     the authors' code, pixels beyond the last whole patch do not count.
 
-    Adapted in four ways. Their code runs to the end and takes the highest peak; here a fit ends after ``patience``
-    iterations without a higher one. Their weight is 0.002 in runs of 4,000 iterations (400 on CIFAR-10), here four
-    times that for 1,000. Their slope begins with the difference of the first two PSNRs; with the networks here that is
-    below zero for most images, and the curve then falls from the first iteration on, so that it begins with the mean
-    rise over the warm-up. Their network has no skip branches and its input no fresh noise; here the configuration
-    decides.
+    Four things differ. Their code runs to the end and takes the highest peak; here a fit ends after ``patience``
+    iterations without a higher one. Their weight is 0.002 in runs of 4,000 iterations (400 on CIFAR-10); here it is
+    four times that for 1,000. Their first slope is the difference of the first two PSNRs, which is below zero for most
+    images with the networks here, and the curve would fall from the beginning; here it is the mean rise over the
+    warm-up. Their network has no skip branches and no fresh noise at its input; here the configuration decides.
 
     Attributes:
         warm_up: iterations whose mean rise is the first slope, at least 2; they do not count.
@@ -222,7 +221,7 @@ class _TrendWatch(Watch):
     def __init__(self, images: Tensor, rule: Trend) -> None:
         super().__init__(images, rule)
         self._images, self._smoothing = images, rule.smoothing
-        self._first = self._level = self._slope = torch.zeros(len(images), dtype=torch.float64)
+        self._first = self._level = self._slope = torch.zeros(len(images), dtype=torch.float64, device="cpu")
 
     def _scores(self, iteration: int, outputs: Tensor) -> Tensor:
         worst = _each(_worst_patch, (outputs - self._images).square())
@@ -242,7 +241,7 @@ def check_stopping(stopping: RuleName | Rule | None) -> Rule | None:
     """The rule of this name with its default settings, or the rule as it is; None for fixed budgets.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is not one of these.
         ValueError: no rule has this name.
     """
     if stopping is None or isinstance(stopping, Rule):
@@ -257,15 +256,15 @@ def check_stopping(stopping: RuleName | Rule | None) -> Rule | None:
 
 
 def stoppable(backend: Backend) -> Backend:
-    """The backend for a run with a rule: torch's operators, from whose batch an image can be dropped.
+    """The backend for a run with a rule: "torch", the only one that can drop an image from a batch.
 
     Raises:
         ValueError: another one was asked for.
     """
     if backend not in ("auto", "torch"):
         raise ValueError(
-            f'stopping needs backend="torch", got "{backend}": a CUDA graph is captured for a fixed number of images; '
-            "leave backend or stopping out"
+            f'stopping needs backend="torch", got "{backend}", which cannot drop images from a batch; leave backend or '
+            "stopping out"
         )
     return "torch"
 
@@ -273,7 +272,7 @@ def stoppable(backend: Backend) -> Backend:
 def _each(score: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """A score of each row as (N,) float64 on the CPU.
 
-    One row at a time: a sum over all of them at once is rounded by how many there are.
+    One row at a time: the rounding of a sum over all of them at once depends on their number.
     """
     return torch.stack([score(row) for row in rows]).double().cpu()
 

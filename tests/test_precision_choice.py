@@ -61,6 +61,18 @@ def test_a_run_follows_it(cpu, tiny: DIPConfig) -> None:
     assert not torch.equal(plain, half)
 
 
+@pytest.mark.parametrize("current", [0, 1])
+def test_each_gpu_of_a_machine_is_judged_by_itself(current: int, monkeypatch) -> None:
+    capabilities = {0: (7, 5), 1: (8, 6)}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: capabilities[current] >= (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+    old, new = torch.device("cuda:0"), torch.device("cuda:1")
+    assert operand_dtype("auto", old) == torch.float32
+    assert operand_dtype("auto", new) == operand_dtype("bf16", new) == torch.bfloat16
+    with pytest.raises(ValueError, match='cuda:0 has no bf16 arithmetic; use precision="fp32" or "auto"'):
+        operand_dtype("bf16", old)
+
+
 def test_other_reasons_are_given() -> None:
     assert explain(CPU, precision="bf16", backend="torch") == {
         "precision": "bf16: asked for.",

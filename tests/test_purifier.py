@@ -15,6 +15,7 @@ from dipdefense import DIPConfig, DIPPurifier, reconstruct
 from dipdefense.checks import Request
 from dipdefense.engine.memory import bytes_per_image, images_that_fit
 from dipdefense.reconstruct import fit
+from dipdefense.stopping import Variance
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ WAYS = {
     "input that needs a gradient": lambda purifier, images: purifier(images.clone().requires_grad_()),
     "channels last": lambda purifier, images: purifier(images.contiguous(memory_format=torch.channels_last)),
     "default dtype float64": None,
+    "default device": within(lambda: torch.device("meta")),
 }
 
 
@@ -198,3 +200,18 @@ def test_every_iteration_is_told_with_its_images(tiny: DIPConfig, batch_size: in
     purifier = DIPPurifier(2, config=tiny, batch_size=batch_size)
     purifier.reconstruct(torch.rand(3, 3, 32, 32), budgets=(2,), on_iteration=told.append)
     assert told == expected
+
+
+def test_an_empty_batch_has_no_iteration_to_tell_of(tiny: DIPConfig) -> None:
+    told: list[int] = []
+    DIPPurifier(2, config=tiny).reconstruct(torch.rand(0, 3, 32, 32), budgets=(2,), on_iteration=told.append)
+    assert told == []
+
+
+def test_iterations_that_a_rule_spares_are_told_too(tiny: DIPConfig, images: torch.Tensor) -> None:
+    told: list[int] = []
+    purifier = DIPPurifier(9, config=tiny, seed=0, stopping=Variance(warm_up=1, patience=2))
+    run = purifier.reconstruct(images, budgets=(9,), on_iteration=told.append)
+    last = max(run.iterations)
+    assert last < 9
+    assert told == [3] * last + [3 * (9 - last)]

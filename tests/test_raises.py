@@ -168,7 +168,7 @@ def test_integers_of_any_library_are_accepted(make, tiny: DIPConfig) -> None:
         ({"seed": 2**63}, ValueError, r"seed must be an integer in \[0, 2\*\*63\)"),
         ({"seed": 1.5}, TypeError, "seed must be"),
         ({"seed": "12"}, TypeError, "seed must be"),
-        ({"seed": [1, "2"]}, TypeError, "one an image"),
+        ({"seed": [1, "2"]}, TypeError, "one per image"),
         ({"seed": itertools.count()}, ValueError, "seed must be"),
     ],
     ids=shown,
@@ -181,6 +181,8 @@ def test_bad_arguments_raise_at_construction(arguments, error, message: str) -> 
 def test_what_is_called_after_an_iteration_must_be_callable(tiny: DIPConfig) -> None:
     with pytest.raises(TypeError, match="on_iteration must be a function of no arguments, got 3"):
         reconstruct(GOOD, budgets=(1,), config=tiny, on_iteration=3)
+    with pytest.raises(TypeError, match="on_iteration must be a function of one number, got 3"):
+        DIPPurifier(1, config=tiny).reconstruct(GOOD, budgets=(1,), on_iteration=3)
 
 
 def test_a_wrong_number_of_seeds() -> None:

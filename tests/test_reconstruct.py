@@ -162,7 +162,28 @@ def test_an_empty_batch_is_an_empty_run(tiny: DIPConfig) -> None:
     run = reconstruct(torch.rand(0, 3, 32, 32), budgets=(1, 2), config=tiny)
     assert run.images.shape == (2, 0, 3, 32, 32)
     assert run.losses.shape == (2, 0)
+    assert run.final_losses.shape == (0,)
+    assert run.at(1).losses.shape == (1, 0)
     assert run.status == ()
+
+
+def test_the_final_losses_are_the_last_budgets(tiny: DIPConfig, images: torch.Tensor) -> None:
+    run = reconstruct(images, budgets=(1, 3), config=tiny, seed=0)
+    assert torch.equal(run.final_losses, run.losses[2])
+
+
+def test_a_budget_that_was_not_recorded_is_refused(tiny: DIPConfig, images: torch.Tensor) -> None:
+    run = reconstruct(images, budgets=(1, 3), config=tiny, seed=0)
+    with pytest.raises(ValueError, match=r"budget must be one of \(1, 3\), got 2"):
+        run.at(2)
+
+
+def test_fresh_seeds_are_the_cpus_whatever_the_default_device(tiny: DIPConfig, images: torch.Tensor) -> None:
+    torch.manual_seed(1)
+    expected = reconstruct(images, budgets=(1,), config=tiny).images
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        assert torch.equal(reconstruct(images, budgets=(1,), config=tiny).images, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -171,6 +192,17 @@ def test_the_dtype_is_the_inputs(tiny: DIPConfig, images: torch.Tensor, dtype: t
     assert run.images.dtype == dtype
     expected = reconstruct(images.to(dtype).float(), budgets=(2,), config=tiny, seed=0).images
     assert torch.equal(run.images, expected.to(dtype))
+
+
+def test_losses_are_fp32_whatever_the_default_dtype(tiny: DIPConfig, images: torch.Tensor) -> None:
+    expected = reconstruct(images, budgets=(2,), config=tiny, seed=0).losses
+    torch.set_default_dtype(torch.float64)
+    try:
+        losses = reconstruct(images, budgets=(2,), config=tiny, seed=0).losses
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, expected)
 
 
 def test_a_late_divergence_keeps_the_outputs_before_it(tiny: DIPConfig, images: torch.Tensor, monkeypatch) -> None:

@@ -152,6 +152,19 @@ def test_the_seed_decides_and_no_global_generator_is_touched(
     assert not torch.allclose(method(classifier, images, seed=6), first)
 
 
+@RANDOM
+def test_the_noise_is_the_same_whatever_the_default_dtype(
+    method: Callable[..., Tensor], classifier: nn.Module, images: Tensor
+) -> None:
+    expected = method(classifier, images, seed=5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = method(classifier, images, seed=5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, expected)
+
+
 @METHOD
 @pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode])
 def test_it_works_without_gradients_around_it(
@@ -232,6 +245,7 @@ REFUSED = {
     "target a name": (lambda: gradient(LINEAR, GOOD, target="dog"), TypeError, "target must be a class number"),
     "target a float": (lambda: gradient(LINEAR, GOOD, target=1.0), TypeError, "target must be a class number"),
     "batch of none": (lambda: gradient(LINEAR, GOOD, batch_size=0), ValueError, "batch_size must be"),
+    "batch of too many": (lambda: gradient(LINEAR, GOOD, batch_size=10**30), ValueError, "batch_size must be"),
     "no steps": (lambda: mig_sg(LINEAR, GOOD, steps=0), ValueError, "steps must be"),
     "half a step": (lambda: integrated_gradients(LINEAR, GOOD, steps=0.5), TypeError, "steps must be"),
     "no samples": (lambda: smoothgrad(LINEAR, GOOD, samples=0), ValueError, "samples must be"),

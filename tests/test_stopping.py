@@ -177,6 +177,20 @@ def test_a_snapshot_is_a_shorter_run(rule: Rule, tiny: DIPConfig, images: torch.
         assert (short.stopped, short.iterations, short.status) == (taken.stopped, taken.iterations, taken.status)
 
 
+@pytest.mark.parametrize("rule", [RULES["variance"], RULES["trend"]], ids=["variance", "trend"])
+def test_the_default_device_changes_nothing(rule: Rule, tiny: DIPConfig, images: torch.Tensor) -> None:
+    expected = reconstruct(images, budgets=(LAST,), config=tiny, seed=0, stopping=rule)
+    with torch.device("meta"):
+        run = reconstruct(images, budgets=(LAST,), config=tiny, seed=0, stopping=rule)
+    assert (run.stopped, run.iterations) == (expected.stopped, expected.iterations)
+    assert torch.equal(run.images, expected.images)
+
+
+def test_the_final_losses_are_those_of_the_outputs_that_were_taken(tiny: DIPConfig, images: torch.Tensor) -> None:
+    run = reconstruct(images, budgets=(LAST,), config=tiny, seed=range(5), stopping=RULES["variance"])
+    torch.testing.assert_close(run.final_losses, (run.images[0] - images).square().mean(dim=(1, 2, 3)))
+
+
 @pytest.mark.parametrize("rule", [Variance(patience=LAST), Trend(patience=LAST)], ids=["variance", "trend"])
 def test_a_rule_that_never_stops_is_the_fixed_budget(
     rule: Rule, tiny: DIPConfig, images: torch.Tensor, fixed: Reconstruction
@@ -265,7 +279,7 @@ def test_settings_out_of_range_are_refused(make, error, message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("backend", ["cudagraphs", "triton"])
+@pytest.mark.parametrize("backend", ["native", "cudagraphs", "triton"])
 def test_other_backends_are_refused(backend, images: torch.Tensor) -> None:
     for call in (
         lambda: reconstruct(images, stopping="trend", backend=backend),

@@ -1,1 +1,1 @@
-"""How many networks are fitted at once, and fast. Nothing outside knows how, and no change here changes a result."""
+"""Fits many networks at once, and fast. No module outside depends on how, and no change here may change a result."""

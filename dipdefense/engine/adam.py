@@ -1,4 +1,4 @@
-"""Adam over the networks' parameters, so that an image's updates are rounded alone as in a batch."""
+"""Adam over the networks' parameters, with the same rounding for an image alone as in a batch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def adam(parameters: Sequence[Aligned], config: DIPConfig, *, capturable: bool =
 
 
 class Aligned:
-    """A parameter as the optimiser updates it: whole vectors of elements.
+    """A parameter padded to whole vectors, as the optimiser updates it.
 
-    On a CPU fused Adam treats the last elements that fill no vector one by one, with other roundings. They are other
-    images' elements in another batch.
+    On a CPU fused Adam treats the last elements, which do not fill a vector, one by one and rounds them differently.
+    Without padding it would depend on the batch which image's elements these are.
     """
 
     def __init__(self, parameter: nn.Parameter) -> None:

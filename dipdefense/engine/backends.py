@@ -1,8 +1,9 @@
-"""Which backend runs on a device: chosen by proof and measurement there, never by trust.
+"""Which backend runs on a device: chosen by comparison and measurement there.
 
-On an NVIDIA GPU ``backend="auto"`` tries every backend beside torch's operators, once for each kind of request: it must
-do in every iteration what torch's operators do (:mod:`dipdefense.engine.trial`). Of those that pass, the fastest is
-taken. A backend that fails a check, raises or runs out of memory is set aside with a warning that says why.
+On an NVIDIA GPU ``backend="auto"`` tries every backend besides torch's operators, once for each kind of request. In
+every iteration of the trial it must do what torch's operators do (:mod:`dipdefense.engine.trial`). Of those that pass,
+the fastest is taken. A backend that fails a check, raises or runs out of memory is set aside with a warning that says
+why.
 
 No trial has yet been run on a GPU. A fault that leaves the GPU unusable to the process, such as an access outside its
 memory, cannot be caught here, and neither can a kernel that never ends. ``benchmarks/first_gpu.py`` runs each backend
@@ -25,17 +26,17 @@ from dipdefense.engine.fitting import surroundings
 from dipdefense.engine.memory import is_out_of_memory
 
 TRIED: tuple[Backend, ...] = ("cudagraphs", "triton")
-"""The backends that ``auto`` tries beside "torch"."""
+"""The backends that ``auto`` tries besides "torch"."""
 
 SHORTEST = 2 * trial.iterations(len(TRIED))
-"""Iterations of the shortest run that there is a trial for: below, halving its time would not save what that costs."""
+"""Iterations of the shortest run with a trial; halving the time of a shorter one would save less than a trial takes."""
 
-# A backend that saves less than this share of an iteration is not taken: three iterations are not timed better.
+# A backend that saves less than this share of an iteration is not taken: three iterations give no better timing.
 _GAIN = 0.05
 
 
 class Kind(NamedTuple):
-    """All that a trial's outcome depends on; the configuration as its text, which has a hash whatever is in it."""
+    """Everything that a trial's outcome depends on; the configuration as text, which always has a hash."""
 
     device: torch.device
     config: str
@@ -48,8 +49,8 @@ class Trial(NamedTuple):
 
     Attributes:
         backend: the one to take.
-        seconds: an iteration's, by torch's operators and each backend that passed.
-        refused: why each other was set aside.
+        seconds: per iteration, for torch's operators and each backend that passed.
+        refused: why each of the others was set aside.
     """
 
     backend: Backend
@@ -64,12 +65,12 @@ _lock = threading.Lock()
 def chosen(request: Request) -> Backend:
     """The backend for this request: the one asked for, or for "auto" what the device's trial found.
 
-    The outcome is kept for as long as the process lives. A trial takes 29 iterations at most, 3 % of a run of 1,000;
-    Triton's compilation comes on top, and is kept on the disk. Runs of fewer than ``SHORTEST`` iterations have torch's
-    operators, whether there was a trial before or not.
+    The outcome is kept for the life of the process. A trial takes 29 iterations at most, 3 % of a run of 1,000, besides
+    Triton's compilation, which is cached on disk. Runs of fewer than ``SHORTEST`` iterations use torch's operators,
+    even after a trial.
 
-    A chunk with fewer images than the others of its batch is to be given the others' backend, so that no
-    reconstruction depends on the image's place.
+    The caller gives a chunk with fewer images the backend of its batch's other chunks. Otherwise a reconstruction would
+    depend on the image's place.
     """
     if request.backend != "auto":
         return request.backend
@@ -84,15 +85,15 @@ def chosen(request: Request) -> Backend:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                # Of torch's operators, and so will the run. It is repeated with fewer images, which are another kind.
+                # Torch's operators ran out, as the run will. It is repeated with fewer images, which are another kind.
                 return "torch"
         return _trials[kind].backend
 
 
 def available(device: torch.device, config: DIPConfig | None = None) -> tuple[Backend, ...]:
-    """The backends beside "torch" that could fit a network on a device, where one is given.
+    """The backends besides "torch" that run on a device and, if a configuration is given, fit its networks.
 
-    In Triton's interpreter, the kernels are too slow.
+    Triton's kernels are left out where they would be interpreted, which is too slow.
     """
     left_out = "triton" if triton_interpreted() else None
     return tuple(backend for backend in TRIED if backend != left_out and _runs(backend, device, config))
@@ -107,10 +108,10 @@ def _runs(backend: Backend, device: torch.device, config: DIPConfig | None) -> b
 
 
 def tried(request: Request, candidates: Sequence[Backend]) -> Trial:
-    """The trial of these backends, each of which runs on the images' device, beside torch's operators.
+    """The trial of these backends, each of which runs on the images' device, against torch's operators.
 
     Raises:
-        Exception: torch's operators run out of memory, or fail in another way.
+        Exception: torch's operators run out of memory or fail in another way.
     """
     plain = trial.time_plain(request)
     trial.release(request.images.device)

@@ -1,4 +1,4 @@
-"""The compiled kernels under autograd, where :func:`using` says that they are to be used."""
+"""The compiled kernels as autograd functions; :func:`using` switches them on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _current: ContextVar[Kernels | None] = ContextVar("kernels", default=None)
 
 @contextlib.contextmanager
 def using(kernels: Kernels) -> Iterator[None]:
-    """Until the block ends, this thread's operators take the kernels; gradients do wherever they are computed."""
+    """Until the block ends, this thread's operators use the kernels, and so will their backward passes."""
     token = _current.set(kernels)
     try:
         yield
@@ -28,7 +28,7 @@ def using(kernels: Kernels) -> Iterator[None]:
 
 
 def current() -> Kernels | None:
-    """The kernels to take, or none for torch's operators."""
+    """The kernels in use, or None for torch's operators."""
     return _current.get()
 
 
@@ -39,7 +39,7 @@ class Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor | None, eps: float, slope: float, kernels: Kernels
     ) -> Tensor:
-        """Both in one pass behind the statistics'; only the input is kept."""
+        """The statistics in one pass, normalisation and activation in another; only the input is kept."""
         x = x.contiguous(memory_format=_format_of(x))
         out, ctx.statistics = kernels.normalise(x, scale, shift, eps=eps, slope=slope)
         ctx.save_for_backward(x, scale, shift)
@@ -48,7 +48,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
-        """The activation's and the normalisation's gradient likewise."""
+        """The gradients through activation and normalisation, likewise in two passes."""
         x, scale, shift = ctx.saved_tensors
         grad = grad.contiguous(memory_format=_format_of(x))
         gradients = ctx.kernels.normalise_backward(x, grad, scale, shift, ctx.statistics, slope=ctx.slope)
@@ -60,7 +60,7 @@ class NormaliseUpsampled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, low: Tensor, scale: Tensor, height: int, width: int, eps: float, kernels: Kernels) -> Tensor:
-        """Statistics in one pass, the result in another."""
+        """The statistics in one pass, the result in another."""
         low = low.contiguous(memory_format=_format_of(low))
         ctx.tables, ctx.pixels, ctx.kernels = (_axis(height), _axis(width)), height * width, kernels
         out, ctx.statistics = kernels.normalise_upsampled(low, scale, ctx.tables, pixels=ctx.pixels, eps=eps)
@@ -69,7 +69,7 @@ class NormaliseUpsampled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        """Likewise."""
+        """The gradients, likewise in two passes."""
         low, scale = ctx.saved_tensors
         grad = grad.contiguous(memory_format=_format_of(low))
         gradients = ctx.kernels.normalise_upsampled_backward(
@@ -79,7 +79,7 @@ class NormaliseUpsampled(torch.autograd.Function):
 
 
 class ConvolveNarrow(torch.autograd.Function):
-    """:func:`dipdefense.engine.ops.convolution` with 3×3 kernels of one image's few channels, added to many."""
+    """:func:`dipdefense.engine.ops.convolution` with 3×3 kernels of one image's few channels, plus the addend."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, addend: Tensor, kernels: Kernels) -> Tensor:
@@ -103,6 +103,6 @@ def _axis(size: int) -> Tensor:
 
 
 def _format_of(x: Tensor) -> torch.memory_format:
-    """Channels innermost only where they are so in one image alone, the other layout of the kernels."""
+    """The kernels' layout for x: channels innermost for one image that has them so, else the usual one."""
     innermost = len(x) == 1 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if innermost else torch.contiguous_format

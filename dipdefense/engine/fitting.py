@@ -1,4 +1,4 @@
-"""N networks on their way to N images: their noise, their optimiser, and one iteration at a time by any backend."""
+"""N networks being fitted: their noise, their optimiser, and one iteration at a time by any backend."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dipdefense.engine.network import SkipNets
 from dipdefense.engine.variants import VariantNets
 from dipdefense.native import loading
 
-# Pixels from which channels that are innermost pay, on a CPU.
+# Pixels of an image from which innermost channels pay on a CPU.
 _LARGE = 160 * 160
 
 
 class Iterations(Protocol):
-    """The iterations of all networks by one backend, and what a trial of the backend reads of them."""
+    """The iterations of all networks by one backend, with what a trial of the backend reads."""
 
     def __call__(self) -> None:
         """Do the next iteration; a GPU may not have finished it when this returns."""
@@ -43,8 +43,8 @@ class Iterations(Protocol):
 class Fitting:
     """The networks of a request. Each call does the next iteration of all of them.
 
-    Initial weights and fixed noise depend on the seeds alone, not on the backend. The fresh noise of the Triton kernels
-    has a generator of its own.
+    Initial weights and fixed noise depend on the seeds alone, not on the backend. The compiled and the Triton kernels
+    have generators of their own for the fresh noise.
 
     Args:
         request: at least one image.
@@ -53,7 +53,7 @@ class Fitting:
     Attributes:
         request: as given.
         target: (N, C, H, W) fp32: the images.
-        generators: one an image, as far as initial weights and fixed noise have used it.
+        generators: one per image, after it has given the initial weights and the fixed noise.
         networks: with their initial weights.
         fixed_noise: (N, input_channels, H, W) fp32.
         outputs: (N, C, H, W) fp32 in [0, 1]: the networks' outputs at the last iteration.
@@ -65,7 +65,8 @@ class Fitting:
         self.request = request
         config, device = request.config, request.images.device
         count, channels, height, width = request.images.shape
-        self.target = request.images.detach().to(torch.float32, copy=True)
+        # Compiled kernels read the pixels in this order, and a sum in another one would be rounded differently.
+        self.target = request.images.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in request.seeds]
         kind = VariantNets if config.variants() else SkipNets
         self.networks = kind(
@@ -87,7 +88,7 @@ class Fitting:
         self.iterate()
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all networks but some, each of which continues as in any batch: to the bit, where that is so of batches.
+        """Drop all networks but some, which continue as they would in the whole batch.
 
         Args:
             rows: (M,) int64, the networks to keep, at least one.
@@ -111,16 +112,16 @@ class Fitting:
 
 
 class ByTorch:
-    """Iterations by torch's operators, each replayed from a CUDA graph if asked to.
+    """Iterations by torch's operators, launched one by one or replayed from a CUDA graph.
 
     Args:
         fitting: with the initial weights, or with those that the moments belong to.
-        replayed: from a graph.
-        moments: from :meth:`moments`, to continue a larger batch's iterations; None for the first iteration.
+        replayed: whether from a graph.
+        moments: from :meth:`moments`, to continue a larger batch's iterations; None to begin.
     """
 
-    # Neither this nor ``update`` holds the Fitting, which holds them: in a cycle, a chunk's memory would stay until
-    # Python's collector comes by.
+    # Neither this nor ``update`` holds the Fitting, which holds them: a cycle would keep a chunk's memory until
+    # Python's collector runs.
     def __init__(self, fitting: Fitting, *, replayed: bool = False, moments: Sequence[Moments] | None = None) -> None:
         self._networks, self._generators = fitting.networks, fitting.generators
         self._noise = torch.empty_like(fitting.fixed_noise)
@@ -131,7 +132,7 @@ class ByTorch:
 
     def __call__(self) -> None:
         """See :class:`Iterations`."""
-        # Outside the graph: to set every image's generator before a replay takes more launches than to sample.
+        # Outside the graph: setting every image's generator before a replay would take more launches than sampling.
         for noise, generator in zip(self._noise, self._generators, strict=True):
             noise.normal_(0, self._networks.config.noise_std, generator=generator)
         self._run()
@@ -150,7 +151,7 @@ class ByTorch:
         return {name: parameter.detach()[rows] for name, parameter in self._networks.named_parameters()}
 
     def moments(self, rows: Tensor) -> list[Moments]:
-        """Adam's state of some networks, a parameter each; after the first iteration."""
+        """Adam's state of some networks, one entry per parameter; only after the first iteration."""
         return [parameter.moments(self._optimiser, rows) for parameter in self._parameters]
 
 
@@ -167,7 +168,7 @@ def _torch_update(
     config, operands = networks.config, fitting.request.operands
     parameters = [Aligned(parameter) for parameter in networks.parameters()]
     optimiser = adam(parameters, config, capturable=capturable)
-    # Nor does the last of a batch from which the others were dropped: see ``_layout``.
+    # The last image of a batch keeps the batch's layout when the others are dropped: see ``_layout``.
     layout = _layout(target) if moments is None else torch.contiguous_format
     for parameter, state in zip(parameters, moments or (), strict=False):
         parameter.take_moments(optimiser, state)
@@ -190,8 +191,8 @@ def _torch_update(
 def _layout(target: Tensor) -> torch.memory_format:
     """The memory format of the activations of (N, C, H, W) images.
 
-    Convolutions of one large image are fastest with the channels innermost; groups of channels have no such layout.
-    Images of which several may be fitted at once never take it, so that one alone is rounded as in a batch.
+    Convolutions of one large image are fastest with the channels innermost, a layout that grouped convolutions do not
+    have. Images of a size that is fitted in batches never take it, so that one alone is rounded as in a batch.
     """
     innermost = target.is_cpu and len(target) == 1 and target[0, 0].numel() >= _LARGE
     return torch.channels_last if innermost else torch.contiguous_format
@@ -281,7 +282,7 @@ BACKENDS: dict[Backend, Callable[[Fitting], Iterations]] = {
 
 @contextlib.contextmanager
 def surroundings(device: torch.device) -> Iterator[None]:
-    """Autograd in fp32, whatever mode the caller is in, and the state that a device wants while networks are fitted."""
+    """Autograd in fp32, whatever the caller's mode, and the state that the device needs while networks are fitted."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         if device.type == "cpu":
             with heap.kept():

@@ -1,4 +1,4 @@
-"""Images into channels and back, so that one grouped operator does for N images."""
+"""Folds images into channels and back, so that one grouped operator serves N images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory the process can still get on a CPU: what the system, its control groups and its limits leave.
+"""Memory that the process can still get on a CPU: the least that system, control groups and limits leave.
 
 Every function takes the root of the file system, so that tests can set up another.
 """
@@ -17,7 +17,7 @@ _UNKNOWN = 2**31
 
 
 def left_to_process(root: Path = _ROOT) -> int:
-    """Bytes that allocations can still get: the least that anything leaves. 2 GiB where the system does not say."""
+    """Bytes that allocations can still get; 2 GiB where the system does not say."""
     try:
         # Not the free pages: those of the page cache give way to an allocation.
         available = _fields(root / "proc/meminfo")["MemAvailable"] * 1024
@@ -78,6 +78,6 @@ def _left_by_limits(root: Path) -> Iterator[int]:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The numbers of a file with a name and a number a line. Those under /proc are in KiB."""
+    """The numbers of a file that has a name and a number on each line; those under /proc are in KiB."""
     words = (line.replace(":", " ").split() for line in path.read_text().splitlines())
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}

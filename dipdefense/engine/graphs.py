@@ -1,6 +1,6 @@
-"""A step that is done over and over on the same tensors, replayed from a CUDA graph instead of launched by Python.
+"""Replays work that is repeated on the same tensors from a CUDA graph, instead of launching it from Python.
 
-Checked on a CPU as far as one goes; no graph has yet been captured on a GPU.
+Checked on a CPU, except for the graph itself; no graph has yet been captured on a GPU.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from collections.abc import Callable
 
 import torch
 
-# Calls before the capture. The first compiles and loads all that there is; the second is torch's advice, for whatever
-# sets itself up when it is used again.
+# Calls before the capture. The first compiles and loads everything. Torch advises several, since some libraries finish
+# their setup at a later call.
 _WARM_UP = 2
 
 _threads = threading.local()
 
 
 class Replayed:
-    """The step, whose calls are replayed from a graph after the first two.
+    """A function whose calls are replayed from a graph after the first two.
 
-    Those run as they are, on a stream of their own: they compile kernels and make buffers, which a capture cannot. The
-    capture itself executes nothing, so every call does the step once, wherever the capture comes. Whoever calls it
-    synchronises before dropping it: the graph's memory must not go back while the GPU still works in it.
+    The first two run it directly, on a stream of their own: they compile kernels and allocate buffers, which a capture
+    cannot. The capture executes nothing and is followed by a replay, so every call does the work once. The caller
+    synchronises before dropping this object, because the graph's memory must not be freed while the GPU uses it.
 
     Args:
-        step: reads and writes the same tensors at every call; anything that changes from call to call hangs on their
-            contents.
-        device: the GPU that they are on, the current one whenever this is called.
+        step: reads and writes the same tensors at every call; only their contents may change between calls.
+        device: the GPU that they are on, and the current device at every call.
     """
 
     def __init__(self, step: Callable[[], object], device: torch.device) -> None:
@@ -37,7 +36,7 @@ class Replayed:
         self._replay: Callable[[], None] | None = None
 
     def __call__(self) -> None:
-        """Do the step once more, in order with the current stream, without waiting for it."""
+        """Do the work once more, in order with the current stream, without waiting for it."""
         self._calls += 1
         if self._calls <= _WARM_UP:
             _apart(self._step, self._stream)
@@ -48,7 +47,7 @@ class Replayed:
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """This thread's stream for capturing on a device, one for all graphs, since cuBLAS keeps a workspace a stream."""
+    """This thread's capturing stream on a device, one for all graphs: cuBLAS keeps a workspace for every stream."""
     streams: dict[torch.device, torch.cuda.Stream] = _threads.__dict__.setdefault("streams", {})
     if device not in streams:
         streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -56,7 +55,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _apart(step: Callable[[], object], stream: torch.cuda.Stream) -> None:
-    """The step on another stream, as capturing wants its warm-up, in order with the current one."""
+    """Run the step on another stream, as a capture's warm-up must be, in order with the current one."""
     current = torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
@@ -65,7 +64,7 @@ def _apart(step: Callable[[], object], stream: torch.cuda.Stream) -> None:
 
 
 def _captured(step: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[], None]:
-    """A graph of the step, to be replayed on the current stream. Other threads' work meanwhile does not break it."""
+    """The replay of a graph of the step. Other threads may use the GPU during the capture."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         step()

@@ -1,12 +1,12 @@
-"""glibc's heap: kept warm while networks are fitted on a CPU, given back where memory is short.
+"""glibc's heap: keeps freed memory while networks are fitted on a CPU, gives it back where memory is short.
 
-By default glibc hands large blocks back to the system as soon as they are freed. Every iteration then faults its
-activations in again, page by page: some 30,000 faults of half a microsecond at 224×224, several microseconds each on
-a virtual machine whose host is short of pages.
+By default glibc returns large blocks to the system as soon as they are freed. Every iteration then faults its
+activations in again, page by page: some 30,000 faults at 224×224, of half a microsecond each, or several microseconds
+on a virtual machine whose host is short of pages.
 
-A heap that keeps its blocks cannot shrink below the topmost one in use. oneDNN's primitives stay for the process's
-life, and those of the first iteration lie above freed activations. After running out of memory that space is lost to
-everything that needs a mapping of its own, such as oneDNN's code. :func:`released` is for that case.
+A heap that keeps its blocks cannot shrink below the topmost block in use. oneDNN's primitives stay for the process's
+life, and those of the first iteration lie above freed activations. After memory has run out, everything that needs a
+mapping of its own, such as oneDNN's code, lacks that space. :func:`released` is for that case.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _THRESHOLDS: dict[Mode, dict[int, int]] = {
     # that adjustment for good, so this, and not the values at a process's start, is what is put back.
     "ordinary": {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26},
 }
-# Who starts a process with one of these has decided for themselves.
+# A user who sets one of these has chosen the allocator's behaviour.
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 class _Heap:
-    """How the process's heap behaves, and how many want which behaviour."""
+    """The heap's behaviour, and the number of users that want each."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -45,7 +45,7 @@ class _Heap:
         self.libc: ctypes.CDLL | None = None
 
     def count(self, libc: ctypes.CDLL, wish: Mode, by: int) -> None:
-        """Add to the users of a behaviour; the first that anyone wants, in the order of ``users``, is what holds."""
+        """Change the number of users of a behaviour. "released" holds if anyone wants it, then "kept"."""
         with self.lock:
             self.users[wish] += by
             self.libc = libc
@@ -55,7 +55,7 @@ class _Heap:
                 self.switch("kept" if self.users["kept"] else "ordinary")
 
     def switch(self, mode: Mode) -> None:
-        """Set the thresholds, if they are others, and give back what is free unless it is to be kept."""
+        """Set the thresholds if the behaviour changes, and give back free memory unless it is to be kept."""
         if self.libc is None or mode == self.mode:
             return
         self.mode = mode
@@ -69,10 +69,10 @@ _heap = _Heap()
 
 
 def kept() -> contextlib.AbstractContextManager[None]:
-    """Until the block ends, freed memory stays with the process, to be used again; then what is free is given back.
+    """Until the block ends, freed memory stays with the process for reuse; then free memory is given back.
 
-    That holds for the whole process. Nothing is done where the C library is another than glibc, or where the
-    environment sets the allocator's thresholds.
+    This affects the whole process. Nothing is done where the C library is not glibc, or where the environment sets the
+    allocator's thresholds.
     """
     return _behaving("kept")
 
@@ -96,12 +96,12 @@ def _behaving(wish: Mode) -> Iterator[None]:
     try:
         yield
     finally:
-        if heap is _heap:  # and not inherited by a fork, which counts anew
+        if heap is _heap:  # a forked child has a new one, which never counted this block
             heap.count(libc, wish, -1)
 
 
 def _after_fork() -> None:
-    """A forked process has none of the threads that its parent's users and the lock's owner may be."""
+    """Start a forked process afresh: it lacks the parent's other threads, which may use the heap or own the lock."""
     global _heap
     inherited, _heap = _heap, _Heap()
     inherited.switch("ordinary")

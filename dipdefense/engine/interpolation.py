@@ -50,7 +50,7 @@ def strips(lines: Tensor, taps: Tensor, across: int, along: int, *, reflect: boo
     """The difference of reflection and replication along two opposite borders of an upsampled convolution.
 
     Args:
-        lines: (N, 4, l, in), the low-resolution tensor's lines 0, 1, −2 and −1, counted from the first border.
+        lines: (N, 4, l, in), the low-resolution tensor's lines 0, 1, −2 and −1 along the borders.
         taps: (N, 2, in, 3, out), the kernels' taps that reach over either border, mirrored along the strip as a
             transposed convolution has them. The products are in their dtype.
         across: pixels of the result across the strips.

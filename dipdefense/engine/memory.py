@@ -1,4 +1,4 @@
-"""How many images can be fitted at once, and what happens where they were too many."""
+"""How many images can be fitted at once, and what is done if they were too many."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dipdefense.engine import free, heap
 
 T = TypeVar("T")
 
-# Share of the free memory that a chunk may plan for: allocators fragment, and the caller needs some too.
+# Share of the free memory that a chunk may plan for; the rest is for fragmentation and the caller.
 _SHARE = 0.7
 
-# Of a parameter: itself, its gradient and two moments. The kernels' rows hold those beside the networks' start, with a
-# copy in the operands' dtype and one that the merged normalisation is folded into.
+# Of a parameter: itself, its gradient and two moments. The Triton kernels keep these in rows of their own beside the
+# networks' initial weights, with a copy in the operands' dtype and one with the merged normalisation folded in.
 _PARAMETER_BYTES = {"torch": 4 * 4, "native": 4 * 4, "cudagraphs": 4 * 4, "triton": 4 * 4 + 10, "auto": 4 * 4 + 10}
 
-# A variant's activations, which plain operators make, for each of the fast path's. An image of 224×224 took 250 to 300
-# MiB on a CPU with the compact network's variants, 370 with kernels of 5×5, and 160 with that network
-# itself. Of several images at once, each takes less.
+# Activations of a variant, by plain operators, in units of the fast path's. An image of 224×224 took 250 to 300 MiB on
+# a CPU with the compact network's variants, 370 with kernels of 5×5, and 160 with that network itself. In a batch each
+# image takes less.
 _PLAIN, _PLAIN_WIDE = 2.25, 3.0
 
 # A CPU gains from a batch while its activations stay in the caches, and loses a little beyond that.
@@ -60,10 +60,10 @@ def bytes_per_image(
 ) -> int:
     """Peak memory that fitting one image takes: its activations, its parameters, their gradients and moments.
 
-    The numbers of tensors a pixel were fitted to measured peaks on a CPU: 430 to 540 MiB an image at 224×224 with the
-    paper's network, 138 with the compact one, 31 at 32×32 with architecture 1. The kernels hold fewer activations, and
-    the same number is assumed for them: by a count of their tensors, 0.6 times what is reckoned for the paper's network
-    at 224×224 in bf16, 0.9 at 32×32 with architecture 1. No peak has been measured on a GPU.
+    The numbers of tensors per pixel were fitted to peaks measured on a CPU: 430 to 540 MiB an image at 224×224 with the
+    paper's network, 138 with the compact one, 31 at 32×32 with architecture 1. The Triton kernels hold fewer
+    activations. By a count of their tensors they need 0.6 times this estimate for the paper's network at 224×224 in
+    bf16, and 0.9 times at 32×32 with architecture 1. No peak has been measured on a GPU.
 
     Args:
         config: the method's numbers.
@@ -71,7 +71,7 @@ def bytes_per_image(
         height: of the image, in pixels.
         width: of the image, in pixels.
         operands: dtype of the convolutions' operands, and so of the activations.
-        backend: the one that fits them.
+        backend: the one that fits the networks.
     """
     scales = config.scales_for(height, width)
     c, skips = config.channels, config.skip_channels
@@ -108,7 +108,7 @@ class Room(NamedTuple):
 
 
 def room_for(request: Request, at_once: int) -> Room:
-    """The memory of a request whose images are fitted so many at once."""
+    """The memory of a request whose images are fitted ``at_once`` at a time."""
     return Room(bytes_of_one(request), _free_bytes(request.images.device), at_once)
 
 
@@ -131,9 +131,9 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how an allocator, on a GPU or on a CPU, says that memory ran out.
+    """Whether this is the error of an allocator, on a GPU or a CPU, that ran out of memory.
 
-    oneDNN says the same of some other faults.
+    oneDNN raises the same for some other faults.
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -149,8 +149,8 @@ def in_chunks(
 
     Under a limit on the process's address space (``ulimit -v``) chunks are made small enough to stay below it.
 
-    On a CPU the heap keeps freed memory (:func:`heap.kept`) only from the end of the first iteration on, and no more
-    once memory has run out: what stays for good, such as oneDNN's primitives, then holds no freed memory back.
+    On a CPU the heap keeps freed memory (:func:`heap.kept`) only after the first iteration, and not at all once memory
+    has run out. Blocks that stay for good, such as oneDNN's primitives, then hold no freed memory back.
 
     Args:
         fit: fits the images of a slice; calls its second argument after every iteration.
@@ -163,8 +163,8 @@ def in_chunks(
         The results of the successful calls, in the images' order.
 
     Raises:
-        Exception: whatever ``fit`` raises for another reason; and its error for a single image that memory does not
-            suffice for, with a note of what was needed and what was free.
+        Exception: whatever ``fit`` raises for another reason; and its error for a single image for which there is not
+            enough memory, with a note of the memory needed and free.
     """
     parts: list[T] = []
     failed: list[int] = []
@@ -208,7 +208,7 @@ def in_chunks(
 def _within_limits(chunk: int, each: int) -> int:
     """As many of ``chunk`` images as the limits on the process's memory leave space for: at least one.
 
-    To try and fail costs more than time: the code that oneDNN made for the failed chunk keeps its address space.
+    A failed attempt costs more than time: the code that oneDNN made for it keeps its address space.
     """
     if free.left_by_limits() is None:
         return chunk
@@ -221,8 +221,8 @@ def _within_limits(chunk: int, each: int) -> int:
 def _gave_up_onednn(error: Exception) -> bool:
     """Switch oneDNN off if it is on and could not make a primitive.
 
-    A thread in which oneDNN once found no memory for its code gets no new primitive any more, however much is free:
-    its code generator keeps the error (mended by oneDNN's pull request 5907).
+    A thread in which oneDNN once found no memory for its code gets no new primitives, however much is free later: its
+    code generator keeps the error (fixed by oneDNN's pull request 5907).
     """
     if "could not create a primitive" not in str(error) or not torch.backends.mkldnn.enabled:
         return False

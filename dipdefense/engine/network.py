@@ -1,6 +1,6 @@
 """N independent skip networks as one module: "the original architecture" of Ulyanov et al. 2017, batched.
 
-Its variants with other kernels, resampling or activations are in the module ``variants``.
+The module ``variants`` has those with other kernels, resampling or activations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Slot(NamedTuple):
 
 
 def conv_norm(name: str, inputs: int, outputs: int, kernel: int) -> Iterator[Slot]:
-    """The parameters of a convolution and of the normalisation behind it."""
+    """The parameters of a convolution and of the normalisation after it."""
     yield Slot(f"{name}_weight", (outputs, inputs, kernel, kernel), fan_in=inputs * kernel**2)
     yield from norm(name, outputs)
 
@@ -44,13 +44,13 @@ def output(channels: int, image_channels: int) -> Iterator[Slot]:
 
 
 class Networks(nn.Module):
-    """The parameters of N networks; every one leads with the image axis, and no two images share anything.
+    """The parameters of N networks, with the image axis first. No two images share anything.
 
     Args:
         config: widths, slopes and so on.
         image_channels: channels of the output.
         scales: how often the resolution is halved.
-        generators: one an image, for its network's initial weights, distributed as torch's own layers':
+        generators: one per image, for its network's initial weights, distributed as torch's own layers':
             convolutions and the last one's bias uniform on ±1/sqrt(fan-in), normalisations at scale 1 and shift 0.
         device, dtype: of the parameters.
     """
@@ -70,7 +70,7 @@ class Networks(nn.Module):
         count = len(generators)
         slots = list(self._slots(image_channels))
         random = sum(math.prod(slot.shape) for slot in slots if slot.initial is None)
-        # One call an image for all its convolutions, then cut up in order.
+        # One call per image for all its convolutions, then cut up in order.
         uniform = torch.empty(count, random, device=device, dtype=dtype)
         for row, generator in zip(uniform, generators, strict=True):
             row.uniform_(-1, 1, generator=generator)
@@ -107,14 +107,14 @@ class Networks(nn.Module):
 
 
 class SkipNets(Networks):
-    """One skip network an image.
+    """One skip network per image.
 
-    Two things differ from the network as it is written down, neither in what it computes. The merged convolution's
+    It computes the published network's function, with two differences in its parameters. The merged convolution's
     kernels are kept apart for the skip branch and for the deeper one, the latter in the layout of
-    ``ops.upsampled_convolution``. And parameters without effect are left out: a convolution's bias
-    and the merged normalisation's shift add a constant per channel, which the next normalisation removes. Their
-    gradient is zero in exact arithmetic, and Adam would only walk them about on rounding noise. At the paper's
-    setting that leaves 2,214,591 of 2,217,831 parameters a network.
+    ``ops.upsampled_convolution``. And parameters without effect are left out: a convolution's bias and the merged
+    normalisation's shift add a constant per channel, which the next normalisation removes. Their gradient is zero in
+    exact arithmetic, and Adam would only move them by rounding noise. At the paper's setting, 2,214,591 of 2,217,831
+    parameters per network remain.
     """
 
     def _slots(self, image_channels: int) -> Iterator[Slot]:

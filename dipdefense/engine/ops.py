@@ -1,10 +1,10 @@
 """The operators of N independent networks, each applied to all images at once.
 
-Activations are ``(N, channels, height, width)`` and weights lead with the image axis too. Image *i* meets only the
-weights with index *i*: the batch axis is folded into the channels and every convolution has N groups, so batch
-normalisation's statistics, taken per channel over height and width, are those of one image alone.
+Activations are ``(N, channels, height, width)``, and the first axis of weights is that of the images too. Image *i*
+meets only the weights with index *i*: the batch axis is folded into the channels and every convolution has N groups.
+Batch normalisation takes its statistics per channel over height and width, which are then those of one image alone.
 
-Operands are in the activations' dtype; scales, shifts and statistics stay in the parameters' (fp32 in use).
+Operands have the activations' dtype; scales, shifts and statistics keep the parameters' (fp32 in use).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from dipdefense.engine import compiled, upsampling
 from dipdefense.engine.folding import fold, unfold
 
-# A matrix product over patches beats a convolution where the patches are short: CPU and GPU kernels for groups want 16
-# input channels or more, and a CPU's backward pass without groups runs at a quarter of its rate below that.
+# With fewer input channels a matrix product over patches beats a convolution: CPU and GPU kernels for groups are made
+# for 16 and more, and a CPU's backward pass without groups runs at a quarter of its rate below that.
 _NARROW = 16
 _RING = (1, 1, 1, 1)
 
@@ -31,7 +31,7 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
         x: (N, in_channels, height, width).
         weight: (N, out_channels, in_channels, k, k) with k = 1, 3 or 5.
         stride: 1 or 2; 1 for 1×1 kernels.
-        addend: of the result's shape, to be added to it.
+        addend: in the result's shape, to be added to it.
 
     Returns:
         (N, out_channels, ceil(height / stride), ceil(width / stride)).
@@ -59,10 +59,10 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
 
 
 def _grouped(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """One convolution with a group an image, (1, N · out, h, w).
+    """One convolution with a group per image: (1, N · out, h, w).
 
-    One group is another operator than several, with other roundings. A single image gets a group of zeros beside it,
-    so that its result does not depend on whether it comes alone.
+    With one group torch takes another operator, which rounds differently. A single image gets a group of zeros beside
+    it, so that it has the same result alone as in a batch.
     """
     count = len(weight)
     if count > 1:
@@ -78,11 +78,11 @@ def _innermost(x: Tensor) -> bool:
 
 
 def _convolve_narrow(x: Tensor, weight: Tensor, stride: int, addend: Tensor | None) -> Tensor:
-    """One image, few channels in or out: a plain matrix product, faster at both than a convolution's backward pass.
+    """One image with few channels in or out: a plain matrix product, whose passes are faster than a convolution's.
 
-    The few are left outermost, since a normalisation of them is slow where they are innermost; the many come out
-    innermost. Gradients follow, given that no view of the image axis is taken on the way: it would leave them with a
-    stride for it from which torch concludes that the channels are outermost, and takes slow paths.
+    The few channels stay outermost, where their normalisation is faster; the many come out innermost, and so do their
+    gradients. No view of the image axis may be taken on the way: by the stride that it leaves, torch would take the
+    gradients' channels for outermost and choose slow paths.
     """
     outputs, inputs, kernel, _ = weight.shape
     height, width = (-(-side // stride) for side in x.shape[2:])
@@ -101,7 +101,7 @@ def _pixels(x: Tensor) -> Tensor:
 class _Patches(torch.autograd.Function):
     """3×3 patches of images reflected at the border: (N, C, H, W) to (N, 9 · C, h · w), taps within channels.
 
-    As torch's unfold, in a third of the time: one strided copy forth and nine additions back.
+    Like torch's unfold, in a third of the time: one strided copy forwards and nine additions backwards.
     """
 
     @staticmethod
@@ -115,7 +115,7 @@ class _Patches(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Every tap's gradient added where the tap was."""
+        """Add every tap's gradient to the pixel that the tap saw."""
         (x,) = ctx.saved_tensors
         count, channels, height, width = x.shape
         rows, columns = (ctx.stride * (side - 1) + 1 for side in ctx.size)
@@ -143,19 +143,18 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slo
     shift = None if shift is None else shift.flatten()
     y = F.batch_norm(fold(x), None, None, scale.flatten(), shift, training=True, eps=eps)
     if slope is not None:
-        # In place, since normalisation's backward pass needs its input and never its output; and before anything
-        # makes a view of it: torch 2.15 on the CPU gets the gradient of an in-place change to a view wrong where the
-        # channels are innermost.
+        # In place, since normalisation's backward pass needs its input and never its output. Before a view is taken:
+        # with channels innermost, torch 2.15 on the CPU gets the gradient of an in-place change to a view wrong.
         y = F.leaky_relu_(y, slope)
     return unfold(y, len(x))
 
 
 def normalise_upsampled(low: Tensor, scale: Tensor, *, height: int, width: int, eps: float) -> Tensor:
-    """``normalise`` without a shift of ``low`` upsampled, applied to ``low`` itself, up to a constant.
+    """The tensor that upsamples to ``normalise`` of the upsampled ``low`` without a shift, up to a constant.
 
-    Upsampling is linear and keeps constants, so dividing the low-resolution tensor by the upsampled one's standard
-    deviation does the same. The mean is left in: the caller's next normalisation removes it (a convolution that pads
-    by reflection turns a constant per channel into a constant per channel).
+    Upsampling is linear, so the low-resolution tensor may be divided by the upsampled one's standard deviation. The
+    mean is left in: it is a constant per channel, stays one through a convolution that pads by reflection, and is
+    removed by the normalisation after that.
 
     Args:
         low: (N, channels, ceil(height / 2), ceil(width / 2)).
@@ -174,7 +173,7 @@ def upsampled_convolution(low: Tensor, weight: Tensor, *, height: int, width: in
 
     Args:
         low: (N, in_channels, ceil(height / 2), ceil(width / 2)), two rows and columns at least.
-        weight: (N, in_channels, 3, out_channels, 3), horizontal taps before the outputs and vertical ones behind.
+        weight: (N, in_channels, 3, out_channels, 3), horizontal taps before the outputs and vertical ones after.
         height: of the result.
         width: of the result.
     """

@@ -1,16 +1,16 @@
 """One backend's trial: its first iterations are compared with those of torch's operators, then timed.
 
-The optimisation is chaotic. Adam's first updates have the learning rate's size however small the gradient, and a coarse
-feature map of four pixels is divided by a standard deviation near zero. Two right backends that differ by rounding
-differ by as much as two seeds from the second or third iteration on. So no run of several iterations is compared:
+The optimisation is chaotic. Adam's first updates have the size of the learning rate however small the gradient is, and
+a coarse feature map of four pixels is divided by a standard deviation near zero. Two correct backends whose rounding
+differs are as far apart as two seeds from the second or third iteration on. So single iterations are compared:
 
-* Every iteration is repeated by torch's operators from the backend's own weights and on its own noise.
-* The trial's networks have a well-conditioned normalisation. Its ε is 0.1, and the input is ten times as large, so that
-  the variance still counts beside it.
+* Torch's operators repeat every iteration from the backend's own weights and on its own noise.
+* The trial's networks have a well-conditioned normalisation: its ε is 0.1, and the input is ten times as large, so that
+  the variance still matters beside it.
 
-Outputs and losses then differ by rounding alone. Some 300 networks at 32×32 to 224×224 pixels, rounded to the operands'
-dtype in one of two ways on a CPU, differed by at most 2.5 u, where u is the unit roundoff: 2⁻⁸ for bf16 and 2⁻¹¹ for
-TF32. The direction of an update is less certain, because rounding turns the signs of small gradients. Its cosine was at
+Outputs and losses then differ by rounding alone. On a CPU, some 300 networks at 32×32 to 224×224 pixels, rounded to the
+operands' dtype in one of two ways, differed by at most 2.5 u, where u is the unit roundoff: 2⁻⁸ for bf16 and 2⁻¹¹ for
+TF32. The direction of an update is less certain, because rounding flips the signs of small gradients. Its cosine was at
 least 0.56 for bf16 and 0.78 for TF32, in the layer and network where it was smallest. The Triton kernels, interpreted
 with architecture 2 on one image, were off by 0.4 u in bf16, with a cosine of at least 0.90.
 """
@@ -37,7 +37,7 @@ from dipdefense.engine.fitting import ByTorch, Fitting
 COMPARED, TIMED, WARM_UP = 4, 3, 2
 # Images whose iterations are repeated, spread over the batch; losses are checked against outputs for all of them.
 _IMAGES = 8
-# Twice the largest difference found, and what fp32 sums of ten thousand terms differ by.
+# Twice the largest difference found, in unit roundoffs; and the difference between fp32 sums of ten thousand terms.
 _OFF, _FLOOR = 5, 1e-4
 _COSINE = {torch.bfloat16: 0.4, torch.float32: 0.6}
 _LENGTH = 0.1
@@ -46,7 +46,7 @@ _SIGMAS = 6
 
 
 class Mismatch(Exception):  # noqa: N818 - its message is the rest of "the backend is set aside: …"
-    """A backend does something else than torch's operators; the message says which check failed and by how much."""
+    """A backend differs from torch's operators; the message says which check failed and by how much."""
 
 
 class _Step(NamedTuple):
@@ -59,19 +59,19 @@ class _Step(NamedTuple):
 
 
 def iterations(candidates: int) -> int:
-    """Iterations that the trials of so many backends take, torch's operators included; a capture counts as one."""
+    """Iterations of a trial of so many backends, those of torch's operators included; a capture counts as one."""
     return WARM_UP + TIMED + candidates * (COMPARED + 1 + TIMED + COMPARED)
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, once the device has done its work."""
+    """The time in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def release(device: torch.device) -> None:
-    """Free what was dropped. Others' memory has no use for a captured graph, nor a graph for theirs."""
+    """Free what was dropped, graphs' private memory included, which nothing else can use."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -87,19 +87,19 @@ def time_plain(request: Request) -> float:
 
 
 def prove(request: Request, backend: Backend) -> float:
-    """Seconds that an iteration of the backend takes in the steady state, given that it does what torch's operators do.
+    """Seconds that an iteration of the backend takes in the steady state, once it has passed every check.
 
     Args:
         request: at least one image.
         backend: one that runs on the images' device.
 
     Raises:
-        Mismatch: it does something else.
+        Mismatch: it differs from torch's operators.
         Exception: whatever a driver, a compiler or an allocator raises.
     """
     request = _of_trial(request)
     count = len(request.images)
-    rows = torch.linspace(0, count - 1, min(count, _IMAGES)).round().long().to(request.images.device)
+    rows = torch.linspace(0, count - 1, min(count, _IMAGES), device=request.images.device).round().long()
     initial, steps, seconds = _observed(request, backend, rows)
     release(request.images.device)
     some = [request.seeds[row] for row in rows.tolist()]
@@ -109,7 +109,7 @@ def prove(request: Request, backend: Backend) -> float:
 
 
 def _of_trial(request: Request) -> Request:
-    """The same with the trial's own configuration, seeds and images, so that its outcome depends on no others."""
+    """The request with the trial's own configuration, seeds and images, on which alone the outcome then depends."""
     config = request.config
     config = dataclasses.replace(
         config, norm_eps=max(config.norm_eps, 0.1), input_scale=10 * config.input_scale, noise_std=10 * config.noise_std
@@ -149,7 +149,7 @@ def _compare(request: Request, initial: Mapping[str, Tensor], steps: Sequence[_S
     """Repeat each iteration by torch's operators, from the weights before it and on its noise.
 
     Raises:
-        Mismatch: outputs, losses or the weights' updates are others.
+        Mismatch: outputs, losses or the weights' updates differ by more than rounding.
     """
     plain = Fitting(request, "torch")
     iterate = plain.iterate
@@ -193,7 +193,7 @@ class _Agreement:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, own: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> Tensor:
-        """Count one iteration's updates; how many times as long each image's own is."""
+        """Add one iteration's updates; returns the ratio of each image's own update to the plain one, by length."""
         totals = torch.zeros(())
         for name in own:
             a, b = own[name].flatten(1), plain[name].flatten(1)
@@ -206,12 +206,12 @@ class _Agreement:
     def least(self) -> tuple[str, float]:
         """The layer with the smallest cosine, and that cosine."""
         cosines = {layer: (dot / (own * plain).sqrt()).min().item() for layer, (dot, own, plain) in self._sums.items()}
-        # A layer that is never updated has NaN, and that is the smallest.
+        # A layer that is never updated has NaN, which counts as the smallest.
         return min(cosines.items(), key=lambda pair: -math.inf if math.isnan(pair[1]) else pair[1])
 
 
 def _check_noise(noise: Tensor, config: DIPConfig, operands: torch.dtype) -> None:
-    """The noise has its mean and deviation; iterations, images and the parts of an image have noise of their own.
+    """Check the noise's mean and deviation, and that iterations, images and parts of an image are uncorrelated.
 
     Args:
         noise: (iterations, images, input_channels, H, W).
@@ -219,11 +219,11 @@ def _check_noise(noise: Tensor, config: DIPConfig, operands: torch.dtype) -> Non
         operands: dtype that the input was rounded to.
 
     Raises:
-        Mismatch: it is other noise.
+        Mismatch: a check fails.
     """
     samples, std = noise.flatten(2), config.noise_std
     size = samples.shape[2]
-    # The noise is taken from the rounded input; relative to its deviation that is off by up to:
+    # The noise is recovered from the rounded input, and so is off by up to:
     rounding = torch.finfo(operands).eps * (config.input_scale + 4 * std)
     means, deviations = samples.mean(2).abs().max().item(), (samples.std(2) - std).abs().max().item()
     bound = _SIGMAS * std / math.sqrt(size) + rounding
@@ -245,7 +245,7 @@ def _check_noise(noise: Tensor, config: DIPConfig, operands: torch.dtype) -> Non
 
 
 def _roundoff(request: Request) -> float:
-    """Of the convolutions' operands; a GPU may shorten those in fp32 to TF32."""
+    """The unit roundoff of the convolutions' operands; a GPU may shorten fp32 to TF32."""
     if request.operands == torch.bfloat16:
         return 2.0**-8
     return 2.0**-11 if request.images.is_cuda else 2.0**-24

@@ -1,8 +1,8 @@
 """The costliest layer at a quarter of its arithmetic: convolving an upsampled tensor at low resolution.
 
-Upsampling and convolution are both linear and commute, so the 3×3 kernels may be applied to the low-resolution tensor,
-nine multiplications a pixel instead of 36, and the rest is fixed: shifting and upsampling along each axis. Two
-forms of that, each the faster at its sizes:
+Upsampling and convolution are linear and commute. So the 3×3 kernels may be applied to the low-resolution tensor, with
+nine multiplications per low-resolution pixel instead of 36. The rest, shifting and upsampling along each axis, is
+fixed. There are two forms, each the faster one at its sizes:
 
 * **Small maps** (:func:`convolve_dense`). Along each axis, upsampling, reflection padding and a tap's shift are one
   fixed matrix; everything is a batched matrix product. Few calls, but the matrices' work grows with the map's side.
@@ -51,7 +51,7 @@ def convolve(low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
 
 
 def _favours_products(low: Tensor) -> bool:
-    """Whether dense matrices are the faster form; on a GPU they are taken for every size, unmeasured."""
+    """Whether dense matrices are the faster form; on a GPU, where nothing was measured, they are always taken."""
     return low.is_cuda or low.shape[2] * low.shape[3] < _LARGE
 
 
@@ -94,7 +94,7 @@ class ConvolveTransposed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """The same steps from the last to the first."""
+        """The adjoints of the same operations, from the last to the first."""
         low, padded, weight = ctx.saved_tensors
         height, width = grad.shape[2:]
         whole = F.pad(grad, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else grad
@@ -138,7 +138,7 @@ def _separable(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device
 
 
 def _borders(low: Tensor, weight: Tensor, height: int, width: int) -> tuple[Strips, Strips]:
-    """The strips along the top and bottom and those along the sides, for (N, in, h, w) and (N · in, out, 3, 3)."""
+    """The strips along top and bottom and along the sides, for (N, in, h, w) and weights (N · in, out, 3, 3)."""
     weight = weight.view(len(low), -1, *weight.shape[1:])
     rows = torch.cat([low[:, :, :2], low[:, :, -2:]], dim=2).permute(0, 2, 3, 1)
     columns = torch.cat([low[..., :2], low[..., -2:]], dim=3).permute(0, 3, 2, 1)

@@ -5,8 +5,8 @@ instead of strides, nearest upsampling, other activations, no 1×1 convolution a
 that code:
 
 * A Lanczos filter is fixed. There its taps are parameters between all pairs of channels, trained with the others.
-* Maps of an odd side are halved upwards, as by convolutions of stride 2, so that every variant has maps of the same
-  sizes. There pooling loses the last row, and the merged maps are cropped.
+* Odd sides are halved and rounded up, as by convolutions of stride 2, so that every variant has maps of the same sizes.
+  There pooling drops the last row, and the merged maps are cropped.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from dipdefense.engine import ops
 from dipdefense.engine.folding import fold, unfold
 from dipdefense.engine.network import Networks, Slot, conv_norm, output
 
-# Pixels on either side of the new one's centre, in new pixels.
+# Reach of a filter to either side of the new pixel's centre, in new pixels.
 _SUPPORT = {"lanczos2": 2, "lanczos3": 3}
 
 
 class VariantNets(Networks):
     """One network an image, of any variant.
 
-    Parameters without effect are left out as in ``SkipNets``; all filters and activations here keep constants, so the
-    same ones are without effect.
+    Parameters without effect are left out as in ``SkipNets``. They are the same ones, because all filters here keep
+    constants.
     """
 
     def _slots(self, image_channels: int) -> Iterator[Slot]:
@@ -77,7 +77,7 @@ class VariantNets(Networks):
 
 
 def activated(x: Tensor, activation: Activation) -> Tensor:
-    """The activations that normalisation does not apply itself."""
+    """Apply the activation, unless it is LeakyReLU, which normalisation applies, or none."""
     if activation == "swish":
         return F.silu(x)
     return F.elu(x) if activation == "elu" else x
@@ -99,10 +99,10 @@ def downsampled(x: Tensor, downsampling: Downsampling) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _lanczos(support: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The taps, (4 · support, 4 · support) and adding up to 1; the new pixel's centre lies between the middle two."""
+    """The taps, (4 · support, 4 · support), whose sum is 1; the new pixel's centre lies between the middle two."""
     taps = []
     for place in range(4 * support):
         distance = math.pi * (place + 0.5 - 2 * support) / 2
         taps.append(math.sin(distance) / distance * math.sin(distance / support) / (distance / support))
-    row = torch.tensor(taps, dtype=torch.float64) / math.fsum(taps)
+    row = torch.tensor(taps, dtype=torch.float64, device="cpu") / math.fsum(taps)
     return torch.outer(row, row).to(device, dtype)

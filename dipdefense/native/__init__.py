@@ -1,10 +1,10 @@
-"""Small C++ kernels for CPUs, compiled at run time where a compiler is there, and used once they have proven right.
+"""Small C++ kernels for CPUs, compiled at run time and checked against torch's operators before they are used.
 
-They do what lies between torch's convolutions: fresh noise, normalisation with LeakyReLU, the last layer with the
+They compute everything between torch's convolutions: fresh noise, normalisation with LeakyReLU, the last layer with the
 loss, and a convolution of few channels. The first use compiles them, in four seconds of an idle core, with the compiler
-that ``CXX`` names or with g++ (``build``). The library is kept in ``dipdefense`` in ``XDG_CACHE_HOME`` (by default
-``~/.cache``); where that cannot be written, each process compiles its own. Each process compares every kernel with
-torch's operators on small tensors before it relies on them (``proof``). Where any of this fails, torch's operators do
-everything, and ``dipdefense.checks.explain`` says why. ``DIPDEFENSE_NATIVE=0`` in the environment switches the kernels
-off.
+that ``CXX`` names, or else g++, c++ or clang++ (``build``). The library is kept in ``dipdefense`` in ``XDG_CACHE_HOME``
+(by default ``~/.cache``); where that cannot be written, each process compiles its own. Each process compares every
+kernel with torch's operators on small tensors before it relies on them (``proof``). Where any of this fails,
+``backend="native"`` is refused, and ``dipdefense.checks.explain`` says why. ``DIPDEFENSE_NATIVE=0`` in the environment
+switches the kernels off.
 """

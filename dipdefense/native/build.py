@@ -1,8 +1,9 @@
 """Compiling the kernels at run time: once for each machine, kept in the user's cache.
 
-A library's name holds a digest of all that decides its code (source, compiler, options, processor, torch) and one of
-its own bytes. So another machine on a shared home builds its own, and a damaged file is recognised before it is loaded.
-Files appear by renaming: processes that build at the same time do the same work, and none sees half a file.
+A library's name holds a digest of everything that determines its code (source, compiler, options, processor, torch)
+and one of its own bytes. Machines that share a home directory thus build their own, and a damaged file is recognised
+before it is loaded. Files appear by renaming: processes that build at the same time repeat the work, but none sees half
+a file.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class UnavailableError(Exception):
 
 
 def built(load: Callable[[Path], T]) -> T:
-    """What ``load`` makes of the compiled library: of the one in the cache, or of a new one where that fails.
+    """Load the compiled library: the one in the cache, or a new one where that fails.
 
     Args:
-        load: raises OSError or AttributeError for a file that is no such library.
+        load: from a path to the result; raises OSError or AttributeError for any other file.
 
     Raises:
-        UnavailableError: there is no compiler, or it fails, or what it made cannot be loaded.
+        UnavailableError: there is no compiler, it fails, or its library cannot be loaded.
     """
     compiler = _compiler()
     key = _key(compiler)
@@ -76,12 +77,13 @@ def _compiler() -> Path:
     given = os.environ.get("CXX")
     for name in (given,) if given else _COMPILERS:
         if found := shutil.which(name):
-            return Path(found).resolve()
+            # Not what a link leads to: ccache's links tell it by their names which compiler to run.
+            return Path(found).absolute()
     raise UnavailableError(f"there is no C++ compiler ({given or ', '.join(_COMPILERS)})")
 
 
 def _key(compiler: Path) -> str:
-    """A digest of all that decides what the compiler makes; its own file stands for its version."""
+    """A digest of everything that determines the library; the compiler's own file stands for its version."""
     file = compiler.stat()
     parts = (
         *(source.read_bytes() for source in (SOURCE, *HEADERS)), compiler, file.st_size, file.st_mtime_ns, _OPTIONS,
@@ -114,7 +116,7 @@ def _compiled(compiler: Path, to: Path) -> Path:
 
 
 def _kept(made: Path, key: str) -> Path:
-    """The library's place in the cache; where nothing can be written there, where it is."""
+    """Copy the library into the cache and return its path there; where that fails, return ``made``."""
     try:
         folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -5,13 +5,13 @@
 
 namespace {
 
-// What a block of pixels of one image has: sigmoid outputs, errors' squares, and the gradients before the sigmoid.
+// One image's last layer and target.
 struct Head {
     const float *weight, *bias, *target;  // (outputs, channels), (outputs), (outputs, pixels): of this image
     float* output;                        // like target
     int64_t outputs, channels, pixels;
 
-    // From logits to ``pull``, the loss's gradient with respect to them; returns the sum of the squared errors.
+    // Writes the outputs of these pixels and ``pull``, the loss's gradient by the logits; returns the squared errors.
     Floats pulled(int64_t which, int64_t at, int64_t count, Floats logits, Floats& pull) const {
         const Floats out = 1.0f / (1.0f + exponential(-logits - bias[which]));
         const int64_t place = which * pixels + at;

@@ -1,8 +1,8 @@
-// Kernels for what lies between the convolutions on a CPU. dipdefense/native/build.py compiles them at run time.
+// Kernels for everything between the convolutions on a CPU. dipdefense/native/build.py compiles them at run time.
 //
-// Two layouts of (N, C, H, W): N·C planes of H·W pixels, or, of one image alone, H·W pixels of C channels. Values are
-// fp32 or bf16; every sum is fp32 within a block and double beyond it. Blocks have a fixed size and are added up in
-// order, and no sum reaches over images: results depend neither on the number of threads nor on the batch.
+// There are two layouts of (N, C, H, W): N·C planes of H·W pixels, or, for one image alone, H·W pixels of C channels.
+// Values are fp32 or bf16; sums are fp32 within a block and double across blocks. Blocks have a fixed size and are
+// added in order, and no sum spans images: results depend neither on the number of threads nor on the batch.
 
 #include "head.h"
 #include "narrow.h"

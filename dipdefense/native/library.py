@@ -48,7 +48,8 @@ class Kernels:
     """The functions of one compiled library.
 
     Activations are (N, C, H, W) in fp32 or bf16, contiguous, or of one image with the channels innermost. Everything
-    else is fp32 and contiguous. Nothing is checked: a wrong shape is a fault in memory.
+    else is fp32 and contiguous. Nothing is checked: a wrong shape reads or writes memory out of bounds, and a wrong
+    layout gives wrong results.
 
     Args:
         path: of the compiled library.
@@ -74,7 +75,7 @@ class Kernels:
         Args:
             fixed: (N, C, H, W) fp32, in the memory format of ``out``.
             seeds: (N,) int64.
-            iteration: a count.
+            iteration: its number, from 1 on.
             deviation: the noise's standard deviation.
             out: like ``fixed``, in fp32 or bf16.
         """
@@ -91,7 +92,7 @@ class Kernels:
         Args:
             x: (N, C, H, W).
             scale: (N, C).
-            shift: (N, C), or none.
+            shift: (N, C), or None.
             eps: added to the biased variance.
             slope: of the LeakyReLU for negative values; 1 for no activation.
 
@@ -123,7 +124,7 @@ class Kernels:
     def normalise_upsampled(
         self, low: Tensor, scale: Tensor, tables: tuple[Tensor, Tensor], *, pixels: int, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Divide by the deviation of what the tensor becomes when it is upsampled, and multiply by the scale.
+        """Divide by the standard deviation of the upsampled tensor, and multiply by the scale.
 
         Args:
             low: (N, C, h, w).
@@ -169,7 +170,7 @@ class Kernels:
             addend: (1, out, H, W) with the channels innermost.
 
         Returns:
-            As ``addend``.
+            (1, out, H, W) in the memory format of ``addend``.
         """
         out = torch.empty_like(addend)
         self._functions["convolve_narrow", x.dtype](
@@ -214,7 +215,7 @@ def table_of(upsampling: Tensor) -> Tensor:
     """The description of upsampling along an axis that the kernels read.
 
     Args:
-        upsampling: (size, ceil(size / 2)), its matrix; rows that are not beside each other have nothing in common.
+        upsampling: (size, ceil(size / 2)), its matrix, whose Gram matrix is tridiagonal.
 
     Returns:
         (3, ceil(size / 2)) fp32: the diagonal of the Gram matrix, the entries beside it (the last is not read), and
@@ -226,7 +227,7 @@ def table_of(upsampling: Tensor) -> Tensor:
 
 
 def _maps(low: Tensor, tables: tuple[Tensor, Tensor], pixels: int) -> tuple[int | float, ...]:
-    """The arguments that describe a low-resolution tensor: maps of one channel, or one of all channels innermost."""
+    """The arguments that describe a low-resolution tensor: maps of one channel, or one map of all channels."""
     count, channels, rows, columns = low.shape
     maps, inner = (count * channels, 1) if low.is_contiguous() else (1, channels)
     return tables[0].data_ptr(), tables[1].data_ptr(), maps, rows, columns, inner, float(pixels)

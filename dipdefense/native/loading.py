@@ -1,4 +1,4 @@
-"""The compiled kernels of this process: built or found, and proven, at the first use."""
+"""The compiled kernels of this process: built or found in the cache, and checked, at the first use."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ VARIABLE = "DIPDEFENSE_NATIVE"
 
 
 class Loaded(NamedTuple):
-    """What came of loading.
+    """The outcome of loading.
 
     Attributes:
-        kernels: or None.
-        reason: why there are some, or none; a clause.
+        kernels: None where there are none.
+        reason: why there are kernels, or why not; a clause.
     """
 
     kernels: Kernels | None
@@ -31,9 +31,9 @@ _lock = threading.Lock()
 
 
 def loaded() -> Loaded:
-    """The kernels, or why there are none. The first call takes a fraction of a second, and two where it compiles.
+    """The kernels, or why there are none. The first call takes a fraction of a second, or seconds where it compiles.
 
-    The outcome is kept for as long as the process lives; the environment variable counts at every call.
+    The outcome is kept for the life of the process, but the environment variable is read at every call.
     """
     if os.environ.get(VARIABLE) == "0":
         return Loaded(None, f"{VARIABLE}=0 switches the compiled kernels off")
@@ -44,7 +44,7 @@ def loaded() -> Loaded:
 
 
 def required() -> Kernels:
-    """The proven kernels.
+    """The kernels, which have passed the comparison with torch's operators.
 
     Raises:
         ValueError: there are none; the message says why.

@@ -17,7 +17,7 @@ struct Narrow {
     int64_t taps = inputs * TAPS, padded = (outputs + LANES - 1) / LANES * LANES;
     int64_t width = (columns + 2 + 2 * LANES) / LANES * LANES;  // of a padded row, with a vector's rest behind it
 
-    // What the taps of a row see of each input: (inputs, 3, width).
+    // Copies the lines that a row's taps see of each input, padded: (inputs, 3, width).
     template <class T>
     void see(const T* x, int64_t row, float* line) const {
         for (int64_t input = 0; input < inputs; ++input)
@@ -79,7 +79,7 @@ template <class T>
 void convolve_narrow_backward(const T* x, const T* grad, T* grad_x, float* grad_weight, const Narrow& of, int threads) {
     const int64_t blocks = (of.rows + ROWS - 1) / ROWS, reach = ROWS + 2;
     const int64_t each_weight = of.taps * of.padded, each_pull = of.inputs * reach * of.width;
-    // Of each block of rows: the weight's gradient, and that of the rows which its taps see.
+    // For each block of rows: the gradient of the weight, and that of the rows that its taps see.
     std::vector<float> by_weight(blocks * each_weight), by_pull(blocks * each_pull);
 #pragma omp parallel num_threads(threads)
     {
@@ -134,7 +134,7 @@ void convolve_narrow_backward(const T* x, const T* grad, T* grad_x, float* grad_
                 total += by_weight[block * each_weight + tap * of.padded + output];
             grad_weight[output * of.taps + tap] = float(total);
         }
-    // The rows' gradients, those of the padding added to what it repeats.
+    // The rows' gradients; those of the padding are added to the pixels that it mirrors.
     std::vector<float> total(of.inputs * of.rows * of.columns);
     for (int64_t block = 0; block < blocks; ++block)
         for (int64_t input = 0; input < of.inputs; ++input)

@@ -22,11 +22,11 @@ inline void philox(uint64_t key, Words counter, uint32_t iteration, Words out[4]
     out[0] = a, out[1] = b, out[2] = c, out[3] = d;
 }
 
-// Box and Muller's pair of normal numbers of two words.
+// A pair of normal numbers from two words, by Box and Muller.
 inline void normal(Words radius, Words angle, Floats& first, Floats& second) {
     const Floats uniform = __builtin_convertvector(radius >> 8, Floats) * 0x1p-24f + 0x1p-25f;
     const Floats length = root(-2.0f * logarithm(uniform));
-    // The angle's first two bits are the quadrant, the others the way from its middle, in radians.
+    // The angle's first two bits are the quadrant; the others, as a signed number, are the angle from its centre.
     const Words quadrant = angle >> 30;
     const Floats turn = __builtin_convertvector(bits_of<Ints>(angle << 2) >> 2, Floats) * (1.57079633f * 0x1p-30f);
     const Floats square = turn * turn;

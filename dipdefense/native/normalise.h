@@ -113,7 +113,7 @@ void normalise_planes_backward(const T* x, const T* grad, T* grad_x, const float
     }
 }
 
-// Sums over the pixels of an image: ``add`` sums up a block's for 16 channels; written for each channel in double.
+// Two sums over the pixels of an image for each channel, in double; ``add`` sums over a block for 16 channels.
 template <class Add>
 void sum_pixels(int64_t pixels, int64_t channels, double* first, double* second, int threads, Add add) {
     const int64_t blocks = (pixels + PIXELS - 1) / PIXELS, padded = (channels + LANES - 1) / LANES * LANES;

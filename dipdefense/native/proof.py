@@ -1,4 +1,4 @@
-"""The compiled kernels against torch's operators, on a few small tensors: before anything relies on them."""
+"""Compares the compiled kernels with torch's operators on a few small tensors, before anything relies on them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from dipdefense.native.library import Kernels, table_of
 
-# Odd sizes, so that vectors and blocks have rests; one image, whose channels may be innermost, and two.
+# Odd sizes leave incomplete vectors and blocks. The channels of one image may be innermost, those of two may not.
 _SHAPES = ((1, 19, 33, 31), (2, 3, 5, 7))
 _EPS, _SLOPE = 1e-5, 0.2
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 class WrongError(Exception):
-    """A kernel does something else than torch's operators; the message says which and by how much."""
+    """A kernel differs from torch's operators; the message says which one and by how much."""
 
 
 def prove(kernels: Kernels) -> None:
@@ -109,7 +109,7 @@ def _head(kernels: Kernels, x: Tensor) -> None:
 
 
 def _perturb(kernels: Kernels, dtype: torch.dtype) -> None:
-    """Moments, and other noise for another seed or iteration; a seed's noise does not depend on its place."""
+    """Check moments, independence of seeds and iterations, and that a seed's noise does not depend on its place."""
     fixed = torch.zeros(2, 3, 47, 31, dtype=torch.float32)
     first, second, moved = (torch.empty_like(fixed, dtype=dtype) for _ in range(3))
     kernels.perturb(fixed, torch.tensor([5, 6]), 1, 1.0, first)

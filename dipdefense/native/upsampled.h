@@ -5,9 +5,9 @@
 
 namespace {
 
-// Maps of rows · columns pixels of ``inner`` channels: N·C maps of one, or one image's map of C. Upsampling's Gram
-// matrix along either axis is tridiagonal, and the upsampled mean is a weighted one. The table of an axis has three
-// rows: the diagonal, what couples a pixel to the next, and the weights of the mean.
+// Maps of rows · columns pixels of ``inner`` channels: N·C maps of one channel, or one image's map of C. Upsampling's
+// Gram matrix along either axis is tridiagonal, and the upsampled mean is a weighted one. The table of an axis has
+// three rows: the diagonal, the entries beside it (from each pixel to the next), and the weights of the mean.
 struct Maps {
     const float *vertical, *horizontal;  // (3, rows) and (3, columns)
     int64_t maps, rows, columns, inner;
@@ -68,8 +68,8 @@ class Rows {
     std::vector<float> own, right, left, centre, line;
 };
 
-// Calls visit(rows, map, row, sums) for every row of every map. ``sums`` are two rows of numbers to add to; a map's are
-// added up by channel and returned, two a channel. With ``wanted`` false there are none.
+// Calls visit(rows, map, row, sums) for every row of every map. ``sums`` are two rows of numbers to add to. They are
+// added up over each map by channel and returned, two per channel; with ``wanted`` false nothing is returned.
 template <class T, class Visit>
 std::vector<double> for_rows(const Maps& maps, const float* centres, bool wanted, int threads, Visit visit) {
     const int64_t blocks = (maps.rows + ROWS - 1) / ROWS, each = 2 * maps.inner;
@@ -153,7 +153,7 @@ void normalise_upsampled_backward(const T* x, const T* grad, T* grad_x, const fl
     for_rows<T>(maps, mean.data(), false, threads, [&](Rows<T>& rows, int64_t map, int64_t row, float*) {
         rows.read(x + map * maps.size, row);
         const int64_t begin = map * maps.size + row * maps.length;
-        // The centred values are not needed; their place takes the factors.
+        // The centred values and the weights are not needed any more; the factors take their places.
         rows.along(&factor[map * maps.inner], rows.values);
         rows.along(&pull[map * maps.inner], rows.weights);
         for (int64_t at = 0; at < maps.length; at += LANES) {

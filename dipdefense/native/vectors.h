@@ -1,4 +1,4 @@
-// Vectors of 16 numbers, fp32 and bf16 in memory, and the functions that C++ has for single numbers only.
+// Vectors of 16 numbers, in memory as fp32 or bf16, and vector forms of functions that C++ has for scalars only.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-"""Sums of a class score's gradients at points of each image, as many at once as a batch has room for."""
+"""Sums of a class score's gradients at several points of each image, a batch of points at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dipdefense.checks import check_images, check_logits
 from dipdefense.modes import evaluated
 
 Target = int | Sequence[int] | Tensor | None
-"""A class for all images, one an image, or None for the predicted ones."""
+"""A class for all images, one per image, or None for the predicted ones."""
 
 MOST = 2**24
-"""More than any computation could finish; a larger number is a slip."""
+"""The most steps, samples or images at once; a larger number is a slip, which no computation would finish."""
 
 Points = Callable[[Tensor, Tensor], Iterator[Tensor]]
 """From an image and its baseline, both (C, H, W), to the points at which its gradients are taken."""
@@ -36,7 +36,7 @@ def summed(
     if not isinstance(classifier, nn.Module):
         raise TypeError(f"classifier must be a torch.nn.Module, got {shown(classifier)}")
     check_images(images)
-    batch_size = integer("batch_size", batch_size, low=1)
+    batch_size = integer("batch_size", batch_size, low=1, high=MOST)
     images, classes = images.detach(), _classes(target, len(images))
     baselines = torch.zeros_like(images) if baselines is None else baselines
     if len(images) == 0:
@@ -71,20 +71,20 @@ def _gradients(classifier: nn.Module, points: Tensor, targets: Tensor) -> Tensor
 
 
 def _classes(target: Target, count: int) -> list[int] | None:
-    """The given classes, one an image; None for the predicted ones."""
+    """The given classes, one per image; None for the predicted ones."""
     if target is None:
         return None
-    expected = "a class number, one an image, or None for the predicted classes"
+    expected = "a class number, one per image, or None for the predicted classes"
     if isinstance(target, int) or getattr(target, "ndim", None) == 0:
         return [integer("target", target, low=0, expected=expected)] * count
     given = several("target", target, expected=expected, most=MOST)
     if len(given) != count:
-        raise ValueError(f"target must be one class or one an image, got {len(given)} classes for {count} images")
+        raise ValueError(f"target must be one class or one per image, got {len(given)} classes for {count} images")
     return [integer("target", each, low=0, expected=expected) for each in given]
 
 
 def _targets(classifier: nn.Module, images: Tensor, classes: list[int] | None, batch_size: int) -> Tensor:
-    """(N,) class numbers on the images' device, once the classifier has shown that it has these classes."""
+    """(N,) class numbers on the images' device: the predicted ones, or the given ones if the classifier has them."""
     with torch.no_grad():
         if classes is None:
             parts = [

@@ -14,14 +14,14 @@ def mask(saliency: Tensor, percentile: float = 99) -> Tensor:
 
     Args:
         saliency: (N, C, H, W) maps of any of the methods.
-        percentile: of each image's sums, in (0, 100]; this one and all above are 1, so that a few outliers do not
+        percentile: of each image's sums, in (0, 100]. From this value up the mask is 1, so that a few outliers do not
             leave the rest black.
 
     Returns:
-        (N, 1, H, W) in [0, 1]; all 0 where the map is.
+        (N, 1, H, W) in [0, 1]; all 0 for a map of zeros.
 
     Raises:
-        TypeError: ``saliency`` is no tensor of floats.
+        TypeError: ``saliency`` is not a tensor of floats.
         ValueError: it has another shape, a value that is not finite, or ``percentile`` is outside its range.
 
     Example:
@@ -42,12 +42,12 @@ def mask(saliency: Tensor, percentile: float = 99) -> Tensor:
 
 
 def overlay(image: Tensor, mask: Tensor, *, dark: float = 0.2) -> Tensor:
-    """Images darkened where their masks are 0 and as they are where these are 1.
+    """Images darkened where their masks are 0, and unchanged where these are 1.
 
     Args:
         image: (N, C, H, W) floats in [0, 1].
-        mask: (N, 1, H, W) in [0, 1], from :func:`mask`; of one image, it serves them all.
-        dark: the share of an image's brightness that stays where the mask is 0, in [0, 1].
+        mask: (N, 1, H, W) in [0, 1], from :func:`mask`; or (1, 1, H, W) for all images.
+        dark: the share of an image's brightness that is left where the mask is 0, in [0, 1].
 
     Returns:
         (N, C, H, W) in [0, 1].
@@ -64,7 +64,7 @@ def overlay(image: Tensor, mask: Tensor, *, dark: float = 0.2) -> Tensor:
     _check_maps("mask", mask)
     if mask.shape[1:] != (1, *image.shape[2:]) or len(mask) not in (1, len(image)):
         raise ValueError(
-            f"mask must be (1, 1, height, width) or one an image, {(len(image), 1, *image.shape[2:])} here; got "
+            f"mask must be (1, 1, height, width) or one per image, {(len(image), 1, *image.shape[2:])} here; got "
             f"{tuple(mask.shape)}"
         )
     if mask.numel() and not 0 <= mask.min() <= mask.max() <= 1:
@@ -73,7 +73,7 @@ def overlay(image: Tensor, mask: Tensor, *, dark: float = 0.2) -> Tensor:
 
 
 def _check_maps(name: str, maps: object) -> None:
-    """Refuse what is no (N, C, H, W) tensor of finite floats."""
+    """Refuse anything but an (N, C, H, W) tensor of finite floats."""
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
         raise TypeError(f"{name} must be a tensor of floats, got {shown(getattr(maps, 'dtype', maps))}")
     if maps.ndim != 4 or 0 in maps.shape[1:]:

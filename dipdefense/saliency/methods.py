@@ -1,4 +1,4 @@
-"""The four methods: each says at which points an image's gradients are taken, and how their sum is a map."""
+"""The four methods: at which points of an image the gradients are taken, and how their sum becomes a map."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def gradient(classifier: nn.Module, images: Tensor, *, target: Target = None, ba
     """The gradient of the class's score, with its sign.
 
     Args:
-        classifier: see :mod:`dipdefense.saliency`, and so are the next three.
+        classifier: see :mod:`dipdefense.saliency` for this and the next three.
         images: (N, C, H, W) floats in [0, 1].
         target: class of the score.
         batch_size: images at once.
@@ -46,19 +46,19 @@ def integrated_gradients(
     steps: int = 50,
     batch_size: int = 32,
 ) -> Tensor:
-    """Integrated gradients: the image less a baseline, times the mean gradient on the way from there (signed).
+    """Integrated gradients: (image − baseline) times the mean gradient on the path between them, with its sign.
 
     A map's values sum to the difference of the score between image and baseline, up to the error of the integration.
     Sundararajan et al. 2017, equation 3, takes the gradient at the right end of each step; here it is taken in the
-    middle, where the error falls with the square of ``steps``.
+    middle, and the error falls with the square of ``steps``.
 
     Args:
-        classifier: see :mod:`dipdefense.saliency`, and so are the next two.
+        classifier: see :mod:`dipdefense.saliency` for this and the next two.
         images: (N, C, H, W) floats in [0, 1].
         target: class of the score.
-        baseline: where the way begins: black by default. A grey level in [0, 1], or a finite tensor that broadcasts to
-            the images, such as (C, H, W). Values that equal the baseline's have no attribution, so that on black no
-            black pixel is salient.
+        baseline: where the path begins, black by default: a grey level in [0, 1], or a finite tensor that broadcasts to
+            the images, such as (C, H, W). Values equal to the baseline have no attribution: with black, no black pixel
+            is salient.
         steps: of the integration, at least 1.
         batch_size: images at once.
 
@@ -96,7 +96,7 @@ def smoothgrad(
     """SmoothGrad: the mean gradient over noisy copies of the image, with its sign (Smilkov et al. 2017, section 3).
 
     Args:
-        classifier: see :mod:`dipdefense.saliency`, and so are the next two.
+        classifier: see :mod:`dipdefense.saliency` for this and the next two.
         images: (N, C, H, W) floats in [0, 1].
         target: class of the score; the predicted class is that of the image without noise.
         samples: noisy copies of each image, at least 1. Beyond 50 the authors found little change.
@@ -135,7 +135,7 @@ def mig_sg(
     library's.
 
     Args:
-        classifier: see :mod:`dipdefense.saliency`, and so are the next two.
+        classifier: see :mod:`dipdefense.saliency` for this and the next two.
         images: (N, C, H, W) floats in [0, 1].
         target: class of the score; the predicted class is that of the image without noise.
         baseline: x₀, black by default; as in :func:`integrated_gradients`.
@@ -146,7 +146,7 @@ def mig_sg(
         batch_size: images at once.
 
     Returns:
-        (N, C, H, W), nowhere negative.
+        (N, C, H, W), not negative.
 
     Example:
         >>> classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))

@@ -1,4 +1,4 @@
-"""Where a method's gradients are taken: noisy copies of an image, and the baseline that a path begins at."""
+"""The points at which gradients are taken: noisy copies of an image, and the baseline of a path."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from dipdefense.saliency.gradients import MOST
 
 
 def noisy(points: Iterable[Tensor], noise_std: float, seed: int) -> Iterator[Tensor]:
-    """The points, each with noise of its own that depends on the seed and on its place alone."""
+    """The points, each with noise that depends on the seed and on its place in the sequence alone."""
     generator = torch.Generator().manual_seed(seed)
     for point in points:
         # On the CPU in float32, so that a seed means the same on every device and in every dtype.
-        yield point + noise_std * torch.randn(point.shape, generator=generator, device="cpu").to(point)
+        noise = torch.randn(point.shape, generator=generator, dtype=torch.float32, device="cpu")
+        yield point + noise_std * noise.to(point)
 
 
 def checked_noise(samples: int, noise_std: float, seed: int) -> tuple[int, float, int]:

@@ -67,6 +67,16 @@ def test_a_budget_is_a_snapshot_and_a_seed_fixes_everything(native: Kernels, tin
     assert not torch.equal(short.images, other.images)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_images_memory_format_changes_nothing(native: Kernels, tiny: DIPConfig, count: int) -> None:
+    images, options = torch.rand(count, 32, 35, 3).permute(0, 3, 1, 2), {"budgets": (3,), "config": tiny, "seed": 1}
+    permuted, contiguous = (
+        reconstruct(each, backend="native", **options) for each in (images, images.contiguous())
+    )  # fmt: skip
+    assert torch.equal(permuted.losses, contiguous.losses)
+    assert torch.equal(permuted.images, contiguous.images)
+
+
 def test_it_learns(native: Kernels, tiny: DIPConfig) -> None:
     image = torch.linspace(0, 1, 32 * 32).view(1, 1, 32, 32).expand(1, 3, -1, -1)
     run = reconstruct(image, budgets=(150,), config=tiny, seed=0, backend="native")

@@ -55,6 +55,15 @@ def test_it_compiles_once(cache: Path, tmp_path: Path, monkeypatch) -> None:
     assert runs(tmp_path) == 2
 
 
+def test_a_compiler_that_goes_by_its_name_is_called_by_it(cache: Path, tmp_path: Path, monkeypatch) -> None:
+    """As ccache does, whose links have the compilers' names."""
+    script = (tmp_path / "compiler").read_text().removeprefix("#!/bin/sh\n")
+    compiler(tmp_path, monkeypatch, f'[ "${{0##*/}}" = g++ ] || exit 1\n{script}')
+    (tmp_path / "g++").symlink_to(tmp_path / "compiler")
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    assert loading.loaded().reason == "the kernels compiled on this machine do what torch's operators do"
+
+
 # The damaged file is another than the one that this process has mapped.
 def truncated(path: Path) -> None:
     beginning = path.read_bytes()[:5000]

@@ -75,7 +75,7 @@ def found(run: Run) -> dict[str, Finding]:
 
 def test_a_bare_call_is_the_papers_on_a_gpu_and_reduced_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     gpu = parse_arguments(description="", arguments=["--device", "cuda"])
     assert (gpu.images, gpu.budgets, gpu.config) == (20, BUDGETS, DIPConfig.paper())
     assert gpu.conditions == tuple(CONDITIONS)

@@ -42,7 +42,7 @@ ARGUMENTS = {
 def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU to ask for, though there is none."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 @pytest.mark.usefixtures("_gpu")

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""Adam over one flat buffer, which writes the operands' copy of the parameters on the way.
+"""Adam over one flat buffer, which also writes the parameters' copy in the operands' dtype.
 
 Checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """
@@ -39,9 +39,9 @@ def bias_corrections(
 ) -> Tensor:
     """(iterations + 1, 2) fp32: learning rate / (1 − β₁ᵗ) and 1 / sqrt(1 − β₂ᵗ) in row t; row 0 is not used.
 
-    Taken in fp64 beforehand: in fp32 the first 1 − β₂ᵗ would keep only four digits.
+    Computed in fp64: in fp32 the first 1 − β₂ᵗ would keep only four digits.
     """
-    steps = torch.arange(iterations + 1, dtype=torch.float64).clamp(min=1)
+    steps = torch.arange(iterations + 1, dtype=torch.float64, device="cpu").clamp(min=1)
     table = torch.stack([learning_rate / (1 - betas[0] ** steps), (1 - betas[1] ** steps).rsqrt()], dim=1)
     return table.to(device, torch.float32)
 
@@ -63,7 +63,7 @@ def adam(
         parameters: fp32 of any shape, contiguous, as all the other buffers.
         grads: fp32, of the same shape.
         moments: both fp32, zero at first.
-        operands: the parameters' copy in the operands' dtype, or none where they are multiplied in fp32.
+        operands: the parameters' copy in the operands' dtype, or None where the operands are fp32.
         iteration: int64 of one element on the device, 1 at the first update; the caller counts.
         corrections: as :func:`bias_corrections` returned them.
         betas: the moments' decay rates.

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
 """Convolutions and their data gradients as one implicit matrix product an image.
 
-One kernel serves the four of them, since they differ in which source pixel a tap reads, (stride · o + direction · tap
-+ shift) / dilation, where that is a whole number. (The dilation is the source's: zeros between its pixels.)
+One kernel serves all four, which differ in the source pixel that a tap reads for output pixel o: (stride · o +
+direction · tap + shift) / dilation, where that is a whole number. (Dilation puts zeros between the source's pixels.)
 
 ================================  ======  =========  =====  ========  ======================
                                   stride  direction  shift  dilation  border
@@ -13,8 +13,8 @@ transposed, of a repeated ring    1       −1         −1     2         repeat
 its data gradient                 2       +1         +1     1         folded back (repeated)
 ================================  ======  =========  =====  ========  ======================
 
-Folding back is padding's adjoint: a pixel whose copy lies in the ring around the image collects the copy's gradient
-as well. Few tiles hold such pixels; only those go through the taps again.
+Folding back is the adjoint of padding: a pixel with a copy in the ring around the image also collects the copy's
+gradient. Few tiles hold such pixels, and only those go through the taps again.
 
 Checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """
@@ -214,8 +214,8 @@ def convolve(
         finish: the epilogue that the sums go through before they are stored.
         out: (N, height, width, channels) to write to; new in the source's dtype by default.
         accumulate: add to ``out`` instead of overwriting it.
-        partial: also return each tile's statistics: mean and sum of squared deviations; or, where ``finish`` names an
-            activation, the sums of the gradient and of gradient times normalised value, always wanted then.
+        partial: also return each tile's statistics: mean and sum of squared deviations; or, where ``finish`` has an
+            activation and this must be True, the sums of the gradient and of the gradient times the normalised value.
 
     Raises:
         ValueError: a tensor is not contiguous.

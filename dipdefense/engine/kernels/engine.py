@@ -1,8 +1,8 @@
 """A whole network's forward and backward pass, and its update, in the kernels of this package.
 
 The backward pass is written out, since it recomputes activations on load where autograd would keep them. A layer's
-result exists once, raw; an :class:`Operand` is that tensor with the coefficients that turn it into the normalised
-activation, or, backwards, into the raw values' gradient.
+result is stored once, raw. An :class:`Operand` is that tensor with the coefficients that turn it into the normalised
+activation or, in the backward pass, into the raw values' gradient.
 
 The merged normalisation is folded into the next convolution's weights: its factor γ / σ of each input channel depends
 on the upsampled activation's variance, which the low-resolution tensor gives.
@@ -103,7 +103,7 @@ class Engine:
         self.grads = torch.zeros_like(self.rows)
         self.moments = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
         self._saved: dict[int, _Saved] = {}
-        # Held, for a captured iteration reads them wherever their cache has let them go.
+        # Kept alive: a captured iteration reads them even after their cache has dropped them.
         self._matrices: dict[int, list[Tensor]] = {}
 
     def forward(self, noise: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
 """Epilogues: from a convolution's sums in the accumulators to its values in memory.
 
-Forwards: the filtered result of the layer below is added, and the statistics of normalisation are taken. Backwards:
-LeakyReLU's derivative is applied, and the two sums that the gradient of normalisation needs are taken. Each tile writes
-its own sums, so that they are added in the same order every time.
+In the forward pass the filtered result of the layer below is added, and normalisation's statistics are taken. In the
+backward pass LeakyReLU's derivative is applied, and the two sums are taken that normalisation's gradient needs. Each
+tile writes its own sums, which are then always added in the same order.
 
 Checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """

@@ -1,7 +1,7 @@
 """One iteration in the kernels, over fixed buffers, to be replayed from a CUDA graph.
 
-The noise's counter and Adam's bias corrections differ from one iteration to the next. They hang on a count in the GPU's
-memory that the iteration itself raises.
+The noise's counter and Adam's bias corrections change at every iteration. Both are read by a count in the GPU's memory,
+which the iteration itself increments.
 
 Checked in Triton's interpreter on a CPU, where nothing is captured; not yet run on a GPU.
 """
@@ -26,13 +26,13 @@ class Iteration:
         parameters: the networks' initial weights, ``dict(SkipNets(...).named_parameters())``.
         fixed_noise: (N, input_channels, H, W) fp32.
         target: (N, C, H, W) fp32, the images.
-        seeds: one an image, for the fresh noise.
+        seeds: one per image, for the fresh noise.
         config: the method's numbers.
         scales: how often the networks halve the resolution.
         operands: dtype of activations and operands, bf16 or fp32.
         iterations: the most that it will be called for.
-        outputs: (N, C, H, W) fp32, filled at every call: the networks' outputs, in [0, 1].
-        losses: (N,) fp32, likewise: each output's mean squared error.
+        outputs: (N, C, H, W) fp32, filled at every call with the networks' outputs, in [0, 1].
+        losses: (N,) fp32, filled at every call with each output's mean squared error.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Iteration:
         self._count += 1
 
     def fresh_noise(self) -> Tensor:
-        """(N, input_channels, H, W) fp32: the noise of the last iteration, to the operands' rounding of its input."""
+        """(N, input_channels, H, W) fp32: the last iteration's noise, as the input in the operands' dtype has it."""
         return (self._noise - self._fixed_noise).permute(0, 3, 1, 2)
 
     def weights(self, rows: Tensor) -> dict[str, Tensor]:

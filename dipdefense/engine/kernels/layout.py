@@ -1,7 +1,7 @@
-"""All parameters of a network in one row: where each lies, and the way there and back.
+"""The layout of all parameters of a network in one row, and the conversion to it and back.
 
-A convolution's weights are (k·k, in, out) there, the layout that the kernels multiply with, so that Adam's pass over
-the rows also writes the operands, and nothing has to be rearranged at any iteration.
+A convolution's weights are (k·k, in, out) there, as the kernels multiply them. Adam's pass over the rows can then write
+the operands too, and no iteration rearranges anything.
 """
 
 from __future__ import annotations

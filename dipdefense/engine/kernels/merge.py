@@ -46,7 +46,7 @@ def gram_product(values, a, b, shift, row, column, n, mask, height, width, chann
 
 @triton.jit
 def copies_of(row, column, height, width, merged_h, merged_w):
-    """How many upsampled pixels' worth each pixel is: 4, less where an odd size cropped the last row or column."""
+    """Each pixel's weight in the upsampled sum: 4, or less where an odd size crops the last row or column."""
     copies_y = 2.0 - tl.where(row == height - 1, merged_h % 2, 0)
     copies_x = 2.0 - tl.where(column == width - 1, merged_w % 2, 0)
     return copies_y * copies_x
@@ -60,8 +60,8 @@ def _merge_moments(
 ):  # fmt: skip
     """A tile's sum and sum of squares of the activation, upsampled or not, less the image's first pixel's value.
 
-    The first pixel stands in for the mean, which is not known yet: it keeps the sum of squares from being a small
-    difference of large numbers where the mean is far from zero.
+    The first pixel stands in for the mean, which is not known yet. Without it the variance would be a small difference
+    of large numbers where the mean is far from zero.
 
     Checked in Triton's interpreter; not yet run on a GPU.
     """
@@ -100,7 +100,7 @@ def _merge_gradient(
     merge: tl.constexpr, slope: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Add to the activation's gradient what passes through the variance and the border strips; then as an epilogue.
+    """Add the activation's gradients through the variance and the border strips, then finish as an epilogue does.
 
     Checked in Triton's interpreter; not yet run on a GPU.
     """
@@ -177,8 +177,8 @@ def merge_gradient(
     """Complete the gradient of an activation that is merged, in place, up to normalisation's own gradient.
 
     Args:
-        grad: (N, H, W, C), the gradient that came through the convolution; afterwards with all that came another way,
-            and after LeakyReLU's derivative.
+        grad: (N, H, W, C), the gradient through the convolution; overwritten with the sum over all ways, times
+            LeakyReLU's derivative.
         feature: the activation.
         merge_coefficients: (N, 2, C): the gradient of its variance times 2 / pixels, and its mean.
         merge: PLAIN or UPSAMPLED.

@@ -1,8 +1,9 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
 """The network's input: fixed noise and fresh Gaussian noise, generated in the kernel that adds them.
 
-The generator is counter-based (Philox 4×32-10, Salmon et al. 2011): keyed by the image's seed, counting iteration and
-position, so that an image's noise depends on neither its place in the batch nor the size of the batch.
+The generator is counter-based (Philox 4×32-10, Salmon et al. 2011). Its key is the image's seed, and its counter
+consists of iteration and position, so an image's noise depends neither on its place in the batch nor on the batch's
+size.
 
 Checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """
@@ -39,8 +40,8 @@ def perturb(fixed: Tensor, seeds: Tensor, iteration: Tensor, out: Tensor, *, std
 
     Args:
         fixed: (N, H, W, channels) fp32, contiguous.
-        seeds: (N,) int64, one an image.
-        iteration: int64 or int32 of one element, on the device, so that each replay of a graph has other noise.
+        seeds: (N,) int64, one per image.
+        iteration: int64 or int32 of one element, on the device, where a graph's replays can change it.
         out: like ``fixed``, in the operands' dtype.
         std: the noise's standard deviation.
     """

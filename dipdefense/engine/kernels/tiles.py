@@ -18,12 +18,12 @@ NOTHING: tl.constexpr = tl.constexpr(0)
 MIRROR: tl.constexpr = tl.constexpr(1)
 REPEAT: tl.constexpr = tl.constexpr(2)
 
-# The interpreter's product takes no bf16. There the rounded operands are widened, which changes no product.
+# The interpreter cannot multiply bf16. There the rounded operands are widened, which changes no product.
 _INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
-# Numbers that differ from scale to scale. The compiler is told nothing about them: a variant for each would gain
-# nothing, since channels are innermost, and take minutes to compile.
+# Arguments that differ from scale to scale. The compiler does not specialise on them: variants would gain nothing,
+# since channels are innermost, and take minutes to compile.
 SIZES = (
     "in_h", "in_w", "out_h", "out_w", "grad_h", "grad_w", "height", "width", "merged_h", "merged_w",
     "spread_h", "spread_w", "pixels", "tiles_x", "tiles", "steps_w", "steps", "split_steps",
@@ -33,9 +33,9 @@ SIZES = (
 class Operand(NamedTuple):
     """A tensor (N, H, W, C) that is stored raw and completed on load.
 
-    With neither ``coefficients`` nor ``raw`` it is what it is. With coefficients (N, 4, C) whose first rows are a and
-    b it is LeakyReLU(a · values + b). With ``raw`` as well, ``values`` are a gradient after LeakyReLU's derivative,
-    the rows are p, q and r, and the operand is the gradient before normalisation, p · values + q · raw + r.
+    Without ``coefficients`` it is ``values``. With coefficients (N, 4, C) whose first rows are a and b, it is
+    LeakyReLU(a · values + b). With ``raw`` as well, ``values`` are a gradient after LeakyReLU's derivative, the rows
+    are p, q and r, and the operand is the gradient before normalisation, p · values + q · raw + r.
     """
 
     values: Tensor
@@ -44,7 +44,7 @@ class Operand(NamedTuple):
 
 
 def require_contiguous(*tensors: Tensor | None) -> None:
-    """Refuse what the kernels would read wrongly: they take channels to be innermost, and nothing in between.
+    """Refuse tensors whose layout the kernels would misread.
 
     Raises:
         ValueError: a tensor is not contiguous.
@@ -71,11 +71,11 @@ class Blocks(NamedTuple):
 def convolution_blocks(inputs: int, outputs: int, *, element_size: int, filtered: bool = False) -> Blocks:
     """Pixels (rows × columns) × output channels (outer), in steps of input channels (inner).
 
-    - 128 × 128 sums on 8 warps are 64 registers a thread. Work on load takes as many again: compiled for
-      sm_90 the variants need 160 to 255 registers, one program a multiprocessor. A tile of 8 × 16 pixels holds fewer
-      border pixels than a line of 128 does.
-    - Steps of 128 bytes a pixel are a full line of the cache. Loaded ahead are a gradient's two tensors and the
-      weights at worst: 3 stages of them are 144 KiB of an H100's 227.
+    - 128 × 128 sums on 8 warps are 64 registers per thread. Work on load takes as many again: compiled for sm_90 the
+      variants need 160 to 255 registers, which is one program per multiprocessor. A tile of 8 × 16 pixels has fewer
+      border pixels than a line of 128.
+    - Steps of 128 bytes per pixel are a full cache line. A gradient's two tensors and the weights are the most that is
+      loaded ahead: 3 stages of them are 144 KiB of an H100's 227.
     - The filter of the layer below needs registers for the addresses of what it reads, and its convolution has few
       input channels: half as many pixels, or the sums spill.
     - Up to 16 output channels (skip branches, the last layer) a tile has too little arithmetic for more than 4 warps.
@@ -89,8 +89,8 @@ def convolution_blocks(inputs: int, outputs: int, *, element_size: int, filtered
 def weight_blocks(inputs: int, outputs: int, *, element_size: int) -> Blocks:
     """Input channels (rows) × output channels (outer), in steps of pixels (inner); columns is unused.
 
-    The whole 128 × 128 matrix of a tap in one program reads each operand once a tap; 64 pixels of bf16 a step take as
-    much memory as above.
+    With the whole 128 × 128 matrix of a tap in one program, each operand is read once per tap. Steps of 64 pixels in
+    bf16 take as much memory as above.
     """
     rows, outer = (min(128, max(16, triton.next_power_of_2(size))) for size in (inputs, outputs))
     return Blocks(rows, 1, outer, 128 // element_size, 8 if rows * outer > 4096 else 4, 3)

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""The upsampled convolution beside its transposed convolution: the filter's adjoint, and the border.
+"""The upsampled convolution's parts besides the transposed convolution: the filter's adjoint, and the border.
 
-The mathematics is :mod:`dipdefense.engine.upsampling`'s, with the channels innermost. The border strips are a few small
-matrix products, so torch's own operators do for them.
+The mathematics is that of :mod:`dipdefense.engine.upsampling`, with the channels innermost. The border strips are a few
+small matrix products, for which torch's own operators are good enough.
 
 The kernel has been checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """

@@ -138,10 +138,10 @@ def weight_gradient(
         x: the layer's input, (N, H, W, in).
         grad: the gradient of its output, (N, H', W', out).
         out: (N, k·k, in, out) fp32, contiguous but for the image axis.
-        pairing: which pixels meet.
+        pairing: which pixels are multiplied.
         slope: LeakyReLU's, where the input has one.
-        fp32: multiply in fp32 although the tensors are shorter.
-        splits: programs to share the pixels among; by default enough to fill a GPU.
+        fp32: multiply in fp32 even if the tensors are bf16.
+        splits: number of programs that share the pixels; by default enough to fill a GPU.
 
     Raises:
         ValueError: a tensor is not contiguous.
