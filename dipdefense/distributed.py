@@ -212,7 +212,8 @@ def _connected(ray: ModuleType, address: str | None, workers: int | None) -> Ite
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         cpus = max(os.cpu_count() or 1, (workers or 1) * torch.get_num_threads())
-        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        # Without "local" Ray would join the cluster of RAY_ADDRESS or of an earlier "ray start".
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         ray.init(address=address, **quiet)
     try:

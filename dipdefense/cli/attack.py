@@ -63,9 +63,7 @@ def command(
     with usage():
         folder, name = listing.split_out(source, out)
         items = listing.found(source, without=folder)
-        names = listing.output_names(items, source, full=full_names)
-        if name is not None:
-            names = [type(names[0])(name)]
+        names = listing.output_names(items, source, full=full_names) if name is None else [name]
         outputs = [folder / own for own in names]
         listing.refuse_originals(items, outputs)
         attack = Attack(_NAMES[attack_name], epsilon, rounded=True)  # type: ignore[arg-type]

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipdefense import __version__, arguments
+from dipdefense import __version__
 from dipdefense.attacks import Attack
 from dipdefense.classifiers import Classifier
 from dipdefense.cli import reading
 from dipdefense.cli.classifying import Class, likeliest
 from dipdefense.cli.jobs import digest_of
 from dipdefense.cli.listing import Item
+from dipdefense.cli.network import device_named
 from dipdefense.cli.outputs import Record, refuse_to_replace, run, state_of, writing
 from dipdefense.cli.progress import Progress, say
 from dipdefense.cli.summary import Summary
@@ -51,7 +52,7 @@ def craft(asked: Campaign) -> tuple[Summary, dict[str, dict[str, Any]]]:
         TypeError, ValueError, OSError, ImportError: the classifier or its label is none, or files are in the way.
         Stopped: another run writes into the same folder.
     """
-    device = arguments.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_named(asked.device)
     classifier = reading.load(asked.classifier_name, asked.weights, device)
     summary, changed = Summary(len(asked.items)), dict[str, dict[str, Any]]()
     with run(summary, asked.outputs, asked.lock):
@@ -76,17 +77,18 @@ def _attacked(
     places: Mapping[str, tuple[Path, Record]],
 ) -> dict[str, dict[str, Any]]:
     """Attack a batch and write it; the classes before and after, by name."""
-    before = likeliest(classifier, images, 1)
-    labels = torch.tensor([own[0].index if asked.label is None else asked.label for own in before])
     seeds = [derive_seed(asked.seed, "attack", item.name) for item in items]
     try:
+        before = likeliest(classifier, images, 1)
+        labels = torch.tensor([own[0].index if asked.label is None else asked.label for own in before])
         adversarial = asked.attack(classifier, images, labels.to(images.device), batch_size=len(items), seed=seeds)
+        after = likeliest(classifier, adversarial, 1)
     except (RuntimeError, MemoryError) as error:
         for item in items:
             summary.fail(item.name, f"{type(error).__name__}: {error}")
         return {}
     changed = {}
-    for item, image, own, behind in zip(items, adversarial, before, likeliest(classifier, adversarial, 1), strict=True):
+    for item, image, (first,), (last,) in zip(items, adversarial, before, after, strict=True):
         path, record = places[item.name]
         try:
             with writing(path):
@@ -95,8 +97,8 @@ def _attacked(
             summary.fail(item.name, f"{path} could not be written: {error.strerror or error}")
             continue
         summary.done += 1
-        changed[item.name] = {"before": asdict(own[0]), "after": asdict(behind[0])}
-        say(f"{item.name}: {_told(own[0])} -> {_told(behind[0])}")
+        changed[item.name] = {"before": asdict(first), "after": asdict(last)}
+        say(f"{item.name}: {_shown(first)} -> {_shown(last)}")
     return changed
 
 
@@ -126,5 +128,5 @@ def _plan(asked: Campaign, summary: Summary) -> list[tuple[Item, Path, Record]]:
     return todo
 
 
-def _told(seen: Class) -> str:
+def _shown(seen: Class) -> str:
     return f"{seen.name} {seen.confidence:.2f}"

@@ -52,6 +52,8 @@ def command(
         items = listing.found(source)
         model = reading.load(classifier_name, weights, chosen.device)
         purifier = None if iters is None else chosen.purifier(iters)
+        if purifier is not None:
+            chosen.config.scales_for(model.preprocess.crop, model.preprocess.crop)
     if purifier is not None and chosen.reduced:
         say(chosen.reduced)
     summary = Summary(len(items))
@@ -60,8 +62,8 @@ def command(
         click.echo(columns(form, purified=iters is not None))
     with ending.working():
         try:
-            for batch in reading.batches(items, model, summary, size=batch_size, device=chosen.device):
-                for row in classified(*batch, model, purifier, chosen.seed_of, top=top):
+            for batch, images in reading.batches(items, model, summary, size=batch_size, device=chosen.device):
+                for row in classified(batch, images, model, purifier, chosen.seed_of, summary, top=top):
                     rows.append(row)
                     if form != "json":
                         click.echo(printed(row, form))

@@ -14,6 +14,7 @@ from torch import Tensor
 from dipdefense.classifiers import Classifier
 from dipdefense.cli.listing import Item
 from dipdefense.cli.reading import class_name
+from dipdefense.cli.summary import Summary
 from dipdefense.purifier import DIPPurifier
 
 
@@ -48,16 +49,27 @@ def classified(
     classifier: Classifier,
     purifier: DIPPurifier | None,
     seed_of: Callable[[str], int],
+    summary: Summary,
     *,
     top: int,
 ) -> Iterator[Row]:
-    """The rows of a batch."""
-    seen = likeliest(classifier, images, top)
-    purified: list[tuple[Class, ...]] | list[None] = [None] * len(items)
-    if purifier is not None:
-        run = purifier.reconstruct(images, budgets=(purifier.iters,), seed=[seed_of(item.name) for item in items])
-        purified = likeliest(classifier, run.images[0], top)
+    """The rows of a batch; where it cannot be computed, ``summary`` gets each of its images as failed."""
+    purified: list[tuple[Class, ...] | None] = [None] * len(items)
+    try:
+        seen = likeliest(classifier, images, top)
+        if purifier is not None:
+            run = purifier.reconstruct(images, budgets=(purifier.iters,), seed=[seed_of(item.name) for item in items])
+            purified = [
+                None if status == "diverged" else classes
+                for classes, status in zip(likeliest(classifier, run.images[0], top), run.status, strict=True)
+            ]
+    except (RuntimeError, MemoryError) as error:
+        for item in items:
+            summary.fail(item.name, f"{type(error).__name__}: {error}")
+        return
     for item, own, behind in zip(items, seen, purified, strict=True):
+        if purifier is not None and behind is None:
+            summary.fail(item.name, f"its network diverged within {purifier.iters} iterations; another --seed may not")
         yield Row(item.name, own, behind)
 
 

@@ -74,11 +74,11 @@ class Fitter:
         if len(images) == 1:
             return [*found, Fitted(images[0][0], failure)]
         for job, _ in images:
-            alone = self([job])[0]
-            if alone.image is not None:
-                note = f"it is fitted by itself, since {len(images)} images together failed: {failure}"
-                alone = replace(alone, image=replace(alone.image, notes=(*alone.image.notes, note)))
-            found.append(alone)
+            for alone in self([job]):  # none for an image that was done before
+                if alone.image is not None:
+                    note = f"it was fitted by itself, since fitting {len(images)} images at once failed: {failure}"
+                    alone = replace(alone, image=replace(alone.image, notes=(*alone.image.notes, note)))
+                found.append(alone)
         return found
 
     def _fit(self, images: Sequence[tuple[Job, ImageFile]], advance: Callable[[float], object]) -> list[Fitted]:

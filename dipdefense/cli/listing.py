@@ -73,7 +73,7 @@ def output_names(items: Sequence[Item], source: Path, *, full: bool) -> list[Pur
     return list(names)
 
 
-def split_out(source: Path, out: Path, *, several: bool = False) -> tuple[Path, str | None]:
+def split_out(source: Path, out: Path, *, several: bool = False) -> tuple[Path, PurePosixPath | None]:
     """The folder that is written into, and the file's name where OUT is one file.
 
     Args:
@@ -94,7 +94,7 @@ def split_out(source: Path, out: Path, *, several: bool = False) -> tuple[Path, 
             f"results are written as PNG, since a lossy format would change them; give a name that ends in .png, "
             f"not {printable(out)!r}, or a folder"
         )
-    return (out, None) if folder else (out.parent, out.name)
+    return (out, None) if folder else (out.parent, PurePosixPath(out.name))
 
 
 def refuse_originals(items: Sequence[Item], outputs: Sequence[Path]) -> None:

@@ -69,13 +69,25 @@ class Network:
         )  # fmt: skip
 
 
+def device_named(name: str | None) -> torch.device:
+    """The device of the option ``--device``; without it, a GPU where there is one.
+
+    Raises:
+        ValueError: the name is no device of this machine.
+    """
+    try:
+        return arguments.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except ValueError as error:
+        raise ValueError(f"--device: {error}") from error
+
+
 def asked_for(*, config: str | None, device: str | None, precision: Precision, backend: Backend, seed: int) -> Network:
     """The networks of these options, with what was left out decided by the device.
 
     Raises:
         ValueError: the device, the precision or the backend is not to be had here.
     """
-    where = arguments.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = device_named(device)
     name = config or ("paper" if where.type == "cuda" else "compact")
     check_backend(backend, where, CONFIGS[name]())
     operands = operand_dtype(precision, where)

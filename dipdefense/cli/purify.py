@@ -98,9 +98,7 @@ def command(
         chosen = asked_for(**options)
         folder, name = listing.split_out(source, out, several=bool(budgets))
         items = listing.found(source, without=folder)
-        names = listing.output_names(items, source, full=full_names)
-        if name is not None:
-            names = [type(names[0])(name)]
+        names = listing.output_names(items, source, full=full_names) if name is None else [name]
         counts = budgets or (iters or 1000,)
         asked = Purification(
             items,
@@ -111,7 +109,7 @@ def command(
             chosen.purifier(counts[-1], batch_size=batch_size or "auto", stopping=stopping),
             max_side,
             overwrite,
-            _spread(address, workers) if engine == "ray" else None,
+            _spread(address, workers, gpus=chosen.device.type == "cuda") if engine == "ray" else None,
         )
         listing.refuse_originals(items, asked.outputs)
     if chosen.reduced:
@@ -125,8 +123,8 @@ def command(
     raise SystemExit(summary.exit_code)
 
 
-def _spread(address: str | None, workers: int | None) -> Any:
+def _spread(address: str | None, workers: int | None, *, gpus: bool) -> Any:
     from dipdefense import distributed
 
     distributed.require_ray()
-    return functools.partial(distributed.spread, address=address, workers=workers)
+    return functools.partial(distributed.spread, address=address, workers=workers, gpus=int(gpus))

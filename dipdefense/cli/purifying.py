@@ -109,7 +109,9 @@ def _fit_all(asked: Purification, planned: Sequence[Job], summary: Summary) -> N
                 summary.fail(job.item.name, reasons[batch[0].shape])
         elif jobs.unfinished(batch):
             todo.append(batch)
-    fitter = Fitter(asked.purifier, tuple(asked.folders), asked.max_side, asked.network.device)
+    # A worker sees one GPU, whatever its number here.
+    device = asked.network.device if asked.spread is None else torch.device(asked.network.device.type)
+    fitter = Fitter(asked.purifier, tuple(asked.folders), asked.max_side, device)
     with Progress(sum(map(len, todo))) as progress:
         if asked.spread is None:
             for batch in todo:

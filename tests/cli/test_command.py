@@ -73,7 +73,7 @@ def test_the_names_of_choices_are_the_librarys() -> None:
         (["purify", "a.png", "a.png"], "one of the originals"),
         (["purify", "full", "full"], "the same folder"),
         (["purify", "full", "a.png"], "a.png is a file"),
-        (["purify", "a.png", "out", "--device", "tpu"], "must be cpu, cuda or cuda:N"),
+        (["purify", "a.png", "out", "--device", "tpu"], "--device: must be cpu, cuda or cuda:N"),
         (["purify", "a.png", "out", "--device", "cuda:77"], "CUDA devices"),
         (["purify", "a.png", "out", "--backend", "cudagraphs", "--device", "cpu"], "NVIDIA GPU"),
         (["purify", "both", "out"], "would both become a.png; rename one, or give --full-names"),

@@ -245,6 +245,19 @@ def test_an_image_that_cannot_be_fitted_is_named_and_the_others_are_done(tmp_pat
     assert written(tmp_path / "out") == {"0.png", "2.png"}
 
 
+def test_a_resumed_batch_that_fails_is_fitted_image_by_image(tmp_path: Path, monkeypatch) -> None:
+    for number in range(3):
+        picture(tmp_path / "in" / f"{number}.png", number=number)
+    assert purify(tmp_path / "in", tmp_path / "out").exit_code == 0
+    for number in (1, 2):
+        (tmp_path / "out" / f"{number}.png").unlink()
+    failing(monkeypatch, read_image(tmp_path / "in" / "1.png").pixels[0, 0, 0].item(), RuntimeError("broken"))
+    result = purify(tmp_path / "in", tmp_path / "out", "--json")
+    assert result.exit_code == 1, result.exception
+    assert (told(result)["kept"], told(result)["done"], list(told(result)["failed"])) == (1, 1, ["1.png"])
+    assert written(tmp_path / "out") == {"0.png", "2.png"}
+
+
 def test_a_diverging_image_is_named_and_the_others_are_done(tmp_path: Path, monkeypatch) -> None:
     for number in range(3):
         picture(tmp_path / "in" / f"{number}.png", number=number)
@@ -354,6 +367,28 @@ def test_spread_over_ray_it_writes_the_same(tmp_path: Path) -> None:
     assert written(tmp_path / "spread") == names
     for name in names:
         assert (tmp_path / "spread" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "own"),
+    [("cpu", 0, "cpu"), ("cuda", 1, "cuda"), ("cuda:3", 1, "cuda")],
+    ids=lambda value: str(value),
+)
+def test_a_worker_has_a_gpu_where_it_fits_on_one(tmp_path: Path, monkeypatch, device: str, gpus: int, own: str) -> None:
+    """A worker sees the GPU that Ray gave it alone, and sees it as the first."""
+    picture(tmp_path / "in" / "a.png")
+    calls = []
+
+    def spread(function, items, **given):
+        calls.append((function._device, given["gpus"]))
+        return iter(())
+
+    monkeypatch.setattr("dipdefense.distributed.spread", spread)
+    monkeypatch.setattr("dipdefense.distributed.require_ray", lambda: None)
+    monkeypatch.setattr("dipdefense.arguments.device", lambda name: torch.device(device))
+    monkeypatch.setattr(jobs, "room", lambda *given: 1)
+    result = purify(tmp_path / "in", tmp_path / "out", "--engine", "ray")
+    assert (result.exit_code, calls) == (0, [(torch.device(own), gpus)]), result.output
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Ray gave the work up"), ConnectionError("no cluster there")])
