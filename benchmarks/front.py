@@ -130,9 +130,9 @@ def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int])
             size = shape[1:] if candidate.side is None else (candidate.side, candidate.side)
             images = torch.rand(given.batch, shape[0], *size, device=given.device)
 
-            def mark(marks: list[float] = marks, cuda: bool = images.is_cuda) -> None:
-                if cuda:
-                    torch.cuda.synchronize()
+            def mark(marks: list[float] = marks, device: torch.device = images.device) -> None:
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
                 marks.append(time.perf_counter())
 
             reconstruct(

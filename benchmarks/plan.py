@@ -34,7 +34,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("record", type=Path, help="exported records with the reconstruction, table2.jsonl")
-    print("\n".join(plan(read_export(parser.parse_args().record))))
+    given = parser.parse_args()
+    run = read_export(given.record)
+    if all(record.defence != "dip" for record in run.records):
+        parser.error(f"{given.record} has no outcomes of the reconstruction, from which alone a plan can be made")
+    print("\n".join(plan(run)))
 
 
 def plan(run: Run) -> Iterator[str]:

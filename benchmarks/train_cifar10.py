@@ -96,7 +96,9 @@ def train(
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         if state["training"] != told:
-            raise SystemExit(f"{checkpoint} is of another training: {state['training']}")
+            raise SystemExit(
+                f"{checkpoint} is of another training: {state['training']}; delete it, or give another --out"
+            )
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--initial", type=Path, help="weights to begin with, for fine-tuning (default: random ones)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
     given = parser.parse_args()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     begun = circumstances(torch.device("cpu"))
     torch.manual_seed(given.seed)
     classifier = untrained_cifar10() if given.initial is None else load("cifar10-cnn", weights=given.initial)

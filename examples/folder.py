@@ -35,9 +35,9 @@ if device == "cpu" or iters < 500:
     print("REDUCED SETTING: the paper's is 500 to 1000 iterations of 128 channels. Results here mean little.")
 
 limit = arguments.images or (None if device == "cuda" else 4)
-found = sorted((path for path in arguments.folder.iterdir() if path.suffix in SUFFIXES), key=lambda p: p.stat().st_size)
+found = [path for path in arguments.folder.iterdir() if path.suffix.lower() in SUFFIXES]
 by_size: dict[torch.Size, list[tuple[Path, ImageFile]]] = defaultdict(list)
-for path in found:
+for path in sorted(found, key=lambda path: path.stat().st_size):
     try:
         image = read_image(path)
     except UnreadableImage as error:

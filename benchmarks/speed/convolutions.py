@@ -230,6 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # of the streams, the graphs and the clock
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(given.seed)
     known = circumstances(device)

@@ -1,4 +1,4 @@
-"""Adversarial versions of image files, written as PNGs of 8 bits."""
+"""Adversarial versions of image files, written as 8-bit PNGs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dipdefense.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Campaign:
-    """What a command line asked for; ``outputs`` has the file of each of ``items``."""
+    """The attack of one command line; ``outputs`` has one file for each of ``items``."""
 
     attack: Attack
     items: Sequence[Item]
@@ -43,14 +43,15 @@ class Campaign:
 
 
 def craft(asked: Campaign) -> tuple[Summary, dict[str, dict[str, Any]]]:
-    """Attack the images whose outputs are not there yet.
+    """Attack the images that have no output yet.
 
     Returns:
-        What became of the images, and for each that was attacked its class before and after, by name.
+        The outcome of every image, and by name the classes before and after the attack of those that were attacked.
 
     Raises:
-        TypeError, ValueError, OSError, ImportError: the classifier or its label is none, or files are in the way.
-        Stopped: another run writes into the same folder.
+        TypeError, ValueError, OSError, ImportError: the classifier cannot be loaded, the label is none of its classes,
+            or other files are in the way.
+        Stopped: another run is writing into the same folder.
     """
     device = device_named(asked.device)
     classifier = reading.load(asked.classifier_name, asked.weights, device)
@@ -76,7 +77,7 @@ def _attacked(
     summary: Summary,
     places: Mapping[str, tuple[Path, Record]],
 ) -> dict[str, dict[str, Any]]:
-    """Attack a batch and write it; the classes before and after, by name."""
+    """Attack a batch and write it; return the classes before and after, by name."""
     seeds = [derive_seed(asked.seed, "attack", item.name) for item in items]
     try:
         before = likeliest(classifier, images, 1)
@@ -103,7 +104,7 @@ def _attacked(
 
 
 def _plan(asked: Campaign, summary: Summary) -> list[tuple[Item, Path, Record]]:
-    """The images whose outputs are not there, with what these are made of."""
+    """The images that have no output yet, each with its output's path and record."""
     settings = {
         "command": "attack", "attack": str(asked.attack), "classifier": asked.classifier_name,
         "weights": None if asked.weights is None else digest_of(asked.weights.read_bytes()),
@@ -121,7 +122,7 @@ def _plan(asked: Campaign, summary: Summary) -> list[tuple[Item, Path, Record]]:
             summary.kept += 1
             continue
         if state in ("other settings", "foreign"):
-            in_the_way.append(f"{path} is there: {reason}")
+            in_the_way.append(f"{path} exists: {reason}")
         todo.append((item, path, record))
     if not asked.overwrite:
         refuse_to_replace(in_the_way)

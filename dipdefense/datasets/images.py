@@ -118,9 +118,11 @@ class ImageFiles(Dataset[LabelledImage]):
 
         Raises:
             UnreadableImage: one cannot be read.
-            ValueError: they differ in size.
+            ValueError: they differ in size, or there are none.
         """
         items = [self[index] for index in (range(len(self)) if indices is None else indices)]
+        if not items:
+            raise ValueError("a batch needs at least one image, got no indices")
         sizes = sorted({tuple(item.image.shape) for item in items})
         if len(sizes) > 1:
             raise ValueError(

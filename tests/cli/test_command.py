@@ -68,7 +68,7 @@ def test_the_names_of_choices_are_the_librarys() -> None:
         (["purify", "empty", "out"], "there are no images"),
         (["purify", "a.png", "out", "--iters", "0"], "not in the range"),
         (["purify", "a.png", "out", "--iters", "5", "--budgets", "5", "9"], "either --iters or --budgets"),
-        (["purify", "a.png", "out", "--budgets", "9", "5"], "must ascend"),
+        (["purify", "a.png", "out", "--budgets", "9", "5"], "must be in ascending order"),
         (["purify", "a.png", "out.jpg"], r"ends in .png"),
         (["purify", "a.png", "a.png"], "one of the originals"),
         (["purify", "full", "full"], "the same folder"),

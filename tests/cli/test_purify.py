@@ -215,7 +215,7 @@ def test_an_image_that_memory_does_not_suffice_for_is_told_what_does(tmp_path: P
     result = purify(tmp_path / "in", tmp_path / "out", "--json")
     assert result.exit_code == 1
     reason = told(result)["failed"]["large.png"]
-    assert "256×256 pixels would take" in reason
+    assert "fitting its 256×256 pixels would take" in reason
     side = int(reason.split("--max-side ")[1].split()[0])
     assert written(tmp_path / "out") == {"small.png"}
     assert purify(tmp_path / "in", tmp_path / "fits", "--max-side", side).exit_code == 0
@@ -309,9 +309,7 @@ def test_a_file_that_changes_during_the_run_is_named(tmp_path: Path, monkeypatch
         return inner(*given)
 
     monkeypatch.setattr(purifying.jobs, "batches", changed)
-    assert (
-        "it was changed during the run" in told(purify(tmp_path / "in", tmp_path / "out", "--json"))["failed"]["a.png"]
-    )
+    assert "it changed during the run" in told(purify(tmp_path / "in", tmp_path / "out", "--json"))["failed"]["a.png"]
 
 
 def test_two_runs_into_one_folder(tmp_path: Path) -> None:
