@@ -248,8 +248,8 @@ BAD = {
     "endless device": "no regular file",
     "truncated": "truncated",
     "empty": "it is empty",
-    "text": "it does not begin as a BMP",
-    "zeros": "it does not begin as a BMP",
+    "text": "it does not begin as a readable BMP",
+    "zeros": "it does not begin as a readable BMP",
     "too narrow": "1×4000",
     "one pixel": "1×1",
 }
