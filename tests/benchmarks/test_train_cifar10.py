@@ -58,7 +58,7 @@ def test_it_learns_and_a_killed_training_resumes(monkeypatch, data, tmp_path, ca
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, data, tmp_path / "killed.pt", epochs=8)
     monkeypatch.setattr(torch, "save", real)
-    with pytest.raises(SystemExit, match="another training"):
+    with pytest.raises(SystemExit, match="belongs to another training"):
         train(monkeypatch, data, tmp_path / "killed.pt", epochs=7)
     resumed = train(monkeypatch, data, tmp_path / "killed.pt", epochs=8)
     for name, value in whole.items():
