@@ -164,6 +164,10 @@ def main() -> None:
     parser.add_argument("--initial", type=Path, help="weights to begin with, for fine-tuning (default: random ones)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
     given = parser.parse_args()
+    if given.epochs < 1 or not 0 <= given.adversarial < float("inf"):
+        parser.error(
+            f"--epochs must be at least 1 and --adversarial at least 0, got {given.epochs}, {given.adversarial}"
+        )
     given.out.parent.mkdir(parents=True, exist_ok=True)
     begun = circumstances(torch.device("cpu"))
     torch.manual_seed(given.seed)

@@ -79,7 +79,7 @@ def network(function: F) -> F:
         ),
         click.option(
             "--seed", type=SEED, default=0, show_default=True,
-            help="Run seed; each image's own seed derives from it and the path below IN.",
+            help="Run seed; each image's own seed derives from it and the image's name.",
         ),
         click.option(
             "--config", type=click.Choice(CONFIG_NAMES),
@@ -96,7 +96,7 @@ def classifier(function: F) -> F:
         click.option("--weights", type=EXISTING, help="File with the classifier's weights.  [default: its own]"),
         click.option(
             "--classifier", "classifier_name", default="efficientnet-lite0", show_default=True,
-            help="Such as resnet18, the paper's.",
+            help="Classifier, such as resnet18, the paper's.",
         ),
     ):  # fmt: skip
         function = option(function)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--batch-size", type=COUNT,
-    help="Images of one size fitted at once; with 1 no other file decides how an image is rounded.  [default: by free "
+    help="Images of one size fitted at once; with 1 an image's rounding depends on no other file.  [default: by free "
     "memory]",
 )  # fmt: skip
 @click.option(

@@ -95,6 +95,16 @@ def test_adversarial_fine_tuning_begins_with_the_given_weights_and_is_recorded(m
     assert all(value.dtype == torch.float16 for value in tuned.values() if value.is_floating_point())
 
 
+@pytest.mark.parametrize(
+    "options", [["--epochs", "0"], ["--adversarial", "nan"], ["--adversarial", "-1"]], ids=" ".join
+)
+def test_senseless_numbers_are_refused_before_any_work(monkeypatch, capsys, options: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_cifar10.py", "--data", "missing", *options])
+    with pytest.raises(SystemExit):
+        train_cifar10.main()
+    assert "must be at least 1" in capsys.readouterr().err
+
+
 def test_augmented_images_are_shifted_or_flipped_copies() -> None:
     image = torch.arange(32 * 32, dtype=torch.int64).remainder(251).to(torch.uint8).view(1, 1, 32, 32)
     images = image.expand(64, 3, -1, -1)
