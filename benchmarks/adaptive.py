@@ -4,9 +4,9 @@
     python benchmarks/adaptive.py --data IMAGENET/val --classifier resnet18 --images 100 --level standard --epsilon 4 8
     python benchmarks/adaptive.py --level full --dry-run
 
-Bare, it takes packaged images and weights, and on a CPU a setting that is reduced to minutes, which every report
-names. A reduced attack is reported as such and never called robust accuracy. A run that was killed resumes, in the
-middle of an attack too; called with more images, attackers or ε, it adds them.
+Without options it uses packaged images and weights, on a CPU at a reduced setting that takes minutes and that every
+report names. Accuracy under a reduced attack is never called robust accuracy. A killed run resumes by the same command,
+even inside an attack; with more images, attackers or ε, the command adds them.
 """
 
 from __future__ import annotations

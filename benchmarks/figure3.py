@@ -4,10 +4,10 @@
     python benchmarks/figure3.py --data cifar10-images.zip --images 100 --iterations 1000 3000
     python benchmarks/figure3.py --data cifar10-images.zip --robust-set robust_CIFAR --non-robust-set non_robust_CIFAR
 
-Bare, it takes packaged images and the networks in benchmarks/weights, which benchmarks/train_cifar10.py trained, and
-makes both sets from them as Ilyas et al. 2019 do; on a CPU with fewer steps and iterations, in minutes. Their released
-sets are read from folders. A run that was killed resumes from the store when it is called again; called with more
-images, it adds them. Writes figure3.md, .csv, .png and the records into --out.
+Without options it makes both sets by the method of Ilyas et al. 2019, from packaged images and the networks in
+benchmarks/weights that benchmarks/train_cifar10.py trained; on a CPU in minutes, with fewer steps and iterations. The
+released sets are read from folders. A killed run resumes from its store by the same command; with more images, the
+command adds them. Writes figure3.md, .csv, .png and the records into --out.
 """
 
 from __future__ import annotations

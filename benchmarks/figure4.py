@@ -3,8 +3,8 @@
     python benchmarks/figure4.py
     python benchmarks/figure4.py --data IMAGENET/val --classifier resnet18 --image n02510455/ILSVRC2012_val_1.JPEG
 
-Bare, it takes a packaged image and packaged weights, clean, and about a minute on a CPU. The paper gives neither the
-steps nor the samples, nor the noise. Writes figure4.png and figure4.json into --out.
+Without options it uses a packaged clean image and packaged weights, and takes about a minute on a CPU. The paper gives
+neither the number of steps and samples nor the noise. Writes figure4.png and figure4.json into --out.
 """
 
 from __future__ import annotations

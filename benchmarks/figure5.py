@@ -3,8 +3,8 @@
     python benchmarks/figure5.py
     python benchmarks/figure5.py --config paper --budgets 500 750 1000
 
-Bare, it takes a packaged image and packaged weights. On a CPU the setting is reduced, takes minutes, and is named in
-the picture. One image's run is one unit: killed, it begins anew. Writes figure5.png and figure5.json into --out.
+Without options it uses a packaged image and packaged weights. On a CPU the setting is reduced, takes minutes, and is
+named in the picture. A killed run starts again. Writes figure5.png and figure5.json into --out.
 """
 
 from __future__ import annotations

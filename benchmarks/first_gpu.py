@@ -1,17 +1,17 @@
-"""Everything to find out on a first GPU, in one command and nine minutes. It has not yet been run on a GPU.
+"""All checks and measurements on a first GPU, in one command and nine minutes. It has not yet been run on a GPU.
 
     python benchmarks/first_gpu.py
     python benchmarks/first_gpu.py --data IMAGENET/val
     python benchmarks/first_gpu.py --rehearse          # all of it on a CPU, with tiny stand-ins
 
-In turn: the device and the versions; the tests that need a GPU; each backend against float64 and torch's operators, and
-the choice of ``backend="auto"`` (``device.py``); ``speed --full``; and Table 2, clean and under two attacks, on as many
-images as the rest of the time is enough for.
+The parts are: the device and the versions; the tests that need a GPU; each backend against float64 and torch's
+operators, and the choice of ``backend="auto"`` (``device.py``); ``speed --full``; and Table 2, clean and under two
+attacks, on as many images as fit into the remaining time.
 
-Each part is a process of its own, since a fault can end all work of a process on a GPU. It has a share of the time, and
-time that a part leaves unused is the later ones'. One that fails or takes too long stops no other. The folder gets each
-part's record (``tests.json``) as soon as the part has ended, and its output (``tests.log``) while it runs. The same
-command resumes: parts that passed at the same commit are skipped, and Table 2 has its store.
+Each part is a process of its own, because a fault on a GPU can end all work of its process. It has a share of the time,
+and unused time goes to later parts. A part that fails or takes too long stops no other. The folder gets each part's
+output (``tests.log``) while it runs, and its record (``tests.json``) when it has ended. The same command resumes: parts
+that passed at the same commit are skipped, and Table 2 has its store.
 
 Exits with 1 if a part failed or took too long.
 """
@@ -46,10 +46,10 @@ ROOT = Path(__file__).parents[1]
 Status = Literal["passed", "failed", "took too long", "unavailable"]
 
 GRACE = 10.0
-"""Seconds from a part's interrupt to its end by force."""
+"""Seconds between a part's interrupt and its end by force."""
 
 _TAIL = 6000
-# A batch of Table 2, and the images that every further call adds: a batch that is extended would be computed again.
+# The batch of Table 2 and the images that each call adds; a batch that grew would be computed again.
 _STEP = 5
 
 
@@ -65,12 +65,12 @@ class Plan:
 
 @dataclass
 class Attempt:
-    """The commands of one part; what they print goes to the part's log.
+    """The commands of one part, which write their output to the part's log.
 
     Attributes:
-        log: the file.
-        deadline: by ``time.monotonic``.
-        commands: those that were run.
+        log: the log file.
+        deadline: in seconds of ``time.monotonic``.
+        commands: the commands that were run.
     """
 
     log: Path
@@ -83,7 +83,7 @@ class Attempt:
         return max(0.0, self.deadline - time.monotonic())
 
     def run(self, *words: str | Path) -> Status:
-        """Run a Python command until the deadline at most: then it is interrupted and, if it persists, killed."""
+        """Run a Python command. At the deadline it is interrupted, and killed if it continues."""
         shown = [word.name if isinstance(word, Path) else word for word in words]
         self.commands.append(shlex.join(["python", *shown]))
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -104,27 +104,27 @@ class Attempt:
                 process.wait(GRACE)
             return "took too long"
         finally:
-            # With all that it started, and also when this process is interrupted.
+            # With everything that it started, also when this process is interrupted.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            # A process that waits for a broken driver cannot be killed; the other parts are tried all the same.
+            # A process that waits for a broken driver cannot be killed; the other parts still run.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
 
     def printed(self) -> str:
-        """The log, without the way to this checkout."""
+        """The log, without the path of this checkout."""
         return self.log.read_text(errors="replace").replace(f"{ROOT}/", "")
 
 
 class Part(NamedTuple):
-    """A part's share of the time, and its work: from the attempt to a status and a result in types that JSON has."""
+    """A part's share of the time, and its work, which returns a status and a result in JSON's types."""
 
     share: float
     work: Callable[[Plan, Attempt], tuple[Status, Any]]
 
 
 def device(question: str, plan: Plan, attempt: Attempt) -> tuple[Status, Any]:
-    """``device.py``'s answer, as far as it came."""
+    """The last answer that ``device.py`` printed."""
     tiny = ["--channels", "4"] if plan.rehearse else []
     status = attempt.run("benchmarks/device.py", question, "--device", plan.device, *tiny)
     answer = {}
@@ -136,7 +136,7 @@ def device(question: str, plan: Plan, attempt: Attempt) -> tuple[Status, Any]:
 
 
 def tests(plan: Plan, attempt: Attempt) -> tuple[Status, Any]:
-    """How many tests passed, and which did not."""
+    """The counts of the tests, and those that did not pass."""
     report = plan.folder / "tests.xml"
     report.unlink(missing_ok=True)
     chosen = ["not gpu and not slow", "tests/engine/test_backends.py"] if plan.rehearse else ["gpu"]
@@ -158,9 +158,9 @@ def tests(plan: Plan, attempt: Attempt) -> tuple[Status, Any]:
 
 
 def speed(plan: Plan, attempt: Attempt) -> tuple[Status, Any]:
-    """Where the speed benchmark's record is, and how far it came."""
+    """The speed benchmark's record, and the settings that it has."""
     earlier = set(plan.folder.glob("speed-*.json"))
-    # The rest of the time is for the ceilings, the checks and the quality part.
+    # The ceilings, the checks and the quality part take the rest of the time.
     seconds = {"--budget-seconds": 0.4 * attempt.left, "--trial-seconds": 0.25 * attempt.left}
     sizes = ["--full"]
     if plan.rehearse:
@@ -177,7 +177,7 @@ def speed(plan: Plan, attempt: Attempt) -> tuple[Status, Any]:
 
 
 def table2(plan: Plan, attempt: Attempt) -> tuple[Status, Any]:
-    """The accuracies on as many images as there was time for; the call that went beyond is no failure."""
+    """The accuracies on as many images as there was time for; a call that exceeds the time is not a failure."""
     sizes: Iterable[int] = itertools.count(_STEP, _STEP)
     options: list[str | Path] = ["--batch", f"{_STEP}", "--conditions", "clean", "fgsm-5", "bi-10"]
     if plan.rehearse:
@@ -218,10 +218,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--minutes", type=float, default=9.0, help="for all parts (default: %(default)g)")
-    add("--data", type=Path, help="of Table 2: a folder such as IMAGENET/val (default: packaged images)")
-    add("--rehearse", action="store_true", help="on a CPU, with tiny networks and a few fast tests")
-    add("--out", type=Path, help="default: benchmarks/results/first-gpu-DATE; of a rehearsal out/first-gpu-rehearsal")
+    add("--minutes", type=float, default=9.0, help="time for all parts (default: %(default)g)")
+    add("--data", type=Path, help="images of Table 2, a folder such as IMAGENET/val (default: packaged images)")
+    add("--rehearse", action="store_true", help="run on a CPU, with tiny networks and a few fast tests")
+    add(
+        "--out",
+        type=Path,
+        help="default: benchmarks/results/first-gpu-DATE, or out/first-gpu-rehearsal with --rehearse",
+    )
     given = parser.parse_args(arguments)
     if not 0 < given.minutes < float("inf"):
         parser.error(f"--minutes must be a positive number, got {given.minutes:g}")
@@ -235,7 +239,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Status]:
-    """Run every part that has not passed yet; each one's status."""
+    """Run every part that has not passed yet, and return the status of each."""
     given = parse_arguments(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     plan = Plan(given.out.resolve(), "cpu" if given.rehearse else "cuda", given.data, given.rehearse)
@@ -263,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Status]:
 
 
 def attempted(name: str, part: Part, plan: Plan, *, deadline: float) -> dict[str, Any]:
-    """A part's record."""
+    """Run a part, and return its record."""
     begun, when = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     log = plan.folder / f"{name}.log"
     log.unlink(missing_ok=True)
@@ -272,7 +276,7 @@ def attempted(name: str, part: Part, plan: Plan, *, deadline: float) -> dict[str
     status: Status
     try:
         status, result = part.work(plan, attempt)
-    except Exception as error:  # a file that a part left half written or not at all, whatever it may be
+    except Exception as error:  # such as a file that a part left unwritten or truncated
         status, result = "failed", {"error": f"{type(error).__name__}: {error}"}
     return {
         "part": name,
@@ -287,10 +291,7 @@ def attempted(name: str, part: Part, plan: Plan, *, deadline: float) -> dict[str
 
 
 def passed_before(path: Path, identity: dict[str, Any]) -> bool:
-    """Whether a part's record is of this commit and these settings, and the part passed.
-
-    A checkout with changes is never the same as another.
-    """
+    """Whether the part passed at this commit with these settings; never for a checkout with uncommitted changes."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -300,7 +301,7 @@ def passed_before(path: Path, identity: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    # A lent machine's end is a SIGTERM; the part that runs must not outlive this process.
+    # A rented machine may end with SIGTERM; the running part must not outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         good = set(main().values()) <= {"passed", "unavailable"}

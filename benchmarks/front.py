@@ -1,12 +1,13 @@
-"""Accuracy against seconds at 224×224: which network, image size and number of iterations earn their time.
+"""Accuracy against time at 224×224: which network, image size and number of iterations are worth their time.
 
     python benchmarks/front.py
     python benchmarks/front.py --data IMAGENET/val --images 20 --candidates compact narrow half-size
 
-Every candidate is fitted to the same images, clean and attacked (defence-unaware), and classified every 50 iterations.
-Its accuracy at each budget, the mean over the conditions, stands against its time, and the front is of those that no
-other beats in both. Time is relative to the compact network's, measured in turns in one process at the end. Bare, it
-takes packaged images and a reduced setting that is too small to decide anything. A killed run resumes.
+Every candidate is fitted to the same images, clean and attacked (defence-unaware), and its outputs are classified every
+50 iterations. The report compares the accuracy at each budget, the mean over the conditions, with the time; the front
+has the points that no other beats in both. Times are relative to the compact network's and are measured at the end, all
+candidates in turns in one process. Without options it uses packaged images at a reduced setting that is too small to
+decide anything. A killed run resumes.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ from dipdefense.reconstruct import reconstruct
 
 COMPACT = DIPConfig.compact()
 ROUNDS, TIMED = 5, 4
-"""Rounds of the timing, and iterations in each after two that warm up."""
+"""Rounds of the timing, and iterations timed in each after two of warm-up."""
 
 
 class Candidate(NamedTuple):
-    """A network, and the side in pixels at which it reconstructs the images: None for their own."""
+    """A network, and the side in pixels at which it reconstructs; None for the images' own size."""
 
     config: DIPConfig
     side: int | None = None
@@ -71,11 +72,11 @@ CANDIDATES = {
     "half-size": Candidate(COMPACT, side=112),
     "half-size-paper": Candidate(DIPConfig.paper(), side=112),
 }
-"""By name; every one but the paper's differs from the compact network in one thing."""
+"""By name; each but the paper's two differs from the compact network in one respect."""
 
 
 def defence(candidate: Candidate, given: argparse.Namespace, shape: Sequence[int]) -> Defence:
-    """The reconstruction by a candidate; at another size, of the image averaged down, and enlarged again."""
+    """A candidate's reconstruction; with a side of its own, of the area-averaged image, enlarged again."""
     channels, *own = shape
     size = own if candidate.side is None else [candidate.side, candidate.side]
     config = replace(candidate.config, scales=candidate.config.scales_for(*size))
@@ -96,7 +97,7 @@ def defence(candidate: Candidate, given: argparse.Namespace, shape: Sequence[int
 
 
 class _Enlarged(nn.Module):
-    """A classifier of smaller images."""
+    """A classifier of smaller images, which it enlarges."""
 
     def __init__(self, classifier: nn.Module, size: Sequence[int]) -> None:
         super().__init__()
@@ -111,12 +112,12 @@ class _Enlarged(nn.Module):
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds an iteration by candidate, one a round."""
+    """Seconds per iteration by candidate, one number for each round."""
 
     rounds: Mapping[str, Sequence[float]]
 
     def relative(self, name: str) -> float:
-        """The median ratio to the compact network's of the same round."""
+        """The median over the rounds of the ratio to the compact network."""
         own, reference = self.rounds[name], self.rounds[REFERENCE]
         return statistics.median(a / b for a, b in zip(own, reference, strict=True))
 
@@ -130,9 +131,9 @@ def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int])
             size = shape[1:] if candidate.side is None else (candidate.side, candidate.side)
             images = torch.rand(given.batch, shape[0], *size, device=given.device)
 
-            def mark(marks: list[float] = marks, cuda: bool = images.is_cuda) -> None:
-                if cuda:
-                    torch.cuda.synchronize()
+            def mark(marks: list[float] = marks, device: torch.device = images.device) -> None:
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
                 marks.append(time.perf_counter())
 
             reconstruct(
@@ -144,7 +145,7 @@ def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int])
 
 
 def points(runs: Mapping[str, Run], times: Times) -> list[Point]:
-    """Every candidate at every budget, its time in iterations of the compact network."""
+    """Every candidate at every budget, with its time in iterations of the compact network."""
     return [
         Point(name, cell.budget, cell.budget * times.relative(name), next(iter(cell.outcomes.values())))
         for name, run in runs.items()

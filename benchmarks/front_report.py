@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats: none is as accurate in less time, or more accurate in the same. Ascending in both."""
+    """The points that no other beats: none is as accurate in less time or more accurate in the same. Ascending."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.time, -point.accuracy)):
         if not best or point.accuracy > best[-1].accuracy:
@@ -54,7 +54,7 @@ def reference(points: Sequence[Point]) -> Point:
 
 
 def fast(points: Sequence[Point]) -> list[Point]:
-    """Each candidate at its best budget that takes at most half of the compact network's time, best first."""
+    """Each candidate at its best budget of at most half of the compact network's time, the best first."""
     limit = reference(points).time / 2
     chosen: dict[str, Point] = {}
     for point in points:
@@ -114,7 +114,7 @@ def _best(points: Sequence[Point]) -> list[Point]:
 
 
 def picture(points: Sequence[Point]) -> Figure:
-    """Every candidate's curve, and the front; the compact and the paper's network are marked."""
+    """Every candidate's curve and the front; the compact and the paper's network are emphasised."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -1,11 +1,11 @@
-"""How many images decide each of the paper's claims, and what they cost: a plan before a long measurement.
+"""A plan before a long measurement: the number of images that decides each of the paper's claims, and the cost.
 
     python benchmarks/plan.py benchmarks/results/table2-reconstruction/table2.jsonl
 
-From the differences measured so far: each comparison's split of the same images gives the probabilities that the exact
-McNemar test is planned with (80 % power at the 5 % level). A small record makes a rough plan: the range is of the
-splits that are as plausible, one image more or less on either side. Seconds are the record's own, an image through a
-condition's reconstruction at the largest budget.
+The plan follows from the differences measured so far. Each comparison's split of the same images gives the
+probabilities for the exact McNemar test (80 % power at the 5 % level). A small record makes a rough plan: the range
+covers the equally plausible splits with one image more or less on either side. The seconds are the record's median for
+one reconstruction at the largest budget.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dipdefense.paper.published import CLAIMS
 from dipdefense.paper.tables import table_cells
 
 MOST = 500
-"""Images at hand: the paper's number."""
+"""The most images that a plan considers: the paper's number."""
 
 
 def main() -> None:
@@ -34,7 +34,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("record", type=Path, help="exported records with the reconstruction, table2.jsonl")
-    print("\n".join(plan(read_export(parser.parse_args().record))))
+    given = parser.parse_args()
+    run = read_export(given.record)
+    if all(record.defence != "dip" for record in run.records):
+        parser.error(f"{given.record} has no outcomes of the reconstruction, which a plan needs")
+    print("\n".join(plan(run)))
 
 
 def plan(run: Run) -> Iterator[str]:
@@ -60,7 +64,7 @@ def plan(run: Run) -> Iterator[str]:
 
 
 def _needed(pair: Comparison) -> tuple[int | None, int | None]:
-    """The fewest and the most images that a plan from this split needs."""
+    """The fewest and the most images that this split asks for; None for more than ``MOST``."""
     n, split = pair.higher.n, compare(pair.higher, pair.lower)
     counts = []
     for shift in (-1, 1):
@@ -79,7 +83,7 @@ def _range(low: int | None, high: int | None) -> str:
 
 
 def _seconds(run: Run) -> float:
-    """Median seconds of an image's reconstruction at the largest budget."""
+    """The median seconds of an image's reconstruction at the largest budget."""
     most = max(record.budget for record in run.records if record.defence == "dip")
     return statistics.median(r.seconds for r in run.records if r.defence == "dip" and r.budget == most)
 

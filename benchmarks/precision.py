@@ -1,16 +1,16 @@
-"""bf16 operands against fp32 over the whole budget: is their difference within what two seeds of fp32 differ by?
+"""bf16 operands against fp32 over the whole budget: is their difference within that of two seeds of fp32?
 
     python benchmarks/precision.py --setting compact-224 --data imagenet-sample/val
     python benchmarks/precision.py --setting architecture-1-32 --data cifar10-images.zip --weights cifar10-cnn.pt
 
-Correctly classified images are attacked by FGSM at ε = 5, by an attacker who does not know of the defence, and fitted
-from the same initial weights and noise in both precisions, with each seed. The yardstick is the difference between two
-seeds of fp32: the defence is random by design, and the optimisation chaotic, so that a rounding error may grow to it
-and no further. An image's two differences are paired; intervals are bootstrapped over the images.
+Correctly classified images are attacked by FGSM at ε = 5 (defence-unaware) and fitted in both precisions, with each
+seed from the same initial weights and noise. The yardstick is the difference between two seeds of fp32: the defence is
+random by design and the optimisation chaotic, so a rounding error may grow to this difference but not beyond. An
+image's two differences are paired; intervals are bootstrapped over the images.
 
-The folder gets ``fp32.jsonl`` and ``bf16.jsonl``, written anew after every fit: a killed run resumes by the same
-command, and two processes may share the work by ``--only-precision``. The report and the plot are made of the images
-that both files have with every seed.
+The folder gets ``fp32.jsonl`` and ``bf16.jsonl``, rewritten after every fit: a killed run resumes by the same command,
+and two processes can share the work with ``--only-precision``. The report and the plot cover the images that both files
+have with every seed.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from dipdefense.seeds import derive_seed
 
 Precision = Literal["fp32", "bf16"]
 EPSILON = 5
-"""Of the attack, in 1/255."""
+"""The attack's strength in units of 1/255."""
 
 STRIDE = 10
-"""Iterations from one stored loss to the next."""
+"""Iterations between two stored losses."""
 
 
 class Setting(NamedTuple):
-    """A network, its classifier, and how many images by default: in all, and fitted at once."""
+    """A network, its classifier, and the default numbers of images: in all, and fitted at once."""
 
     config: DIPConfig
     classifier: str
@@ -91,7 +91,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fit what the records lack, then write the report and the plot and print the report."""
+    """Complete the records, write the report and the plot, and print the report."""
     given = parse_arguments(arguments)
     if not given.report:
         measure(given)
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class Record:
-    """One precision's file: a line with the configuration and the sessions, then one a fit."""
+    """One precision's file: a line with the configuration and the sessions, then one line for each fit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,14 +137,14 @@ class Record:
         return len(self.head["sessions"]) - 1
 
     def add(self, fits: Sequence[dict[str, Any]]) -> None:
-        """Store fits: a kill leaves the file with all of them or with none."""
+        """Store fits, all or none of them if the process is killed."""
         self._keep(fits)
         lines = [json.dumps(line, ensure_ascii=False) for line in (self.head, *self.fits.values())]
         write_atomically(self.path, "\n".join(lines) + "\n")
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Fit every image with every seed in each precision asked for, but for what is stored."""
+    """Fit every image with every seed in each precision asked for, except what is stored."""
     setting, device = SETTINGS[given.setting], torch.device(given.device)
     classifier = classifiers.load(setting.classifier, weights=given.weights, device=device)
     clean = correct_images(given, classifier, device)
@@ -181,7 +181,7 @@ def measure(given: argparse.Namespace) -> None:
 def correct_images(
     given: argparse.Namespace, classifier: classifiers.Classifier, device: torch.device
 ) -> LabelledImages:
-    """The first images, in a random order, that the classifier classifies correctly; on the device.
+    """Images that the classifier classifies correctly, on the device; from ``--data`` in random order.
 
     Raises:
         ValueError: there are too few.
@@ -217,9 +217,9 @@ def fit(
     budgets: Sequence[int],
     precision: Precision,
 ) -> list[dict[str, Any]]:
-    """One record an image: its loss curve, and at each budget PSNRs, prediction and the true class's confidence."""
+    """One record per image: its loss curve, and at each budget PSNRs, prediction and the true class's confidence."""
     started = time.perf_counter()
-    # By image, so that neither the batch nor the precision changes initial weights and noise.
+    # Derived from the image, so neither the batch nor the precision changes initial weights and noise.
     seeds = [derive_seed(seed, "dip", name) for name in clean.ids]
     run = reconstruct(attacked, budgets=tuple(budgets), config=config, seed=seeds, precision=precision)
     losses = run.losses[STRIDE - 1 :: STRIDE].cpu()
@@ -248,7 +248,7 @@ def fit(
 
 
 def _rounded(values: Tensor) -> Any:
-    """Numbers for a file, to six digits."""
+    """A tensor of at most one axis as Python numbers of six digits."""
     values = values.double().cpu()
     return float(f"{values.item():.6g}") if values.ndim == 0 else [float(f"{value:.6g}") for value in values.tolist()]
 

@@ -1,4 +1,4 @@
-"""The report and the plot of ``precision.py``: bf16 against fp32, measured by what two seeds of fp32 differ by."""
+"""The report and the plot of ``precision.py``: bf16 against fp32, relative to the difference of two seeds of fp32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Fits = Mapping[tuple[int, str], Mapping[str, Any]]
-"""Records of one precision by (seed, image)."""
+"""The records of one precision by (seed, image)."""
 
 QUANTITIES = {
     "log loss": "natural logarithm, mean over the iterations since the last budget",
@@ -31,12 +31,12 @@ class Measured:
     Attributes:
         images: ids.
         seeds: at least two.
-        values: by precision and quantity, (seeds, images, budgets); of the decision the predicted class.
+        values: by precision and quantity, (seeds, images, budgets); for the decision the predicted class.
         correct: by precision, (seeds, images, budgets), 1 where the prediction is right.
         curves: by precision, (seeds, images, stored losses).
-        undefended: whether the classifier alone is right, by image, under the attack.
-        seconds: by precision, mean of a fit.
-        diverged: by precision, fits with a loss that was not finite.
+        undefended: by image, whether the classifier alone is right under the attack.
+        seconds: by precision, the mean of a fit.
+        diverged: by precision, the number of fits with a loss that is not finite.
     """
 
     images: tuple[str, ...]
@@ -50,7 +50,7 @@ class Measured:
 
 
 def collect(fp32: Fits, bf16: Fits) -> Measured | None:
-    """The images that were fitted in both precisions with every seed; None without one, or with a single seed."""
+    """The fits of the images that both precisions have with every seed; None without such images or two seeds."""
     seeds = tuple(sorted({seed for seed, _ in (*fp32, *bf16)}))
     both = fp32.keys() & bf16.keys()
     # A dictionary keeps the order of the run.
@@ -77,7 +77,7 @@ def collect(fp32: Fits, bf16: Fits) -> Measured | None:
 
 
 def differences(measured: Measured, quantity: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Between the precisions, between fp32's seeds, and bf16 − fp32 with its sign; each (images, budgets).
+    """The absolute differences of the precisions and of fp32's seeds, and bf16 − fp32; each (images, budgets).
 
     The first is the mean over the seeds, the second over the pairs of seeds. Decisions differ by 0 or 1.
     """
@@ -93,7 +93,7 @@ def differences(measured: Measured, quantity: str) -> tuple[Tensor, Tensor, Tens
 
 
 def interval(values: Tensor) -> tuple[float, float]:
-    """95 % of the mean of (images,) values, by the percentiles of a bootstrap over the images."""
+    """The 95 % interval of the mean of (images,) values: percentiles of a bootstrap over the images."""
     places = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
     low, high = values[places].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high
@@ -137,7 +137,7 @@ def as_markdown(measured: Measured, budgets: Sequence[int], heads: Mapping[str, 
 
 
 def _verdict(quantity: str, own: Tensor, yardstick: Tensor, signed: Tensor) -> str:
-    # NaN, of a fit that diverged, is not within anything.
+    # NaN, from a fit that diverged, is within nothing.
     within = "yes" if interval(own - yardstick)[0] <= 0 else "no"
     return (
         f"- **{quantity}: bf16's difference lies within what two seeds of fp32 differ by: {within}** (precisions "

@@ -1,7 +1,7 @@
 """Write the tables of the READMEs and the documentation from the records in benchmarks/results.
 
-The first README also opens with the verdict of the adaptive records: the accuracy that is left under the strongest
-attack found, or that none is.
+The main README also opens with the verdict of the adaptive records: the accuracy that the strongest attack found
+leaves, if any.
 
 python benchmarks/readme.py
 """
@@ -37,11 +37,11 @@ MEASURED = (("none", 0), ("randomisation", 1), ("dip", 500), ("dip", 1000))
 PUBLISHED = (("none", 0), ("dip", 500), ("dip", 1000))
 
 ADAPTIVE = ("adaptive-imagenet", "adaptive-architecture-1", "adaptive-architecture-2", "adaptive-standard")
-"""Records of attackers who know the defence, as far as there are any; the first is of the first table's classifier."""
+"""Records of attackers who know the defence, where they exist; the first has the classifier of the first table."""
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Each file, and its text as the records have it: tables stand between their markers."""
+    """Each file and its new text, with the tables of the records between their markers."""
     runs = {source: read_export(RESULTS / source / "table2.jsonl") for source in SOURCES}
     known = {name: read_report(RESULTS / name) for name in ADAPTIVE if (RESULTS / name).is_dir()}
     own = known.pop(ADAPTIVE[0], None)
@@ -60,7 +60,7 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 def brief(run: Run, report: AdaptiveReport | None = None) -> str:
-    """A few columns of a record, beside the paper's; of the same classifier, the strongest attack found below them."""
+    """A few columns of a record beside the paper's; below them, for the same classifier, the strongest attack found."""
     cells = table_cells(run)
     found = {(cell.condition, cell.column): cell for cell in cells}
     titles = [column_title(*column) for column in MEASURED] + [published_title(*column) for column in PUBLISHED]
@@ -82,7 +82,7 @@ def _filled(path: Path, tables: str) -> tuple[Path, str]:
 
 
 def _between(text: str, markers: tuple[str, str], content: str) -> str:
-    """The text with this between two markers."""
+    """The text with ``content`` between two markers."""
     before, rest = text.split(markers[0])
     _, after = rest.split(markers[1])
     return "\n\n".join([before + markers[0], content, markers[1]]) + after

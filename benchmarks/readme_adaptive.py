@@ -1,4 +1,4 @@
-"""The parts of the READMEs that come from adaptive records: the row that matters, the tables, and the verdict."""
+"""The parts of the READMEs from adaptive records: the row of the strongest attack, the tables, and the verdict."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dipdefense.evaluation.adaptive.judging import Verdict
 from dipdefense.evaluation.adaptive.names import WORST_CASE, Column, column_title, is_known, named, title
 
 NOTHING = 0.05
-"""At most this accuracy under the strongest attack, by a single draw or by vote, is called next to nothing."""
+"""The largest accuracy under the strongest attack, by a single sample or by vote, that is called next to nothing."""
 
 
 def strongest_row(report: AdaptiveReport, columns: Sequence[Column], *, blank: int) -> list[str]:
-    """The row that matters: each defence under the strongest attack found, at the largest ε."""
+    """The table row of each defence under the strongest attack found, at the largest ε."""
     epsilon = report.epsilons[-1]
     found = [report.judged(WORST_CASE, column, epsilon) for column in columns]
     n = max(verdict.n for verdict in report.verdicts)
@@ -22,7 +22,7 @@ def strongest_row(report: AdaptiveReport, columns: Sequence[Column], *, blank: i
 
 
 def attacked(report: AdaptiveReport) -> str:
-    """Clean, defence-unaware and strongest attack found, for every defence of a record, at every ε."""
+    """A table of every defence of a record: clean, and at every ε the transfer and the strongest attack."""
     columns = [column for column in report.columns if not is_known(column[0])]
     lines = ["| | " + " | ".join(map(column_title, columns)) + " |", "| --- " * (len(columns) + 1) + "|"]
     rows: list[tuple[str, str, float]] = [("clean", "clean", 0)]
@@ -44,7 +44,7 @@ def attacked(report: AdaptiveReport) -> str:
 
 
 def verdict(reports: Sequence[AdaptiveReport]) -> str:
-    """A sentence a record and budget: the accuracy that is left of the reconstruction, or that nothing is."""
+    """A sentence for each record and budget: the accuracy of the reconstruction under the strongest attack."""
     found: list[str] = []
     nothing: list[float] = []
     for report in reports:

@@ -1,4 +1,4 @@
-"""Every claim of the paper that a record decides, as one table, from the reports that are made of the records."""
+"""One table of the paper's claims and the verdicts of the records, from the reports beside these."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ITEMS = {
     "figure3.md": "Figure 3",
     "architecture.md": "Section 6",
 }
-"""Reports with claims, in the paper's order."""
+"""The reports with claims, in the paper's order."""
 
 VERDICTS = {CONFIRMED: (CONFIRMED, SAME), CONTRADICTED: (CONTRADICTED, LARGER, SMALLER), UNDECIDED: (UNDECIDED,)}
-"""Columns of the table, and the verdicts that each has."""
+"""The columns of the table, and the verdicts that belong to each."""
 
 _CLAIM = re.compile(r"^- ([A-Z ,]+) in this setting: (.*?) \((?:section|not in|the )", flags=re.MULTILINE)
 
 
 def claims(results: Path) -> Iterator[tuple[str, str, str, str]]:
-    """Item, claim, verdict and the record's folder, of every report in the folder of the records."""
+    """The item, claim, verdict and folder of every decided claim in the reports below ``results``."""
     for report, item in ITEMS.items():
         for path in sorted(results.glob(f"*/{report}")):
             for verdict, claim in _CLAIM.findall(path.read_text()):
@@ -33,7 +33,7 @@ def claims(results: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def as_markdown(results: Path) -> str:
-    """A row a claim, and the records that confirm it, contradict it or leave it open."""
+    """A row for each claim, with the records that confirm it, contradict it or leave it open."""
     rows: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for item, claim, verdict, folder in claims(results):
         rows.setdefault((item, claim), []).append((verdict, f"`{folder}`"))

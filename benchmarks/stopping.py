@@ -5,10 +5,10 @@
         --config architecture-1 --images 100
     python benchmarks/stopping.py --data imagenet-sample/val --images 8
 
-Each image is fitted once, clean and under each defence-unaware attack, to the last budget. The outputs at every budget
-and those that each rule would have stopped at are classified in that fit: a rule that never ends a fit changes no bit
-of it. Bare, it takes packaged images and a reduced setting of minutes, which the report names. A run that was killed
-resumes from the store when it is called again; called with more images, it adds them.
+Each image is fitted once to the last budget, clean and under each defence-unaware attack. That fit provides the outputs
+at every budget and those at which each rule would have stopped: watching a fit without ending it changes no bit of it.
+Without options it uses packaged images at a reduced setting that takes minutes and that the report names. A killed run
+resumes from its store by the same command; with more images, the command adds them.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/table1.py
     python benchmarks/table1.py --data IMAGENET/val --classifier resnet18 --images 500 --classes 200 --seed 0 1 2
 
-An attack stands beside the clean images, because a defence's accuracy on those alone says nothing. A run that was
-killed resumes from the store when it is called again; called with more images, it adds them.
+An attack stands beside the clean images, because the accuracy on those alone says nothing about a defence. A killed
+run resumes from its store by the same command; with more images, the command adds them.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/table2.py
     python benchmarks/table2.py --data IMAGENET/val --classifier resnet18 --images 500 --classes 200 --seed 0 1 2
 
-Bare, it takes packaged images and weights: on a GPU with the paper's network and budgets, on a CPU with a reduced
-setting that takes minutes, that every report names, and that is too small to show the defence at work. A run that
-was killed resumes from the store when it is called again; called with more images, it adds them. Outcomes are shared
-with table1.py where the folder is the same.
+Without options it uses packaged images and weights: on a GPU with the paper's network and budgets, on a CPU in minutes
+at a reduced setting that every report names and that is too small to show the defence at work. A killed run resumes
+from its store by the same command; with more images, the command adds them. In the same folder it shares outcomes with
+table1.py.
 """
 
 from __future__ import annotations

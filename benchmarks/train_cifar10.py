@@ -1,13 +1,13 @@
-"""Train the small CIFAR-10 classifiers that the tables at 32×32 pixels and Figure 3 are measured on.
+"""Train the small CIFAR-10 classifiers of the tables at 32×32 pixels and of Figure 3.
 
     python benchmarks/train_cifar10.py --data cifar10-images.zip --out cifar10-cnn.pt
     python benchmarks/train_cifar10.py --data cifar10-images.zip --out cifar10-robust.pt --adversarial 0.5
     python benchmarks/train_cifar10.py … --adversarial 0.5 --initial cifar10-cnn.pt --epochs 2
 
-Takes about a quarter of an hour on one CPU core, twice that with --adversarial: at every step the images are moved by
-one step of L2 PGD from a random point of the ball, "fast" adversarial training (Wong et al. 2020), where Ilyas et al.
-2019 take seven. Writes the weights in 16 bits and, beside them, a record with the accuracy of these on the test split
-and under PGD. The same seed gives the same weights on the same machine with the same number of threads. Killed, it
+Takes about a quarter of an hour on one CPU core, and twice that with --adversarial, which is "fast" adversarial
+training (Wong et al. 2020): every batch is attacked by one step of L2 PGD from a random point of the ball, where Ilyas
+et al. 2019 take seven steps. Writes the weights in 16 bits and a record with their accuracy on the test split, clean
+and under PGD. The same seed gives the same weights on the same machine with the same number of threads. A killed run
 resumes after the last whole epoch.
 """
 
@@ -31,23 +31,23 @@ from dipdefense.evaluation.provenance import digest
 from dipdefense.files import write_atomically
 
 EPOCHS, BATCH, PEAK_RATE = 6, 128, 0.1
-# Pixels that a training image may be shifted by.
+# The largest shift of a training image in pixels.
 SHIFT = 4
-# Training's one step from a random point reaches beyond the ball and is projected, as Wong et al. 2020 found best.
+# The one step of training exceeds the radius and is projected back, which Wong et al. 2020 found best.
 FAST_STEP = 1.25
-# The attack that robust accuracy is measured with.
+# The attack under which robust accuracy is measured.
 EPSILON, STEP, STEPS, ATTACKED = 0.5, 0.1, 20, 1000
 
 
 def pixels(data: ImageFiles) -> tuple[Tensor, Tensor]:
-    """All images as bytes, (N, 3, 32, 32), and their labels: a quarter of the memory that floats would take."""
+    """All images as bytes, (N, 3, 32, 32), a quarter of the memory of floats, and their labels."""
     parts = [data.stack(range(start, min(start + 1000, len(data)))) for start in range(0, len(data), 1000)]
     images = torch.cat([(part.images * 255).round().to(torch.uint8) for part in parts])
     return images, torch.cat([part.labels for part in parts])
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Bytes to floats in [0, 1], each image flipped by chance and shifted with its border reflected."""
+    """The images, (N, 3, H, W) bytes, as floats in [0, 1], randomly flipped and shifted with reflected borders."""
     count, _, height, width = images.shape
     padded = F.pad(images / 255, (SHIFT,) * 4, mode="reflect")
     down, right = torch.randint(2 * SHIFT + 1, (2, count), generator=generator)
@@ -69,7 +69,7 @@ def train(
     precision: str = "fp32",
     initial: str = "",
 ) -> None:
-    """Train in place, from the last whole epoch that ``checkpoint`` has, if any.
+    """Train in place, resuming after the last whole epoch in ``checkpoint``, if there is one.
 
     Args:
         classifier: with its initial weights.
@@ -78,14 +78,14 @@ def train(
         epochs: passes over the images.
         seed: of their order, their augmentation and the attack.
         checkpoint: file of the last whole epoch.
-        adversarial: ε of the L2 ball that the images are attacked in; 0 trains on them as they are.
+        adversarial: the radius ε of the L2 attack in training; 0 trains on clean images.
         precision: "fp32", or "bf16" for the convolutions' operands.
-        initial: digest of the weights that the network begins with, if any.
+        initial: digest of the initial weights, if they are not random.
 
     Raises:
-        SystemExit: the checkpoint is of another training.
+        SystemExit: the checkpoint belongs to another training.
     """
-    told = {
+    training = {
         "epochs": epochs, "seed": seed, "adversarial": adversarial, "precision": precision, "initial": initial,
     }  # fmt: skip
     network = classifier.network.requires_grad_(True).to(memory_format=torch.channels_last)
@@ -95,8 +95,10 @@ def train(
     done = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if state["training"] != told:
-            raise SystemExit(f"{checkpoint} is of another training: {state['training']}")
+        if state["training"] != training:
+            raise SystemExit(
+                f"{checkpoint} belongs to another training: {state['training']}; delete it, or give another --out"
+            )
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -124,13 +126,13 @@ def train(
             "schedule": schedule.state_dict(),
         }
         fresh = checkpoint.with_suffix(".tmp")
-        torch.save(whole | {"done": epoch + 1, "training": told}, fresh)
+        torch.save(whole | {"done": epoch + 1, "training": training}, fresh)
         fresh.replace(checkpoint)
     classifier.eval().requires_grad_(False)
 
 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, attacked: bool = False) -> float:
-    """The share of images, (N, 3, 32, 32) bytes, that are classified correctly, or still are after L2 PGD."""
+    """The share of images, (N, 3, 32, 32) bytes, that are classified correctly, on request under L2 PGD."""
     correct = 0
     for part, truth in zip(torch.split(images / 255, 500), torch.split(labels, 500), strict=True):
         if attacked:
@@ -141,7 +143,7 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, attacked
 
 
 def measured(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int) -> dict[str, Any]:
-    """Clean and robust accuracy in per cent for a record, the latter on a random choice of the images."""
+    """Clean and robust accuracy in per cent for a record; the robust one on a random sample of the images."""
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:ATTACKED]
     robust = accuracy(classifier, images[chosen], labels[chosen], attacked=True)
     attack = {"attack": "L2 PGD", "epsilon": EPSILON, "step": STEP, "steps": STEPS, "n": len(chosen)}
@@ -162,6 +164,11 @@ def main() -> None:
     parser.add_argument("--initial", type=Path, help="weights to begin with, for fine-tuning (default: random ones)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
     given = parser.parse_args()
+    if given.epochs < 1 or not 0 <= given.adversarial < float("inf"):
+        parser.error(
+            f"--epochs must be at least 1 and --adversarial at least 0, got {given.epochs}, {given.adversarial}"
+        )
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     begun = circumstances(torch.device("cpu"))
     torch.manual_seed(given.seed)
     classifier = untrained_cifar10() if given.initial is None else load("cifar10-cnn", weights=given.initial)
@@ -176,7 +183,7 @@ def main() -> None:
     found = measured(load("cifar10-cnn", weights=given.out), *test, seed=given.seed)
     record = {**begun, "training": training, "weights": digest([given.out.read_bytes()]), "test split": found}
     write_atomically(given.out.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    # Only now: a training that is killed while it is tested has but to be tested again.
+    # Last, so a run that is killed during its tests only repeats these.
     checkpoint.unlink()
     clean, attacked = (found[name]["accuracy, %"] for name in ("clean", "attacked"))
     print(f"{given.out}: {clean:.2f} % of {len(test[0])} test images, {attacked:.1f} % under L2 PGD with ε={EPSILON}")

@@ -11,7 +11,10 @@ def main() -> None:
     ending.handle_signals()
     from dipdefense.cli.command import command
 
-    command.main(prog_name="dipdefense")
+    try:
+        command.main(prog_name="dipdefense")
+    except ending.Interrupted as stop:  # between the end of the work and the end of ``ending.working``
+        ending.end(stop.code, f"{stop}.")
 
 
 if __name__ == "__main__":

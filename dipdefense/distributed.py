@@ -1,9 +1,9 @@
-"""Work spread over the processes and machines of a Ray cluster: purification, and the tables' runs.
+"""Purification and the tables' runs in the processes and machines of a Ray cluster.
 
-Ray Data's actors each keep a GPU, or as many threads of a CPU as this process uses, for as long as the work lasts. One
-that dies is replaced, and the items that it had not finished are done again. Results come back to the process that
-asked, each once, so that a single writer keeps them. Nothing depends on who does what: an item has its own seeds, and
-the batches are fixed beforehand.
+The workers are actors of Ray Data. Each holds a GPU, or as many CPU threads as this process uses, until the work is
+done. A worker that dies is replaced, and its unfinished items are done again. The calling process receives every result
+exactly once, so a single writer stores them. Results do not depend on the distribution: each item has its own seeds,
+and the batches are fixed beforehand.
 
 Needs Ray: ``pip install dipdefense[ray]``.
 
@@ -38,7 +38,7 @@ from dipdefense.purifier import DIPPurifier
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Times that an item is begun. One that kills its worker every time would go round for ever.
+# The most attempts at an item. One that kills its worker every time would be retried for ever.
 _ATTEMPTS = 5
 
 _LARGEST_POOL = 2**16
@@ -52,30 +52,30 @@ def spread(
     address: str | None = None,
     gpus: float | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Call a function with every item, in processes of a Ray cluster, and yield each result as it is known.
+    """Call a function with every item in the processes of a Ray cluster, and yield results as they arrive.
 
-    Ray is started with the first result that is asked for, unless this process is connected to a cluster already.
-    Where the iteration ends or is given up, the workers end, and Ray too if it was started here. Of a worker that dies
-    Ray itself tells, on stdout.
+    Ray starts when the first result is requested, unless this process is connected to a cluster already. When the
+    iteration ends or is abandoned, the workers end, and so does Ray if it was started here. Ray itself reports dead
+    workers on stdout.
 
     Args:
-        function: what to call; copied to each worker once, by cloudpickle, with everything that it refers to.
-        items: its argument, one a call; copied by pickle.
-        workers: processes; by default one a GPU, or as many as the CPUs allow.
-        address: of a running cluster, such as "auto" or "10.0.0.1:6379"; None for processes of this machine, or for
-            the cluster that this process is connected to already. Its machines must have this package, and the files
-            that the function reads.
-        gpus: of each worker; by default 1 where the cluster has any, and 0 otherwise.
+        function: copied to each worker once, by cloudpickle, with everything that it refers to.
+        items: the arguments, one for each call; copied by pickle.
+        workers: number of processes; by default one for each GPU, or as many as the CPUs allow.
+        address: of a running cluster, such as "auto" or "10.0.0.1:6379", whose machines have this package and the files
+            that the function reads. None is the cluster that this process is connected to; without a connection, new
+            processes on this machine.
+        gpus: GPUs for each worker; by default 1 where the cluster has any, otherwise 0.
 
     Yields:
-        (index of the item, result), every item once, in no order.
+        (index of the item, result), every item once, in any order.
 
     Raises:
         ImportError: Ray is not installed.
         TypeError, ValueError: an argument is outside its range.
-        ValueError, ConnectionError: with the first result: the cluster has too few CPUs or GPUs, or is not there.
-        Exception: whatever the function raised, with the worker's traceback as a note.
-        RuntimeError: an item's worker died five times while it had this item.
+        ValueError, ConnectionError: with the first result: the cluster has too few CPUs or GPUs, or cannot be reached.
+        Exception: any error of the function, with the worker's traceback as a note.
+        RuntimeError: an item's worker died at each of five attempts.
     """
     if workers is not None:
         workers = integer("workers", workers, low=1, high=_LARGEST_POOL)
@@ -100,28 +100,28 @@ def purify_dataset(
 ) -> Iterator[tuple[range, Tensor]]:
     """Purify many images of one size in the processes of a Ray cluster.
 
-    Every image has the output that ``purifier`` has for it in this process: to the bit on a CPU of one kind, with one
-    backend. (With ``backend="auto"`` each worker holds a trial of its own; name the backend where that matters.)
+    Every image has the output that ``purifier`` computes for it in this process, bit for bit on CPUs of one kind with
+    the same backend. With ``backend="auto"`` each worker tries the backends by itself; name one where that matters.
 
     Args:
-        purifier: its ``iters``, configuration, precision, backend, stopping and seed count.
-        images: (N, C, H, W) floats in [0, 1]; or a function from places to such a batch, called in the workers, such
+        purifier: the defence; its ``batch_size`` and ``progress`` are not used.
+        images: (N, C, H, W) floats in [0, 1]; or a function from indices to such a batch, which the workers call, such
             as ``lambda places: data.stack(places).images``.
-        count: how many images such a function has.
-        seed: of the images, as :meth:`DIPPurifier.reconstruct` takes it; overrides the purifier's. Fresh seeds are
-            sampled here, so that a batch that is done again has the same.
-        batch: images fitted at once.
+        count: the number of images where ``images`` is a function.
+        seed: as in :meth:`DIPPurifier.reconstruct`; overrides the purifier's. Fresh seeds are sampled in this process,
+            so a repeated batch has the same ones.
+        batch: number of images fitted at once.
         workers: see :func:`spread`.
         address: see :func:`spread`.
         gpus: see :func:`spread`.
-        progress: show a bar with the time left.
+        progress: show a progress bar with the time left.
 
     Yields:
-        (places of a batch, its images purified, on the CPU), every image once, in no order.
+        (indices of a batch, its purified images on the CPU), every image once, in any order.
 
     Raises:
-        TypeError, ValueError, ImportError, ConnectionError, RuntimeError: see :func:`spread`; and whatever is wrong
-            with a batch of images, from its worker.
+        TypeError, ValueError, ImportError, ConnectionError, RuntimeError: see :func:`spread`. Errors in a batch of
+            images come from its worker.
 
     Example:
         >>> purifier = DIPPurifier(iters=500, seed=0)
@@ -134,7 +134,7 @@ def purify_dataset(
     read: Callable[[Sequence[int]], Tensor]
     if isinstance(images, Tensor):
         if count is not None:
-            raise ValueError(f"count is for images that a function gives; the tensor has its own, got {count}")
+            raise ValueError(f"count is for images that a function returns; the tensor has its own, got {count}")
         read, total = _Rows(images.detach().cpu()), len(images)
     elif count is None:
         raise TypeError("count must be given where images is a function")
@@ -155,7 +155,7 @@ def purify_dataset(
 
 
 class _Rows:
-    """Images in memory by their places."""
+    """Images in memory by their indices."""
 
     def __init__(self, images: Tensor) -> None:
         self._images = images
@@ -165,7 +165,7 @@ class _Rows:
 
 
 class _Purify:
-    """What a worker does with a batch."""
+    """A worker's call: purify a batch."""
 
     def __init__(self, purifier: DIPPurifier, read: Callable[[Sequence[int]], Tensor]) -> None:
         self._purifier, self._read = copy.copy(purifier), read
@@ -174,7 +174,7 @@ class _Purify:
     def __call__(self, work: tuple[range, Sequence[int]]) -> Tensor:
         places, seeds = work
         images = self._read(places)
-        # The batch as it is, whatever memory is free today: cut otherwise, sums might be rounded otherwise.
+        # The whole batch, whatever memory is free: other chunks might round sums differently.
         self._purifier.batch_size = len(places)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         run = self._purifier.reconstruct(images.to(device), budgets=(self._purifier.iters,), seed=seeds)
@@ -182,22 +182,22 @@ class _Purify:
 
 
 def require_ray() -> ModuleType:
-    """The module, with Ray Data loaded.
+    """The module ``ray``, with Ray Data loaded.
 
     Raises:
-        ImportError: it is not installed; the message says how to install it.
+        ImportError: Ray is not installed; the message says how to install it.
     """
     try:
-        # Ray reports its use to its makers unless it is told not to.
+        # Ray sends usage statistics to its makers unless this is set.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Its announcement of a change of what a worker without GPUs sees of them; ours see none, see _Worker.
+        # Silences Ray's announcement about the GPUs that workers without any can see; ours see none, see _Worker.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
         import ray.data
     except ImportError as error:
         raise ImportError(
-            "work is spread by Ray, which is not installed: pip install dipdefense[ray]; without it everything runs in "
-            "this process"
+            "workers need Ray, which is not installed: pip install dipdefense[ray]; without Ray everything runs "
+            "in this process"
         ) from error
     found: ModuleType = ray
     return found
@@ -205,14 +205,15 @@ def require_ray() -> ModuleType:
 
 @contextlib.contextmanager
 def _connected(ray: ModuleType, address: str | None, workers: int | None) -> Iterator[None]:
-    """A connection to a cluster; one that was made here is closed afterwards."""
+    """A connection to a cluster, closed afterwards if it was opened here."""
     if ray.is_initialized():
         yield
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         cpus = max(os.cpu_count() or 1, (workers or 1) * torch.get_num_threads())
-        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        # Without "local" Ray would join the cluster of RAY_ADDRESS or of an earlier "ray start".
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         ray.init(address=address, **quiet)
     try:
@@ -222,7 +223,11 @@ def _connected(ray: ModuleType, address: str | None, workers: int | None) -> Ite
 
 
 def _gpus(ray: ModuleType, asked: float | None) -> float:
-    """GPUs of each worker."""
+    """The number of GPUs for each worker.
+
+    Raises:
+        ValueError: the cluster has fewer.
+    """
     there = float(ray.cluster_resources().get("GPU", 0))
     if asked is None:
         return 1.0 if there else 0.0
@@ -232,10 +237,10 @@ def _gpus(ray: ModuleType, asked: float | None) -> float:
 
 
 def _pool(ray: ModuleType, workers: int | None, items: int, threads: int, gpus: float) -> int:
-    """The number of workers, at most one an item.
+    """The number of workers, at most one for each item.
 
     Raises:
-        ValueError: the cluster cannot have so many; Ray would wait for ever.
+        ValueError: so many do not fit the cluster; Ray would wait for ever.
     """
     resources = ray.cluster_resources()
     fit = int(resources.get("GPU", 0) / gpus) if gpus else int(resources.get("CPU", 0)) // threads
@@ -244,7 +249,7 @@ def _pool(ray: ModuleType, workers: int | None, items: int, threads: int, gpus: 
         raise ValueError(
             f"{wanted} workers of {f'{gpus:g} GPUs' if gpus else f'{threads} CPUs'} each do not fit a cluster of "
             f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs; ask for {fit} or fewer, or for "
-            "less for each (gpus, torch.set_num_threads)"
+            "fewer GPUs or threads for each (gpus, torch.set_num_threads)"
         )
     return wanted
 
@@ -263,10 +268,10 @@ def _results(
         threads = torch.get_num_threads()
         gpus = _gpus(ray, gpus)
         size = _pool(ray, workers, len(items), threads, gpus)
-        # Held here: were they the constructor's own arguments, they would be gone when a worker is replaced.
+        # Referenced here: as plain constructor arguments they would be gone when a worker is replaced.
         shared, attempts = ray.put(function), ray.remote(num_cpus=0)(_Attempts).remote()
         rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
-        # A block an item: a worker's death costs the items in its hands, and a result is here once it is known.
+        # One item per block: a dead worker costs only its current items, and every result arrives at once.
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,
             fn_constructor_args=([shared], attempts, threads),
@@ -279,7 +284,7 @@ def _results(
             number, (failed, value) = row["number"], pickle.loads(row["result"])
             if failed:
                 raise value
-            # Ray hands on each block once, whoever made it; a writer must be able to rely on it.
+            # Ray delivers each block once; a writer must be able to rely on that.
             if number not in done:
                 done.add(number)
                 yield number, value
@@ -288,19 +293,19 @@ def _results(
 
 
 class _Attempts:
-    """An actor: how often each item was begun."""
+    """An actor that counts the attempts at each item."""
 
     def __init__(self) -> None:
         self._begun: Counter[int] = Counter()
 
     def begin(self, number: int) -> int:
-        """The attempts at an item, this one included."""
+        """The number of attempts at an item, including this one."""
         self._begun[number] += 1
         return self._begun[number]
 
 
 class _Worker:
-    """An actor: the function, and the threads that it may use."""
+    """An actor with the function and the threads that it may use."""
 
     def __init__(self, shared: list[Any], attempts: Any, threads: int) -> None:
         import ray
@@ -325,7 +330,7 @@ class _Worker:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or one that says the same where it does not survive pickling."""
+    """The error, or a RuntimeError with the same message where it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -335,7 +340,7 @@ def _sendable(error: Exception) -> Exception:
 
 @contextlib.contextmanager
 def _quiet(ray: ModuleType) -> Iterator[None]:
-    """Without the bars and logs of Ray Data."""
+    """Ray Data without its bars and logs."""
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, context.print_on_execution_start, logger.level
     context.enable_progress_bars = context.print_on_execution_start = False

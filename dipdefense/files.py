@@ -1,14 +1,14 @@
-"""Image files to tensors and back, within limits; any file written all or not at all.
+"""Image files to tensors and back, within limits; and atomic writes of any file.
 
-One set of rules holds wherever the package reads a picture:
+The package reads every picture by the same rules:
 
-- its EXIF orientation is applied, so that it is upright (torchvision's own loader leaves that out);
-- transparency is set aside and otherwise ignored, as torchvision does: the colours stored under it count;
-- of an animation or several pages the first is read;
-- grey of more than 8 bits is scaled by the file's own depth, and colour of 16 bits a channel keeps them;
+- The EXIF orientation is applied, so pictures are upright. (torchvision's own loader ignores it.)
+- Transparency is read separately and otherwise ignored, as in torchvision: the colours stored under it count.
+- Of an animation or several pages, the first picture is read.
+- Grey of more than 8 bits is scaled by the file's own depth, and 16-bit colour keeps its 16 bits.
 - CMYK becomes RGB by Pillow's formula, without colour management.
 
-A file that cannot be read, whatever the reason, raises ``UnreadableImage``.
+A file that cannot be read for any reason raises ``UnreadableImage``.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from torch import Tensor
 
 from dipdefense.pictures import colour, decode, layers, png_of_16_bits, quantised, shape
 
-if TYPE_CHECKING:  # Pillow is imported where it is used: who only writes a report needs none
+if TYPE_CHECKING:  # Pillow is imported where it is used: writing a report does not need it
     from PIL import Image
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""How the names of such files end, in lower case."""
+"""The suffixes of image files, in lower case."""
 
 MAX_BYTES = 2**28
-"""The longest file that is read: 256 MiB, enough for the most pixels uncompressed."""
+"""The longest file that is read: 256 MiB, enough for ``MAX_PIXELS`` uncompressed."""
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _TOO_LONG = f"it is longer than {MAX_BYTES:,} bytes"
 
 
-class UnreadableImage(ValueError):  # noqa: N818 - it says what is wrong as it is
-    """An image file that cannot be read; its message names the file and the reason.
+class UnreadableImage(ValueError):  # noqa: N818 - the name says what is wrong
+    """An image file that cannot be read; the message names the file and the reason.
 
     Attributes:
         path: the file, or the archive and the entry in it.
@@ -54,7 +54,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - it says what is wrong as it i
         id: the image's id in its data set, or None for a file by itself.
     """
 
-    # The reason has a default because a DataLoader's worker raises its error again from the message alone.
+    # The reason has a default because DataLoader re-raises a worker's error from the message alone.
     def __init__(self, path: str, reason: str = "", *, id: str | None = None) -> None:
         super().__init__(f"{path} cannot be read as an image: {reason}" if reason else path)
         self.path = path
@@ -67,15 +67,15 @@ class UnreadableImage(ValueError):  # noqa: N818 - it says what is wrong as it i
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file as it was read.
+    """The content of an image file.
 
     Attributes:
-        name: of the file, printable.
+        name: the file's printable name.
         pixels: (1, H, W) for a greyscale file, else (3, H, W); float32 in [0, 1], upright.
-        alpha: (1, H, W) in [0, 1], 0 where it is transparent; None if the file has no transparency.
-        bits: of each value of ``pixels``: 16 for grey of more than 8 bits and colour of 16, else 8.
+        alpha: (1, H, W) float32 in [0, 1], 0 where the image is transparent; None if the file has no transparency.
+        bits: of each value: 16 for grey of more than 8 bits and for 16-bit colour, else 8.
         icc: the colour profile of ``pixels``, if the file has one.
-        notes: whatever of the file is not in ``pixels``, in words.
+        notes: sentences on the parts of the file that are not in the fields above.
     """
 
     name: str
@@ -87,12 +87,12 @@ class ImageFile:
 
     @property
     def rgb(self) -> Tensor:
-        """(3, H, W): grey three times over."""
+        """The pixels as (3, H, W); grey is repeated."""
         return self.pixels.repeat(3, 1, 1) if len(self.pixels) == 1 else self.pixels
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""A file's name with the bytes that are no UTF-8 escaped, so that it can be printed, stored and hashed.
+    r"""A file's name with bytes that are not UTF-8 escaped, so it can be printed, stored and hashed.
 
     Example:
         >>> print(printable(os.fsdecode(b"caf\xe9.png")))
@@ -106,11 +106,11 @@ def read_image(source: Path | str | bytes, *, name: str = "") -> ImageFile:
 
     Args:
         source: the file's path, or its content.
-        name: to call it by in messages; by default the path.
+        name: the name in messages; by default the path.
 
     Raises:
-        UnreadableImage: it is missing, no regular file, longer than ``MAX_BYTES``, of more than ``MAX_PIXELS``, in none
-            of ``FORMATS``, or broken; or its values lie beyond what its depth allows.
+        UnreadableImage: the file is missing, not a regular file, longer than ``MAX_BYTES``, in none of the formats
+            ``pictures.FORMATS``, larger than ``pictures.MAX_PIXELS``, or broken; or its values exceed its depth.
 
     Example:
         >>> import tempfile, torch
@@ -129,7 +129,7 @@ def read_image(source: Path | str | bytes, *, name: str = "") -> ImageFile:
         pixels, alpha, bits = layers(picture, content)
     icc = picture.info.get("icc_profile")
     if icc and icc[16:20] != (b"RGB " if len(pixels) == 3 else b"GRAY"):
-        notes.append("its colour profile is for other channels than those it is read as, and is left out")
+        notes.append("its colour profile is for other channels than those that are read, and is left out")
         icc = None
     if picture.mode == "CMYK":
         notes.append("CMYK is read as RGB without colour management")
@@ -137,33 +137,33 @@ def read_image(source: Path | str | bytes, *, name: str = "") -> ImageFile:
 
 
 def shape_of(content: bytes, *, name: str) -> tuple[int, int, int]:
-    """(channels, height, width) of the ``pixels`` that ``read_image`` would return, from the file's header.
+    """The shape (channels, height, width) of ``read_image``'s ``pixels``, from the file's header.
 
     Raises:
-        UnreadableImage: it is no image that can be read; a file that is broken further on may pass.
+        UnreadableImage: the header is not that of a readable image. A file that is broken further on passes.
     """
     with _naming(name):
         return shape(content)
 
 
 def open_rgb(content: bytes, *, name: str) -> Image.Image:
-    """The same file as ``read_image`` reads, as a picture in RGB of 8 bits for a classifier's preprocessing.
+    """The content of an image file as an 8-bit RGB picture, for a classifier's preprocessing.
 
-    Of 16-bit colour it has the higher byte, as every program has that reads with Pillow.
+    16-bit colour is reduced to its higher byte, as in every program that reads with Pillow.
 
     Raises:
-        UnreadableImage: as ``read_image`` does.
+        UnreadableImage: as ``read_image`` raises it.
     """
     with _naming(name):
         return to_rgb(decode(content)[0])
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """An RGB picture, 8 bits a channel, of any of Pillow's, by the rules above; without its EXIF, which is applied.
+    """Convert any PIL image to 8-bit RGB by the rules above. The EXIF orientation is applied and the EXIF removed.
 
     Raises:
-        TypeError: it is no PIL image.
-        UnreadableImage: its values lie beyond what its depth allows, or its mode has no conversion.
+        TypeError: it is not a PIL image.
+        UnreadableImage: its values exceed its depth, or Pillow cannot convert its mode.
     """
     from PIL import Image
 
@@ -185,23 +185,23 @@ def write_image(
     icc: bytes | None = None,
     text: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a PNG, all or not at all.
+    """Write a PNG atomically.
 
-    To write an image as its file was, give ``ImageFile``'s ``alpha``, ``bits`` and ``icc``. The file says nothing of an
-    orientation, as ``read_image`` has applied it.
+    To write an image like the file that it was read from, pass ``ImageFile``'s ``alpha``, ``bits`` and ``icc``. The PNG
+    has no orientation entry, because ``read_image`` has applied it.
 
     Args:
-        path: of the file; its name ends in ".png". A lossy format would change what was made.
-        pixels: (1, H, W) for greyscale or (3, H, W); floats in [0, 1].
-        alpha: (1, H, W) in [0, 1], 0 where the image is transparent.
+        path: the file, with a name that ends in ".png"; a lossy format would change the pixels.
+        pixels: (1, H, W) for greyscale or (3, H, W), floats in [0, 1].
+        alpha: (1, H, W) floats in [0, 1], 0 where the image is transparent.
         bits: of each value, 8 or 16.
         icc: the colour profile.
         text: entries of the file's metadata.
 
     Raises:
-        TypeError: ``pixels`` or ``alpha`` is no tensor of floats.
-        ValueError: the shapes do not fit, a value is no number in [0, 1], ``bits`` is neither 8 nor 16, or the name has
-            another ending.
+        TypeError: ``pixels`` or ``alpha`` is not a tensor of floats.
+        ValueError: the shapes do not fit, a value is NaN or outside [0, 1], ``bits`` is neither 8 nor 16, or the name
+            does not end in ".png".
         OSError: the file cannot be written.
     """
     from PIL import Image, PngImagePlugin
@@ -221,7 +221,7 @@ def write_image(
         metadata.add_text(key, value)
     with atomic(path) as file:
         if bits == 16:
-            # Pillow writes grey alone so.
+            # Pillow writes 16 bits for grey only.
             profile = [] if icc is None else [(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))]
             file.write(png_of_16_bits(integers, [*profile, *(chunk[:2] for chunk in metadata.chunks)]))
         else:
@@ -231,10 +231,10 @@ def write_image(
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """A regular file's content, no longer than ``MAX_BYTES``.
+    """The content of a regular file of at most ``MAX_BYTES``.
 
     Raises:
-        UnreadableImage: it is missing, longer, may not be read, or is a folder, a pipe or a device.
+        UnreadableImage: the file is missing, longer or without permission, or is a folder, a pipe or a device.
     """
     with _naming(printable(path)):
         status = os.stat(path)  # noqa: PTH116 - takes a str as well as a Path
@@ -250,32 +250,32 @@ def read_bytes(path: Path | str) -> bytes:
 
 
 def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """An entry of a zip archive, no longer than ``MAX_BYTES``.
+    """The content of a zip archive's entry of at most ``MAX_BYTES``.
 
     Raises:
-        UnreadableImage: it is missing, longer, encrypted, broken, or compressed otherwise than by deflate.
+        UnreadableImage: the entry is missing, longer, encrypted, broken, or compressed by another method than deflate.
     """
     with _naming(printable(f"{archive.filename}/{name}")):
         entry = archive.getinfo(name)
-        # Python decompresses a block of any other method at once, so that a few bytes may become gigabytes.
+        # Python decompresses other methods in whole blocks, and a few bytes may become gigabytes.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"it is compressed by zip's method {entry.compress_type}; only deflate is read")
         if entry.file_size > MAX_BYTES:
             raise ValueError(_TOO_LONG)
         with archive.open(entry) as file:
-            # A size that is declared too small cuts the content off, and the check sum does not fit then.
+            # A declared size that is too small truncates the content, and the checksum then fails.
             return file.read(entry.file_size)
 
 
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of ``path`` once the block has ended without an error.
+    """A binary file that replaces ``path`` when the block ends without an error.
 
-    Until then the file at ``path`` is as it was, and an error (an interrupt, too) leaves it so. A replaced file's
-    permissions stay, and so does a link: the file that it leads to is replaced.
+    Until then the file at ``path`` does not change, and an error or an interrupt leaves it unchanged. The replaced
+    file's permissions are kept. A link stays a link: its target is replaced.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written, or ``path`` is a folder or a device; the error names it.
 
     Example:
@@ -288,9 +288,9 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        raise OSError(f"{path} is no regular file, so that nothing can take its place; give another name")
-    # In the same folder, since only within one file system is a file renamed in one go. The name is short because the
-    # target's may be as long as the file system allows.
+        raise OSError(f"{path} is not a regular file and cannot be replaced; give another name")
+    # In the same folder, because renaming is atomic only within a file system. The name is short because the target's
+    # may have the greatest length that the file system allows.
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -309,14 +309,14 @@ def atomic(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def remove_unfinished(folder: Path, *, older_than: float = 0) -> int:
-    """Remove the hidden files of ``atomic`` blocks in this folder whose process was killed.
+    """Remove the temporary files that killed ``atomic`` blocks left in a folder.
 
     Args:
-        folder: nobody else is to write into it meanwhile, or the files are to be old enough.
-        older_than: seconds since they were last written to.
+        folder: the folder. If other processes may be writing into it, set ``older_than``.
+        older_than: the least age in seconds of files that are removed.
 
     Returns:
-        How many there were.
+        The number of files removed.
     """
     found = 0
     for path in folder.glob(".*.tmp"):
@@ -328,10 +328,10 @@ def remove_unfinished(folder: Path, *, older_than: float = 0) -> int:
 
 
 def write_atomically(path: Path | str, data: bytes | str) -> None:
-    """Write a whole file, text as UTF-8, so that a reader finds the old one or the new one and never a part.
+    """Write a file atomically, text as UTF-8: a reader finds the old content or the new one, never a part.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written, or ``path`` is a folder or a device; the error names it.
     """
     content = data.encode() if isinstance(data, str) else data
@@ -341,7 +341,7 @@ def write_atomically(path: Path | str, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Whatever goes wrong inside is said of this file."""
+    """Turn any error inside into an ``UnreadableImage`` of this name."""
     try:
         yield
     # Broken bytes raise many kinds: OSError, SyntaxError, EOFError, struct.error, zlib.error, MemoryError, …
@@ -351,18 +351,18 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    # To open a pipe waits for whoever writes to it, should the file have become one since it was looked at.
+    # Opening a pipe waits for a writer; the file may have become one since its status was read.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _values(tensor: Tensor, name: str, *, channels: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """(H, W, C) of a tensor to be written, checked."""
+    """The checked values of a tensor to be written, (H, W, C)."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         raise TypeError(f"{name} must be a tensor of floats in [0, 1], got {getattr(tensor, 'dtype', type(tensor))}")
     if tensor.ndim != 3 or tensor.shape[0] not in channels or 0 in tensor.shape:
         expected = " or ".join(f"({number}, height, width)" for number in channels)
         raise ValueError(f"{name} must have the shape {expected}, got {tuple(tensor.shape)}")
     values: np.ndarray[Any, np.dtype[np.float32]] = tensor.detach().permute(1, 2, 0).float().cpu().numpy()
-    if not -1e-4 <= values.min() <= values.max() <= 1 + 1e-4:  # rounding may lead beyond
+    if not -1e-4 <= values.min() <= values.max() <= 1 + 1e-4:  # tolerates rounding
         raise ValueError(f"{name} must lie in [0, 1], got values in [{values.min():g}, {values.max():g}]")
     return values

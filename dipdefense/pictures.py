@@ -1,6 +1,6 @@
-"""Pillow's pictures of every mode as RGB or grey, by the rules that ``dipdefense.files`` states.
+"""Pillow's pictures of every mode as RGB or grey, by the rules of ``dipdefense.files``.
 
-Pillow is imported where it is used, since ``files`` also serves those who only write a report.
+Pillow is imported where it is used, because writing a report through ``files`` does not need it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Formats that are read, known by their content and not by their name.
+"""The formats that are read, recognised by content and not by name.
 
-Pillow reads more, but for some it starts other programs: Ghostscript for EPS."""
+Pillow reads more, but starts other programs for some, such as Ghostscript for EPS."""
 
 MAX_PIXELS = 2**26
-"""The most pixels of a picture that is read, 8192×8192: 0.8 GB as three channels of float32, 2 GB while it is read."""
+"""The most pixels of a picture, 8192×8192: 0.8 GB as three channels of float32, and 2 GB while it is read."""
 
-# A PNG with a palette has so many greys, and takes pixels for grey whose channels differ by no more than this.
+# ``with_palette``: the number of greys, and the largest difference of the channels of a pixel that counts as grey.
 _GREYS, _GREYISH = 64, 4
 
 _ORIENTATION = 0x0112
@@ -36,16 +36,16 @@ _BITS, _PHOTOMETRIC, _PLANES, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 2
 _SIDEWAYS = (2, 4, 5, 6)  # Pillow's ROTATE_90, ROTATE_270, TRANSPOSE and TRANSVERSE
 _GREY = ("1", "L", "LA", "La")
 
-# Pillow's layouts of 16-bit colour, of which it keeps the higher byte: the last letter says where in a channel it lies.
+# Pillow's layouts of 16-bit colour, of which it keeps the higher byte. The last letter is the byte order.
 _DEEP = re.compile(r"(?:RGB|RGBX|RGBA);16[BLN]")
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 def decode(content: bytes) -> tuple[Image.Image, list[str]]:
-    """The first picture in a file's content, and notes on whatever else there is.
+    """The first picture in a file's content, and notes on the parts that it lacks.
 
     Raises:
-        ValueError: the content is empty, of another format, or has more than ``MAX_PIXELS``.
+        ValueError: the content is empty, in none of ``FORMATS``, or has more than ``MAX_PIXELS``.
         Exception: of many kinds, for a file that is broken.
     """
     picture = _opened(content)
@@ -56,19 +56,19 @@ def decode(content: bytes) -> tuple[Image.Image, list[str]]:
     if picture.mode in ("RGB", "RGBA", "CMYK") and ";16" in layouts and not _is_deep(picture):
         notes.append("its channels have 16 bits, of which 8 are read")
     picture.load()
-    # Pillow makes colour of 16-bit grey with transparency.
+    # Pillow turns 16-bit grey with transparency into colour.
     return picture.convert("LA") if "LA;16" in layouts else picture, notes
 
 
 def shape(content: bytes) -> tuple[int, int, int]:
-    """(channels, height, width) of a file's first picture, upright, without decoding it where its format allows that.
+    """The upright shape (channels, height, width) of a file's first picture, decoded only if it is a TIFF.
 
     Raises:
-        ValueError, Exception: as of ``decode``.
+        ValueError, Exception: as ``decode`` raises them.
     """
     picture = _opened(content)
     if picture.format == "TIFF":
-        picture.load()  # Pillow turns it upright here, and before that its size and orientation do not fit each other
+        picture.load()  # Pillow turns it upright here; before, its size and its orientation disagree
     grey = picture.mode in (*_GREY, "F") or picture.mode.startswith("I") or "LA;16" in _layouts(picture)
     turned = _turn(picture) in _SIDEWAYS
     width, height = reversed(picture.size) if turned else picture.size
@@ -76,22 +76,22 @@ def shape(content: bytes) -> tuple[int, int, int]:
 
 
 def colour(picture: Image.Image) -> Image.Image:
-    """A picture upright and without transparency: "RGB", or grey as "L", or as "F" in [0, 1] for more than 8 bits.
+    """The upright picture without transparency: "RGB"; "L" for grey; "F" in [0, 1] for grey of more than 8 bits.
 
     Raises:
-        ValueError: values lie beyond what the depth allows, or the mode has no conversion.
+        ValueError: values exceed the picture's depth, or Pillow cannot convert its mode.
     """
     from PIL import Image
 
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _upright(Image.fromarray(_deep_grey(picture)), picture)
-    # Pillow warns of losing a palette's transparency unless it is asked for first.
+    # Converting to RGBA first avoids Pillow's warning about a palette's transparency.
     opaque = picture.convert("RGBA") if picture.mode == "P" and "transparency" in picture.info else picture
     return _upright(opaque.convert("L" if picture.mode in _GREY else "RGB"), picture)
 
 
 def opacity(picture: Image.Image) -> Image.Image | None:
-    """How opaque each pixel is, 255 for wholly, as an upright "L" picture; None for a picture without transparency."""
+    """The upright "L" picture of each pixel's opacity, 255 for opaque; None for a picture without transparency."""
     from PIL import Image
 
     transparent = picture.info.get("transparency")
@@ -104,14 +104,14 @@ def opacity(picture: Image.Image) -> Image.Image | None:
 
 
 def layers(picture: Image.Image, content: bytes) -> tuple[Tensor, Tensor | None, Literal[8, 16]]:
-    """A file's colour, its opacity if it has any, and the bits of their values.
+    """A file's pixels, its opacity or None, and the bits of their values.
 
     Args:
-        picture: that ``decode`` made of it.
-        content: of the file.
+        picture: the picture that ``decode`` returned.
+        content: the file's content.
 
     Returns:
-        (1 or 3, H, W) and (1, H, W) float32 in [0, 1], upright.
+        (1 or 3, H, W) and (1, H, W), upright float32 in [0, 1], and 8 or 16.
     """
     if not _is_deep(_opened(content)):
         pixels, alpha = colour(picture), opacity(picture)
@@ -128,15 +128,15 @@ def layers(picture: Image.Image, content: bytes) -> tuple[Tensor, Tensor | None,
 
 
 def _is_deep(picture: Image.Image) -> bool:
-    """Whether a file that was opened and not yet decoded has colour or transparency of 16 bits that can be read."""
+    """Whether an opened, not yet decoded file has readable 16-bit colour or transparency."""
     found = _layouts(picture)
     return picture.format in ("PNG", "TIFF") and ("LA;16B" in found or _DEEP.search(found) is not None)
 
 
 def _sixteen_bits(picture: Any, content: bytes) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    """(H, W, C), upright, of a file whose channels Pillow reduces to their higher byte, as it has no mode for them.
+    """The upright 16-bit channels, (H, W, C), of a file that Pillow reduces to their higher bytes.
 
-    The lower byte is read as the higher one of the other byte order; the four bytes of grey with alpha, as RGBA.
+    Decoding with the opposite byte order yields the lower bytes. Grey with alpha is decoded as the four bytes of RGBA.
     """
     again: Any = _opened(content)
     grey = "LA;16B" in _layouts(again)
@@ -152,7 +152,7 @@ def _sixteen_bits(picture: Any, content: bytes) -> np.ndarray[Any, np.dtype[np.u
 
 
 def _with_layout(tile: Any, grey: bool) -> Any:
-    """Pillow's description of how a part of a file is decoded, for the lower bytes."""
+    """A tile, Pillow's description of how a part of a file is decoded, with the layout of the lower bytes."""
     *place, arguments = tile
     layout, *others = [arguments] if isinstance(arguments, str) else arguments
     layout = "RGBA" if grey else layout[:-1] + _OTHER_BYTE[layout[-1]]
@@ -160,7 +160,7 @@ def _with_layout(tile: Any, grey: bool) -> Any:
 
 
 def png_of_16_bits(integers: np.ndarray[Any, np.dtype[np.uint16]], chunks: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A PNG of (H, W, C) integers: grey, grey with alpha, RGB or RGBA; with chunks of metadata after its header."""
+    """A PNG of (H, W, C) integers: grey, grey with alpha, RGB or RGBA. The chunks of metadata follow its header."""
     import png
 
     height, width, channels = integers.shape
@@ -173,21 +173,21 @@ def png_of_16_bits(integers: np.ndarray[Any, np.dtype[np.uint16]], chunks: Seque
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    """(C, H, W) float32 in [0, 1] of a picture in RGB or 8-bit grey, or of floats in [0, 1]."""
+    """A picture in RGB, 8-bit grey or floats in [0, 1] as (C, H, W) float32 in [0, 1]."""
     pixels = torch.from_numpy(np.array(picture))
     pixels = (pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]).contiguous()
     return pixels if pixels.is_floating_point() else pixels / 255
 
 
 def quantised(values: np.ndarray[Any, np.dtype[np.float32]], *, bits: int) -> np.ndarray[Any, Any]:
-    """Values in [0, 1] as integers of 8 or 16 bits."""
+    """Values rounded to integers of 8 or 16 bits, from [0, 1], to which they are clipped."""
     return np.asarray(np.rint(values.clip(0, 1) * (2**bits - 1)), dtype=np.uint8 if bits == 8 else np.uint16)
 
 
 def with_palette(png: bytes) -> bytes:
-    """A PNG in 256 colours: a picture of a page, which looks the same at a third to a half of the size.
+    """The PNG of a page reduced to 256 colours: it looks the same at a third to a half of the size.
 
-    64 of the colours are greys, so that grey parts have no tinge; the others are the picture's own.
+    64 of the colours are greys, which keeps grey parts free of a tinge; the others are the picture's own.
     """
     from PIL import Image
 
@@ -207,27 +207,29 @@ def with_palette(png: bytes) -> bytes:
 
 
 def _opened(content: bytes) -> Image.Image:
-    """The first picture in a file's content, of which no pixel was decoded, within the limits."""
+    """The first picture in a file's content, not yet decoded.
+
+    Raises:
+        ValueError: the content is empty, in none of ``FORMATS``, or beyond the limits.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if not content:
         raise ValueError("it is empty")
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.DecompressionBombError:  # Pillow has a limit of its own, which any program may set
+    except Image.DecompressionBombError:  # Pillow's own limit, which a program may lower
         raise ValueError(f"it has more than {MAX_PIXELS:,} pixels, {_gigabytes(MAX_PIXELS)}") from None
     except UnidentifiedImageError:
-        raise ValueError(
-            f"it does not begin as a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} that can be read"
-        ) from None
+        raise ValueError(f"it does not begin as a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
     tags: Any = getattr(picture, "tag_v2", {})
-    # A tile is decoded whole, however little of it lies within the picture.
+    # A tile is decoded whole, even if only a part of it lies within the picture.
     for width, height in (picture.size, (tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1))):
         if width * height > MAX_PIXELS:
             size = f"{width}×{height} pixels, {_gigabytes(width * height)}"
             raise ValueError(f"it has {size}; at most {MAX_PIXELS:,} pixels are read")
     if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:
-        raise ValueError("its channels of more than 8 bits lie one after the other, which Pillow takes for 8 bits")
+        raise ValueError("its channels of more than 8 bits are stored separately, which Pillow reads as 8 bits")
     return picture
 
 
@@ -240,7 +242,7 @@ def _gigabytes(pixels: int) -> str:
 
 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """``picture`` turned as the EXIF of ``source`` says, and without any of its own, lest it is turned again."""
+    """``picture`` turned by the EXIF of ``source``, and without EXIF, so it is not turned again."""
     turn = _turn(source)
     if turn is not None:
         picture = picture.transpose(turn)
@@ -249,7 +251,7 @@ def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def _turn(source: Image.Image) -> Image.Transpose | None:
-    """How its EXIF says that a picture is to be turned."""
+    """The turn that the EXIF of a picture asks for, or None."""
     from PIL.Image import Transpose
 
     turns = {
@@ -261,16 +263,20 @@ def _turn(source: Image.Image) -> Image.Transpose | None:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    with contextlib.suppress(Exception):  # broken EXIF makes no picture unreadable
+    with contextlib.suppress(Exception):  # a picture with broken EXIF is readable
         return turns.get(source.getexif().get(_ORIENTATION, 1))
     return None
 
 
 def _deep_grey(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """(H, W) in [0, 1] of grey of more than 8 bits, which ``convert`` would cut off at 255."""
+    """Grey of more than 8 bits as (H, W) in [0, 1]; ``convert`` would clip it at 255.
+
+    Raises:
+        ValueError: values exceed the file's depth.
+    """
     values = np.asarray(picture)
     tags: Any = getattr(picture, "tag_v2", {})
-    # An "I" that is no TIFF is grey of 16 bits, as Pillow 10 gives it.
+    # Mode "I" without TIFF tags is 16-bit grey, as Pillow 10 returns it.
     bits = max(tags.get(_BITS, (16,)))
     top = 2**bits - 1
     if picture.mode == "F":
@@ -283,5 +289,5 @@ def _deep_grey(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
     if not 0 <= low <= high <= top:
         raise ValueError(f"its values lie in [{low:g}, {high:g}], and only [0, {top}] can be scaled to [0, 1]")
     scaled = np.asarray(np.divide(values, top, dtype=np.float32))
-    # Pillow inverts grey whose zero is white for 8 bits alone.
+    # Pillow inverts grey whose zero is white only at 8 bits.
     return 1 - scaled if tags.get(_PHOTOMETRIC) == 0 else scaled

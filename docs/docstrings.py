@@ -1,4 +1,4 @@
-"""The docstrings as Griffe reads them: its section is "Examples", and roles of Sphinx are nothing to it."""
+"""A Griffe extension for the docstrings: Griffe calls the section "Examples" and does not know Sphinx's roles."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _ROLE = re.compile(r":(?:func|class|mod|meth|attr):`~?([\w.]+)`")
 
 
 class Readable(griffe.Extension):
-    """Renames the section and strips the roles as a docstring is loaded."""
+    """Renames the section "Example" and strips the roles when a docstring is loaded."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Of modules, classes, functions and attributes."""
+        """Rewrite the docstring of a module, class, function or attribute."""
         if obj.docstring:
             obj.docstring.value = _ROLE.sub(r"`\1`", obj.docstring.value.replace("Example:\n", "Examples:\n"))

@@ -1,4 +1,4 @@
-"""Pictures and tables of the benchmarks' records as files of the site: the repository holds each of them once."""
+"""Adds the pictures and tables of the records to the site, as the repository has each of them only once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILES = ("examples/*.png", "benchmarks/results/*/*.png", "benchmarks/results/*.c
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add them under ``records/``, by folder and name."""
+    """Add the files under ``records/``, by folder and name."""
     for pattern in FILES:
         for path in sorted(ROOT.glob(pattern)):
             where = f"records/{path.parent.name}/{path.name}"

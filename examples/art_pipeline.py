@@ -1,4 +1,4 @@
-"""The defence inside an ART classifier: a replayed attack, and the gradient that an attacker who knows of it gets.
+"""The defence inside an ART classifier: a replayed attack, and the gradient of an attacker who knows the defence.
 
 Usage: python examples/art_pipeline.py [--iters N] [--images N]
 """
@@ -47,5 +47,5 @@ for setting, images in {"clean": x, "FGSM, ε = 5/255, crafted on the undefended
 gradient, plain = defended.loss_gradient(x, y), undefended.loss_gradient(x, y)
 agreement = (np.sign(gradient) == np.sign(plain)).mean()
 print(f"BPDA gradient through the defence: up to {np.abs(gradient).max():.1e},")
-print(f"{agreement:.0%} of its signs as without the defence; any ART attack on `defended` follows it.")
+print(f"{agreement:.0%} of its signs are those without the defence; any ART attack on `defended` follows it.")
 print("The replayed FGSM is defence-unaware: accuracy under it is not robustness.")

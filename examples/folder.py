@@ -1,7 +1,7 @@
-"""Purify a folder of images of any sizes: those of one size are fitted together, and what is done is kept.
+"""Purify a folder of images of any sizes: images of one size are fitted together, and existing outputs are kept.
 
 Usage: python examples/folder.py [FOLDER] [--out FOLDER] [--iters N] [--images N]
-The command `dipdefense purify FOLDER OUT` does the same with more care.
+The command `dipdefense purify FOLDER OUT` does the same and handles more cases.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dipdefense.config import MIN_SIDE
 from dipdefense.files import SUFFIXES, ImageFile, UnreadableImage, read_image, write_image
 from dipdefense.seeds import derive_seed
 
-package = importlib.util.find_spec("foolbox")  # its package has images to begin with
+package = importlib.util.find_spec("foolbox")  # its package has sample images
 packaged = Path(str(package and package.origin)).parent / "data"
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder", type=Path, nargs="?", default=packaged)
@@ -35,9 +35,9 @@ if device == "cpu" or iters < 500:
     print("REDUCED SETTING: the paper's is 500 to 1000 iterations of 128 channels. Results here mean little.")
 
 limit = arguments.images or (None if device == "cuda" else 4)
-found = sorted((path for path in arguments.folder.iterdir() if path.suffix in SUFFIXES), key=lambda p: p.stat().st_size)
+found = [path for path in arguments.folder.iterdir() if path.suffix.lower() in SUFFIXES]
 by_size: dict[torch.Size, list[tuple[Path, ImageFile]]] = defaultdict(list)
-for path in found:
+for path in sorted(found, key=lambda path: path.stat().st_size):
     try:
         image = read_image(path)
     except UnreadableImage as error:
@@ -50,10 +50,10 @@ arguments.out.mkdir(parents=True, exist_ok=True)
 purifier = DIPPurifier(iters, config=config, progress=True)
 for size, images in by_size.items():
     todo = [(target, image) for target, image in images if not target.exists()]
-    seeds = [derive_seed(0, target.name) for target, _ in todo]  # an image's own, whatever is done beside it
+    seeds = [derive_seed(0, target.name) for target, _ in todo]  # from the name, so neither order nor batch matters
     batch = torch.stack([image.pixels for _, image in todo]) if todo else torch.empty(0, *size)
     outputs = purifier.reconstruct(batch.to(device), budgets=(iters,), seed=seeds).images[0].cpu()
     for (target, image), output in zip(todo, outputs, strict=True):
         write_image(target, output, alpha=image.alpha, bits=image.bits, icc=image.icc)
     print(f"{len(todo)} of {len(images)} images of {size[2]}×{size[1]} pixels done")
-print(f"See {arguments.out}. Accuracy under attackers who do not know of it is defence-unaware: not robustness.")
+print(f"See {arguments.out}. Accuracy under attacks that do not know of it is defence-unaware: not robustness.")

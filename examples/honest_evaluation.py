@@ -1,4 +1,4 @@
-"""Attack a purifier by those who know it, and print what is left: the call for a defence and classifier of your own.
+"""Evaluate a purifier under attackers who know it; the same call takes a defence and a classifier of your own.
 
 Usage: python examples/honest_evaluation.py [--iters N] [--images N] [--epsilon E ...] [--out FOLDER]
 """
@@ -31,7 +31,7 @@ packaged = datasets.packaged_images("imagenet", preprocess=classifier.preprocess
 images, labels = packaged.images.to(device), packaged.labels.to(device)
 right = (classifier(images).argmax(dim=1) == labels).nonzero().flatten()[: arguments.images]
 
-# Any module from images to images is a defence. It takes its random numbers afresh at every call.
+# Any module from images to images can be the defence. This one, without a seed, is random at every call.
 defence = DIPPurifier(iters, config=config)
 report = evaluate(
     defence, classifier, images[right], labels[right], level="quick", epsilon=arguments.epsilon, folder=arguments.out

@@ -1,4 +1,4 @@
-"""Purify an image file of your own, and ask a classifier before and after.
+"""Purify an image file of your own, and classify it before and after.
 
 Usage: python examples/own_image.py [PHOTO] [--iters N] [--max-side PIXELS] [--out FILE.png]
 """
@@ -15,12 +15,14 @@ from torch.nn.functional import interpolate
 from dipdefense import DIPConfig, DIPPurifier, classifiers
 from dipdefense.files import open_rgb, read_image, write_image
 
-package = importlib.util.find_spec("foolbox")  # its package has a photo to begin with
+package = importlib.util.find_spec("foolbox")  # its package has a sample photo
 packaged = Path(str(package and package.origin)).parent / "data" / "imagenet_00_243.jpg"
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("photo", type=Path, nargs="?", default=packaged)
 parser.add_argument("--iters", type=int, help="iterations (1000 on a GPU, 60 on a CPU)")
-parser.add_argument("--max-side", type=int, default=224, help="a larger image is reduced to it: it costs by the pixel")
+parser.add_argument(
+    "--max-side", type=int, default=224, help="larger images are reduced to this; the cost grows with the pixels"
+)
 parser.add_argument("--out", type=Path, default=Path("out/own_image.png"))
 arguments = parser.parse_args()
 
@@ -31,7 +33,7 @@ print(f"{iters} iterations of a network with {config.channels} channels, on {dev
 if device == "cpu" or iters < 500:
     print("REDUCED SETTING: the paper's is 500 to 1000 iterations of 128 channels. Results here mean little.")
 
-photo = read_image(arguments.photo)  # upright; grey of 16 bits, transparency and the colour profile are beside it
+photo = read_image(arguments.photo)  # upright, with its depth, transparency and colour profile
 scale = min(1.0, arguments.max_side / max(photo.pixels.shape[1:]))
 size = [round(side * scale) for side in photo.pixels.shape[1:]]
 small = interpolate(photo.pixels[None], size, mode="bicubic", antialias=True).clamp(0, 1)
@@ -48,4 +50,4 @@ for stage, path in {"before": arguments.photo, "after": arguments.out}.items():
     picture = open_rgb(path.read_bytes(), name=str(path))
     confidence, index = classifier(classifier.preprocess(picture)[None]).softmax(dim=1)[0].max(dim=0)
     print(f"{stage:7} {classifier.categories[int(index)]:28} {confidence:.2f}")
-print("Under attacks that do not know of it, a defence has defence-unaware accuracy: that is not robustness.")
+print("Accuracy under attacks that do not know of the defence is defence-unaware: that is not robustness.")

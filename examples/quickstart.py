@@ -17,7 +17,7 @@ from dipdefense.attacks import fgsm
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--images", type=int, default=2, help="how many packaged images to attack")
-parser.add_argument("--budgets", type=int, nargs="+", help="iterations at which to look")
+parser.add_argument("--budgets", type=int, nargs="+", help="iterations at which to record outputs")
 parser.add_argument("--epsilon", type=int, default=5, help="attack strength in units of 1/255")
 parser.add_argument("--out", type=Path, default=Path("out/quickstart.png"), help="where to save the picture")
 arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)  # a notebook's arguments are its kernel's
@@ -56,4 +56,4 @@ for column, (stage, shown) in enumerate(stages.items()):
         axis.axis("off")
 arguments.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(arguments.out, dpi=110)
-print(f"Saved {arguments.out}. The attacker did not know of the defence: defence-unaware accuracy is not robustness.")
+print(f"Saved {arguments.out}. The attack did not know of the defence: defence-unaware accuracy is not robustness.")

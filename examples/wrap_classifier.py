@@ -1,4 +1,4 @@
-"""Put the defence in front of any classifier of [0, 1] images, and read one run at three budgets.
+"""Put the defence in front of any classifier of [0, 1] images, and record one run at three budgets.
 
 Usage: python examples/wrap_classifier.py [--iters N] [--images N]
 """
@@ -49,5 +49,5 @@ with torch.no_grad():
         for index, (score, label) in enumerate(zip(scores, labels.tolist(), strict=True)):
             name = classifier.categories[int(score.argmax())]
             print(f"image {index}  {stage:16}  {name:28}  true class {score[label]:.2f}")
-print("These images are clean. And under attacks that do not know of it, accuracy behind the defence would still be")
-print("defence-unaware accuracy: that is not robustness.")
+print("These images are clean. Accuracy under attacks that do not know of the defence is defence-unaware accuracy:")
+print("that is not robustness.")

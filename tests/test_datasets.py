@@ -148,6 +148,8 @@ def test_images_of_several_sizes_are_no_batch(imagenet: Path) -> None:
     Image.new("RGB", (33, 34)).save(imagenet / "n02088364" / "b.JPEG")
     with pytest.raises(ValueError, match=r"\(3, 34, 33\) and \(3, 40, 50\); give the data set a preprocess"):
         datasets.image_folder(imagenet).stack()
+    with pytest.raises(ValueError, match="a batch needs at least one image"):
+        datasets.image_folder(imagenet).stack([])
 
 
 def test_it_can_be_sent_to_other_processes(imagenet: Path) -> None:
@@ -246,8 +248,8 @@ BAD = {
     "endless device": "no regular file",
     "truncated": "truncated",
     "empty": "it is empty",
-    "text": "it does not begin as a BMP",
-    "zeros": "it does not begin as a BMP",
+    "text": "it does not begin as a readable BMP",
+    "zeros": "it does not begin as a readable BMP",
     "too narrow": "1×4000",
     "one pixel": "1×1",
 }

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,19 @@ def test_an_image_that_is_gone_is_named_here(tmp_path: Path) -> None:
         run = measure(setting, subject, conditions={"clean": None}, defences=tiny_defences(), spread=elsewhere)
     assert run.skipped == (subject.ids[1],)
     assert len({record.image for record in run.records}) == 4
+
+
+def test_without_an_address_no_running_cluster_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that RAY_ADDRESS or "ray start" names refuses to be told of CPUs, and was not asked for."""
+    calls: list[dict] = []
+    ray = types.SimpleNamespace(
+        is_initialized=lambda: False, init=lambda **given: calls.append(given), shutdown=lambda: None
+    )
+    for address in (None, "10.0.0.1:6379"):
+        with distributed._connected(ray, address, 1):
+            pass
+    assert [call["address"] for call in calls] == ["local", "10.0.0.1:6379"]
+    assert ["num_cpus" in call for call in calls] == [True, False]
 
 
 @pytest.fixture(scope="module")

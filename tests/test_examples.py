@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = {
@@ -57,6 +58,16 @@ def test_it_runs_and_says_what_it_is_worth(name: str, tmp_path: Path) -> None:
         assert re.search(text, done.stdout), f"{text!r} is not in:\n{done.stdout}"
     if name == "quickstart.py":
         assert (tmp_path / "out" / "quickstart.png").stat().st_size > 10_000
+
+
+def test_a_folder_of_files_with_upper_case_endings(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 33), "teal").save(tmp_path / "PHOTO.JPEG")
+    command = [sys.executable, str(FOLDER / "folder.py"), str(tmp_path), "--out", str(tmp_path / "out"), "--iters", "1"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "PHOTO.png").exists(), done.stdout
 
 
 def test_the_quickstart_runs_in_a_notebook_cell(tmp_path: Path) -> None:

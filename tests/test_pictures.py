@@ -257,7 +257,7 @@ def test_a_profile_for_other_channels_is_left_out() -> None:
     assert read_image(encoded(Image.fromarray(COLOUR), icc_profile=profile)).icc == profile
     grey = read_image(encoded(Image.fromarray(RAMP), icc_profile=profile))
     assert grey.icc is None
-    assert grey.notes == ("its colour profile is for other channels than those it is read as, and is left out",)
+    assert grey.notes == ("its colour profile is for other channels than those that are read, and is left out",)
 
 
 def bitmap(width: int, height: int) -> bytes:
@@ -267,7 +267,7 @@ def bitmap(width: int, height: int) -> bytes:
 
 REFUSED = {
     "empty": (b"", "it is empty"),
-    "text": (b"no image", "does not begin as a BMP, GIF, JPEG, PNG, TIFF or WEBP"),
+    "text": (b"no image", "does not begin as a readable BMP, GIF, JPEG, PNG, TIFF or WEBP"),
     "PostScript, which starts Ghostscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "does not begin"),
     "another of Pillow's formats": (encoded(Image.fromarray(RAMP), "PPM"), "does not begin"),
     "80 million pixels": (bitmap(10_000, 8_000), r"10000×8000 pixels, 1\.0 GB as three channels of float32; at most"),
@@ -277,7 +277,7 @@ REFUSED = {
     "a cut JPEG": (encoded(Image.fromarray(COLOUR), "JPEG")[:-300], "truncated"),
     "16 bits in planes": (
         deep_tiff(np.zeros((3, 32, 40), np.uint16), planarconfig="separate"),
-        "its channels of more than 8 bits lie one after the other",
+        "its channels of more than 8 bits are stored separately",
     ),
     "negative values": (tiff(DEEP.astype(np.int16), bits=16, sample_format=2), r"values lie in \[-32743, 32741\]"),
     "floats up to 255": (tiff(RAMP.astype(np.float32), bits=32, sample_format=3), r"\[0, 255\], and only \[0, 1\] can"),

@@ -1,29 +1,27 @@
 """How fast networks are fitted: every contender in one run, on one machine, checked before it is timed.
 
     python benchmarks/speed                # minutes; on a CPU at small batch sizes
-    python benchmarks/speed --full         # the whole measurement, reckoned at nine minutes on one H100
+    python benchmarks/speed --full         # the whole measurement, estimated at nine minutes on one H100
 
-The contenders: the published loop (one image after another, eager, fp32), ``torch.func.vmap`` over stacked plain
-networks, grouped convolutions without rewrites, ``dipdefense.reconstruct`` in fp32 and on a GPU that has it in bf16,
-and the loop of deepinv's ``DeepImagePrior`` around the published network where deepinv is installed. Each must first
-have the outputs and gradients of plain networks in float64, from the same weights and noise; one that does not ends the
-run. With ``--full`` on a GPU there are two more, the same replayed from a CUDA graph and the Triton kernels.
-They have never been run on one, so they are tried first, in processes of their own, and where that fails it is recorded
-and the run leaves them out.
+The contenders are the published loop (one image after another, eager, fp32); ``torch.func.vmap`` over stacked plain
+networks; grouped convolutions without rewrites; ``dipdefense.reconstruct`` in fp32 and, where the device has it, in
+bf16; and, where deepinv is installed, the loop of its ``DeepImagePrior`` around the published network. From the same
+weights and noise each must first have the outputs and gradients of plain networks in float64; otherwise the run ends.
+On a GPU ``--full`` adds the library's CUDA graph and Triton kernels. No GPU has run these yet, so they are tried first
+in processes of their own. Failures are recorded, and such a contender is left out.
 
-Only the steady state is timed: warm-up iterations are left out. Contenders take turns in rounds, on fresh random
-images, so that a drift of the machine hits all alike; ratios are taken within a round, to the published loop in that
-round; medians are printed with the range of the rounds. A loop that fits one image after another takes the same time
-for each, whatever their number, so it is timed on one. Peak memory is torch's on a GPU, and on a CPU the resident
-memory that a process of its own grows by.
+Only the steady state is timed, without warm-up iterations. Contenders take turns in rounds on fresh random images, so a
+drift of the machine affects all of them. Ratios to the published loop are taken within a round. Medians are printed
+with the range of the rounds. A loop that fits images one after another takes the same time for each, so it is timed on
+a single image. Peak memory is torch's on a GPU; on a CPU it is the growth of the resident memory of a separate process.
 
 The floor is the larger of two times: the fewest known operations at the rate of a large matrix product, and the fewest
-bytes at the rate of a large copy, both as measured here. The quality part (by default on a GPU only) fits packaged
-images over the full budget with each loop and sets loss curves, PSNR and a classifier's decisions side by side.
+bytes at the rate of a large copy, both measured in the same run. The quality part (by default only on a GPU) fits
+packaged images over the full budget with each loop, and compares loss curves, PSNR and a classifier's decisions.
 
-Each run writes one JSON record and a plot of the same name to benchmarks/results/. The record is written anew after
-each setting, the largest images first with ``--full``, and after each loop of the quality part: a run that is cut off
-leaves what it has.
+Each run writes one JSON record and a plot of the same name to benchmarks/results/. The record is rewritten after each
+setting, the largest images first with ``--full``, and after each loop of the quality part, so a run that is cut off
+leaves its results so far.
 """
 
 from __future__ import annotations
@@ -51,12 +49,12 @@ from speed.timing import Cell, Setting, measure, speedups, summary
 from speed.trials import outcome, start
 
 _OPERANDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Side and bytes of the matrices and the copy that the ceilings are measured with.
+# For the ceilings: the side of the matrices, and the bytes of the copy.
 _CEILINGS = {"cpu": {"side": 2048, "copied": 2**28}, "cuda": {"side": 8192, "copied": 2**30}}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; what it leaves open follows from the device."""
+    """The command line; the device decides the options that are left open."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -70,11 +68,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="of the square images: the paper's network from 64 pixels, both of appendix A.3 below",
     )
     add("--batch-sizes", type=int, nargs="+", help="of every side (default: by side and device)")
-    add("--channels", type=int, help="instead of the networks' own widths, for trying this script out")
+    add("--channels", type=int, help="width instead of the networks' own, to try this script")
     add("--rounds", type=int, default=5, help="default: %(default)s")
     add("--budget-seconds", type=float, help="for the timing (default: 600 on a CPU; 120 on a GPU, with --full 150)")
-    # For compiling some 70 kernels, in several processes at once, and a few iterations with each.
-    add("--trial-seconds", type=float, default=150.0, help="for the untried ones' trials (default: %(default)s)")
+    # Enough to compile some 70 kernels in several processes at once, and to run a few iterations with each.
+    add(
+        "--trial-seconds", type=float, default=150.0, help="for the trials of untried contenders (default: %(default)s)"
+    )
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--quality", action=argparse.BooleanOptionalAction, help="default: on a GPU only")
     add("--quality-images", type=int, default=4, help="default: %(default)s")
@@ -92,7 +92,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def settings(sides: Sequence[int], channels: int | None) -> list[Setting]:
-    """The networks that the paper has for images of each size; of another width if one is given."""
+    """The paper's networks for images of each size, with another width if one is given."""
     found = []
     for side in sides:
         configs = {"paper": DIPConfig.paper()}
@@ -106,7 +106,7 @@ def settings(sides: Sequence[int], channels: int | None) -> list[Setting]:
 
 
 def batch_sizes(side: int, *, on_gpu: bool, full: bool) -> tuple[int, ...]:
-    """The default ones: as many images as show where a contender stops gaining."""
+    """The default batch sizes, up to where a contender stops gaining."""
     if not on_gpu:
         return (1, 2) if side > 64 else (1, 4, 16)
     if not full:
@@ -115,7 +115,7 @@ def batch_sizes(side: int, *, on_gpu: bool, full: bool) -> tuple[int, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Measure, write the record and the plot, print the tables; the record's path."""
+    """Measure, write the record and the plot, print the tables, and return the record's path."""
     given = parse_arguments(arguments)
     device = torch.device(given.device)
     on_gpu = device.type == "cuda"
@@ -191,7 +191,7 @@ def try_expendable(
     seed: int,
     seconds: float,
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """By setting and contender, what the check of each that may fail found; all of them at once."""
+    """By setting and contender, the outcome of the trial of each that may fail; all run at once."""
     trials = {
         (setting.name, name): start(contender, setting, batches[setting.name], device=device, seed=seed)
         for setting in measured
@@ -206,13 +206,13 @@ def try_expendable(
 
 
 def write(record: dict[str, Any], path: Path) -> None:
-    """Write the record; after every setting, so that a run that is cut off leaves what it has."""
+    """Write the record. Called after every setting, so a run that is cut off leaves its results so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def describe(setting: Setting) -> dict[str, Any]:
-    """A setting's numbers."""
+    """A setting's operations and bytes."""
     shape = {"image_channels": 3, "height": setting.side, "width": setting.side}
     scales = setting.config.scales_for(setting.side, setting.side)
     return {
@@ -232,7 +232,7 @@ def describe(setting: Setting) -> dict[str, Any]:
 
 
 def floor_seconds(setting: Setting, ceilings: dict[str, Ceilings]) -> dict[str, float]:
-    """The floor of an image and 1,000 iterations, by the operands' dtype."""
+    """The floor in seconds for an image and 1,000 iterations, by the operands' dtype."""
     numbers = describe(setting)
     return {
         name: 1000 * ceiling.least_seconds(numbers["flops"]["rewritten"], numbers["bytes"][name])

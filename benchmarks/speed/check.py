@@ -1,4 +1,4 @@
-"""A contender, and the check that it is the published method, which each must pass before it is timed."""
+"""A contender, and the check against the published method that each must pass before it is timed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Contender:
     """One implementation of fitting networks to images.
 
     Attributes:
-        name: as records have it.
-        build: its networks.
-        own: plain networks' tensors, stacked along a leading axis, by the names and in the layouts of ``build``.
+        name: the name in records.
+        build: builds its networks.
+        own: converts plain networks' tensors, stacked along a leading axis, to the names and layouts of ``build``.
         fit: its whole loop.
-        batched: whether it fits several images at once; otherwise its time an image is that of one image alone.
+        batched: whether it fits several images at once; otherwise it is timed on one image.
         operands: dtype of the convolutions' operands.
-        expendable: whether a run leaves it out where it fails, instead of ending.
+        expendable: whether a failure excludes it, instead of ending the run.
     """
 
     name: str
@@ -46,11 +46,11 @@ PUBLISHED = "published loop"
 
 
 class Errors(NamedTuple):
-    """How far a contender is from the plain network, ‖difference‖ / ‖reference‖.
+    """The relative errors ‖difference‖ / ‖reference‖ of a contender against the plain network.
 
     Attributes:
-        output: of the images.
-        gradient: of the parameter's gradient that is farthest off.
+        output: of the output images.
+        gradient: of the parameter gradient with the largest error.
     """
 
     output: float
@@ -58,18 +58,16 @@ class Errors(NamedTuple):
 
 
 _ALLOWED = {torch.float32: Errors(1e-4, 1e-2), torch.bfloat16: Errors(0.05, 0.25)}
-# Rounding errors of gradients that nearly cancel, as those of some scales do, are seen against this share of the
-# largest gradient.
+# The gradients of some scales nearly cancel; their errors are relative to at least this share of the largest gradient.
 _CANCELLED = 0.01
 
 
 def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch.device, seed: int) -> Errors:
     """Compare outputs and gradients with those of plain networks in float64, on a small input.
 
-    Weights, noise and the gradient that arrives at the outputs are the same, random ones; sizes are odd. The
-    contender's numbers are in the dtype that it is timed in, but without tf32, whose rounding would hide small errors.
-    LeakyReLU's slope is 0.9: its derivative jumps at zero, the more so the smaller the slope, and a value rounded
-    across zero would cost its gradient.
+    Both have the same random weights, noise and output gradients; sizes are odd. The contender computes in the dtype in
+    which it is timed, but without tf32, whose rounding would hide small errors. LeakyReLU's slope is 0.9: its
+    derivative jumps at zero by one minus the slope, and a value rounded across zero has the wrong gradient.
 
     Raises:
         ValueError: its outputs or gradients differ by more than rounding.
@@ -81,7 +79,7 @@ def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch
     plain = [PlainNet(config, 3, scales).to(device) for _ in range(count)]
     with torch.no_grad():
         for network in plain:
-            # Scales and shifts are 1 and 0 at first, where a mistake in them would not show.
+            # Scales of 1 and shifts of 0, the initial values, would hide mistakes in them.
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
         for name, value in contender.own(_stack(plain, lambda parameter: parameter)).items():
@@ -105,10 +103,10 @@ def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch
         ),
     )
     allowed = _ALLOWED[contender.operands]
-    # NaN is no error that is small enough.
+    # NaN fails.
     if not (errors.output <= allowed.output and errors.gradient <= allowed.gradient):
         raise ValueError(
-            f"{contender.name} is not the published network: its outputs are off by {errors.output:.1e} and its "
+            f"{contender.name} is not the published network: its outputs differ by {errors.output:.1e} and its "
             f"gradients by {errors.gradient:.1e} (allowed: {allowed.output:.0e} and {allowed.gradient:.0e}); "
             "it is not timed"
         )

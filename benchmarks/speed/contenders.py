@@ -1,4 +1,4 @@
-"""The contenders: every implementation of fitting networks to images that is timed."""
+"""The contenders: all implementations of fitting networks to images that are timed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OPERANDS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16
 
 
 def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, Contender]:
-    """Everyone who can run on this device, by name; those that no GPU has run yet if asked for."""
+    """All contenders of this device by name; with ``expendable`` also those that no GPU has run yet."""
     plainly = functools.partial(reconstruct, backend="torch")
     published = Contender(PUBLISHED, grouped, side_by_side, functools.partial(_loop, grouped), batched=False)
     found = [
@@ -59,7 +59,7 @@ def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, C
 
 
 def untried() -> list[Contender]:
-    """The library's networks replayed from a CUDA graph, and the kernels' passes and their loop; both in bf16."""
+    """The library's networks replayed from a CUDA graph, and the Triton kernels; both in bf16."""
     graphs, kernels = (functools.partial(reconstruct, precision="bf16", backend=b) for b in ("cudagraphs", "triton"))
     options: dict[str, Any] = {"operands": torch.bfloat16, "expendable": True}
     return [
@@ -69,7 +69,7 @@ def untried() -> list[Contender]:
 
 
 def natively(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
-    """The networks of ``library``, with the kernels compiled on this machine up to the last layer."""
+    """The networks of ``library``, run by the kernels that are compiled on this machine."""
     parameters, networks = library(config, image_channels, scales, count, device)
 
     def run(noise: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def natively(config: DIPConfig, image_channels: int, scales: int, count: int, de
 
 
 def in_kernels(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
-    """The networks of ``library``, with the passes of ``dipdefense.engine.kernels.engine``."""
+    """The networks of ``library``, run by the passes of ``dipdefense.engine.kernels.engine``."""
     parameters, _ = library(config, image_channels, scales, count, device)
     names, values = list(parameters), list(parameters.values())
 
@@ -140,14 +140,14 @@ def _loop(
 def _deepinv(images: Tensor, *, budgets: Sequence[int], config: DIPConfig, on_iteration: Callable[[], object]) -> None:
     """The loop of ``deepinv.models.DeepImagePrior`` around the published network.
 
-    One image at a time, and an iteration is lighter than the published one: its noise is never sampled afresh.
+    It fits one image at a time, and its iterations do less than the published ones: the noise is sampled only once.
     """
     deepinv: Any = importlib.import_module("deepinv")
     (image,) = images
     network = PlainNet(config, len(image), config.scales_for(*image.shape[1:])).to(image.device)
     calls = 0
 
-    # There is no callback. The network is called once an iteration, and once more for the result.
+    # There is no callback. The network is called once per iteration, and once more for the result.
     def count_iterations(*_: object) -> None:
         nonlocal calls
         calls += 1

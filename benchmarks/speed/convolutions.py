@@ -1,18 +1,18 @@
-"""Every layer of the networks, by every implementation of convolving N images with N sets of kernels.
+"""The time of every layer of the networks in every implementation of convolving N images with N sets of kernels.
 
     python benchmarks/speed/convolutions.py                 # two minutes on two CPU cores
     python benchmarks/speed/convolutions.py --kernels       # on a GPU, with the Triton kernels
 
-Forward and backward pass of one layer at a time, padding included, for the paper's network at 224×224 and those of
-appendix A.3 at 32×32. The implementations, among which `ops` chooses: one convolution with N groups; N ordinary ones
-(on a GPU over several streams); a matrix product over patches; the package's own; and the Triton kernels if asked for.
-No GPU has run those yet, and a fault in them may end the run. For the convolution of an upsampled tensor: upsampling it
-and convolving in groups, and the package's two forms. Each is checked in value and gradients against plain convolutions
-in float64 first.
+Times the forward and backward pass of one layer at a time, with padding, for the paper's network at 224×224 and those
+of appendix A.3 at 32×32. The implementations are one convolution with N groups; N ordinary ones (on a GPU over several
+streams); a matrix product over patches; the package's own choice; and on request the Triton kernels, which no GPU has
+run yet and which may end the run with a fault. For the convolution of an upsampled tensor they are upsampling followed
+by a grouped convolution, and the package's two forms. Values and gradients of each are first checked against plain
+convolutions in float64.
 
-They take turns in rounds on the same random tensors; medians are printed with the range of the rounds. On a GPU
-operands are bf16, and each is captured in a CUDA graph where that works, so that launches are not timed. One JSON
-record goes to benchmarks/results/, written anew after each layer.
+They take turns in rounds on the same random tensors; medians are printed with the range of the rounds. On a GPU the
+operands are bf16, and each implementation is captured in a CUDA graph where that works, so launches are not timed. One
+JSON record goes to benchmarks/results/ and is rewritten after each layer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _STREAMS = 8
 
 
 class Layer(NamedTuple):
-    """A convolution: its name, its widths, and the side of its input, or of its result where that is upsampled."""
+    """A convolution: its name, its widths, and the side of its input, after upsampling where it has that."""
 
     name: str
     inputs: int
@@ -60,7 +60,7 @@ Implementation = Callable[[Tensor, Tensor, Layer], Tensor]
 
 
 def layers(config: DIPConfig, side: int) -> Iterator[Layer]:
-    """All convolutions of a network on images of this size."""
+    """All convolutions of a network for images of this size."""
     c, skips = config.channels, config.skip_channels
     for scale in range(config.scales_for(side, side)):
         here, inputs = -(-side // 2**scale), c if scale else config.input_channels
@@ -75,7 +75,7 @@ def layers(config: DIPConfig, side: int) -> Iterator[Layer]:
 
 
 def plain(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-    """Ordinary convolutions, one image after another, upsampling first where that is asked for."""
+    """Ordinary convolutions, one image after another, after upsampling where the layer has it."""
     return torch.cat([_ordinary(x[i : i + 1], weight[i], layer) for i in range(len(x))])
 
 
@@ -167,7 +167,7 @@ def in_triton(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
 
 
 def implementations(layer: Layer, device: torch.device, *, kernels: bool) -> dict[str, Implementation]:
-    """The implementations that can run a layer, by name; the one that may fail last."""
+    """The implementations of a layer by name; the one that may fail is last."""
     found: dict[str, Implementation] = {"groups": in_groups}
     if layer.upsampled:
         found |= {"products": by_products, "transposed": transposed}
@@ -185,7 +185,7 @@ def check(name: str, implementation: Implementation, layer: Layer, x: Tensor, we
     """The largest error in value or gradients, ‖difference‖ / ‖reference‖, on the first two images.
 
     Raises:
-        ValueError: it is more than rounding.
+        ValueError: the error is larger than rounding.
     """
     x, weight = x[:2], weight[:2]
     expected = plain(x.double(), weight.double(), layer)
@@ -201,7 +201,7 @@ def check(name: str, implementation: Implementation, layer: Layer, x: Tensor, we
 def measure(
     layer: Layer, everyone: Mapping[str, Implementation], x: Tensor, weight: Tensor, *, rounds: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """By implementation: its error, milliseconds an image of both passes in each round, and on a GPU how it was run."""
+    """By implementation: its error, milliseconds per image of both passes by round, and on a GPU whether captured."""
     pull = torch.randn_like(plain(x, weight, layer))
     steps: dict[str, Callable[[], object]] = {}
     found: dict[str, dict[str, Any]] = {}
@@ -218,7 +218,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Measure, write the record, print the tables; the record's path."""
+    """Measure, write the record, print the tables, and return the record's path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--networks", nargs="+", choices=list(_PRESETS), default=list(_PRESETS))
@@ -230,6 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # of the streams, the graphs and the clock
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(given.seed)
     known = circumstances(device)
@@ -243,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         record["networks"][network] = {"side": side, "batch": count, "layers": rows}
         for layer in layers(getattr(DIPConfig, network)(), side):
             here = -(-layer.side // 2) if layer.upsampled else layer.side
-            # As the package has them: one large image with the channels innermost.
+            # The package keeps a single large image with the channels innermost.
             layout = torch.channels_last if count == 1 and device.type == "cpu" else torch.contiguous_format
             x = torch.randn(count, layer.inputs, here, here, device=device).to(dtype, memory_format=layout)
             weight = torch.randn(count, layer.outputs, layer.inputs, layer.kernel, layer.kernel, device=device)
@@ -258,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 
 def text(network: str, measured: Mapping[str, Any]) -> str:
-    """Milliseconds an image of each layer, by implementation, and their sums over the layers that each can do."""
+    """A table of milliseconds per image by layer and implementation, with the sums of the package and of the best."""
     lines = [f"{network}, {measured['side']}×{measured['side']}, batch {measured['batch']}: milliseconds an image"]
     names = list(dict.fromkeys(name for row in measured["layers"] for name in row["ways"]))
     lines.append(f"  {'':10}" + "".join(f"{name:>24}" for name in names))
@@ -281,7 +283,7 @@ def text(network: str, measured: Mapping[str, Any]) -> str:
 
 
 def _passes(implementation: Implementation, x: Tensor, weight: Tensor, layer: Layer, pull: Tensor) -> list[Tensor]:
-    """Result and gradients; that of the noise, which nothing needs, is left out."""
+    """The result and its gradients, without that of the noise, which nothing needs."""
     x, weight = x.detach().requires_grad_(not layer.reads_noise), weight.detach().requires_grad_()
     out = implementation(x, weight, layer)
     leaves = [leaf for leaf in (x, weight) if leaf.requires_grad]
@@ -304,7 +306,7 @@ def _by_rows(weight: Tensor) -> Tensor:
 
 
 def _captured(step: Callable[[], object]) -> tuple[Callable[[], object], str]:
-    """The step as a graph's replay, or as it is with the reason why not."""
+    """The step as a graph's replay, or unchanged with the reason."""
     replayed = graphs.Replayed(step, torch.device("cuda", torch.cuda.current_device()))
     try:
         for _ in range(3):

@@ -1,7 +1,7 @@
-"""The least time that an iteration can take: its operations and bytes, and the rates that the machine reaches.
+"""The least time of an iteration: its operations and bytes, and the rates that the machine reaches.
 
-Formulas, not counts of what a contender happens to do, so that the floor is the same for all. The operations of the
-published network are checked against PyTorch's own counter.
+Operations and bytes are formulas and not counts of a contender's work, so the floor is the same for all. A test checks
+the operations of the published network against PyTorch's own counter.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ class Layer(NamedTuple):
     """One convolution of one network.
 
     Attributes:
-        weights: multiplications a pixel.
+        weights: multiplications per output pixel.
         pixels: of the output.
-        input_gradient: whether its input needs one; the noise does not.
-        coarse_pixels: of the input, where that is upsampled and the convolution can be done before; otherwise of
-            the output.
+        input_gradient: whether the input needs a gradient; the noise does not.
+        coarse_pixels: of the input before upsampling, where the convolution can be done there; otherwise of the output.
     """
 
     weights: int
@@ -41,8 +40,8 @@ def flops(config: DIPConfig, *, image_channels: int, height: int, width: int, re
         image_channels: of the output.
         height: in pixels.
         width: in pixels.
-        rewritten: count convolutions of upsampled tensors as done at low resolution, which is exact and the least
-            that is known; otherwise as published.
+        rewritten: count convolutions of upsampled tensors at low resolution, which is exact and the least known;
+            otherwise count them as published.
     """
     total = 0
     for layer in _layers(config, image_channels, height, width):
@@ -52,7 +51,7 @@ def flops(config: DIPConfig, *, image_channels: int, height: int, width: int, re
 
 
 def least_bytes(config: DIPConfig, *, image_channels: int, height: int, width: int, operand_bytes: int) -> int:
-    """Bytes that one image and iteration must move, if nothing is read or written twice for want of fusion.
+    """Bytes that one image and iteration must move with perfect fusion.
 
     Every convolution reads its input and writes its output once, with whatever is pointwise, upsampling and the
     statistics done on the way; backwards, one pass reads the output and its gradient, reads the input, and writes the
@@ -79,39 +78,39 @@ def least_bytes(config: DIPConfig, *, image_channels: int, height: int, width: i
     image = height * width * image_channels
     features = height * width * config.channels
     elements += (features + image) + (2 * features + image)
-    # The weights are read forwards and backwards, their gradient written and read, three states read and written.
+    # Weights are read forwards and backwards, gradients written and read, and three states read and written.
     a_parameter = 2 * operand_bytes + 2 * 4 + 6 * 4 + (operand_bytes if operand_bytes < 4 else 0)
     parameters = config.parameter_count(image_channels=image_channels, scales=config.scales_for(height, width))
     return elements * operand_bytes + parameters * a_parameter
 
 
 class Ceilings(NamedTuple):
-    """The rates that the machine was seen to reach.
+    """The measured rates of the machine.
 
     Attributes:
-        flops: of a large matrix product, a second.
-        bytes: of a large copy, read and written, a second.
+        flops: operations per second of a large matrix product.
+        bytes: bytes per second of a large copy, read and written.
     """
 
     flops: float
     bytes: float
 
     def least_seconds(self, flops: int, moved: int) -> float:
-        """The time that neither the operations nor the bytes can be done under."""
+        """The larger of the times of the operations and of the bytes."""
         return max(flops / self.flops, moved / self.bytes)
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, *, side: int, copied: int, repeats: int = 7) -> Ceilings:
-    """Time a product of two random matrices and a copy of random numbers; medians.
+    """Time a product of two random matrices and a copy of random numbers, with the median of the repeats.
 
-    On a GPU fp32 products may use tf32 if convolutions may, as they do by default.
+    On a GPU fp32 products use tf32 if convolutions may, which is torch's default.
 
     Args:
-        device: where.
+        device: the device to measure.
         dtype: of the matrices.
-        side: of the matrices.
+        side: of the square matrices.
         copied: bytes to copy.
-        repeats: of each.
+        repeats: of each measurement.
     """
     left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.rand(copied // 4, device=device)
@@ -137,7 +136,7 @@ def _median_seconds(work: Callable[[], object], device: torch.device, repeats: i
 
 
 def synchronised_clock(device: torch.device) -> float:
-    """Seconds, once the device has finished all that it was asked to do."""
+    """The time in seconds once the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -157,7 +156,7 @@ def _layers(config: DIPConfig, image_channels: int, height: int, width: int) -> 
 
 
 def _resolutions(config: DIPConfig, height: int, width: int) -> Iterator[tuple[int, int]]:
-    """Pixels of each scale, and of the next coarser one."""
+    """The pixels of each scale and of the next coarser one."""
     for _ in range(config.scales_for(height, width)):
         coarse = -(-height // 2), -(-width // 2)
         yield height * width, coarse[0] * coarse[1]

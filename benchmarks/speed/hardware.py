@@ -1,4 +1,4 @@
-"""Every record of the speed benchmark as one CSV, by device and version, and the newest of each device as a table."""
+"""The records of the speed benchmark as one CSV, and the newest of each device as a Markdown table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ COLUMNS = (
     "device", "torch", "commit", "started", "setting", "contender", "precision", "batch",
     "seconds", "low", "high", "speedup", "peak MiB",
 )  # fmt: skip
-"""Seconds an image and 1,000 iterations: median, lowest and highest round; the speed-up is over the published loop."""
+"""Seconds are for an image and 1,000 iterations: median, lowest and highest round. The speed-up is over the published
+loop."""
 
 _SHOWN = ("device", "torch", "setting", "batch", "seconds", "low", "high", "speedup")
 
 
 def rows(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A row for every timed contender of every record, the oldest record first."""
+    """One row for every timed contender of every record, the oldest record first."""
     for record in sorted(records, key=lambda record: record["circumstances"]["started"]):
         circumstances = record["circumstances"]
         about = {
@@ -43,13 +44,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The rows of a folder's records.
 
     Raises:
-        OSError, ValueError: a file cannot be read as one.
+        OSError, ValueError: a file cannot be read as a record.
     """
     return list(rows(json.loads(path.read_text()) for path in folder.glob("speed-*.json")))
 
 
 def as_csv(found: Iterable[Mapping[str, Any]]) -> str:
-    """All of them."""
+    """The rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -58,7 +59,7 @@ def as_csv(found: Iterable[Mapping[str, Any]]) -> str:
 
 
 def as_markdown(found: Iterable[Mapping[str, Any]]) -> str:
-    """This library's own row of each device and setting, at its fastest batch size in the newest record."""
+    """The library's own fastest row of each device and setting in the newest record, as a Markdown table."""
     newest: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in found:
         if row["contender"].startswith("dipdefense"):

@@ -1,11 +1,11 @@
-"""How long an iteration took at each of several commits: the CPU path's steps, one against the other.
+"""The time of an iteration at each of several commits: the history of the CPU path.
 
     python benchmarks/speed/history.py 45fec81 43aecb8 HEAD
 
-Every commit is checked out beside the others and timed in processes of its own, the commits in turns, so that whatever
-drifts hits all alike: `dipdefense.reconstruct` in fp32 on random images, the first iterations left out. Needs git and
-this repository with its history. Prints a table in Markdown, medians over the rounds with their range, and writes a
-JSON record with the rounds to benchmarks/results/.
+Times `dipdefense.reconstruct` in fp32 on random images, without the first iterations. Every commit has a checkout and
+processes of its own, and the commits take turns, so a drift of the machine affects all of them. Needs git and this
+repository with its history. Prints a Markdown table, medians over the rounds with their range, and writes a JSON record
+with the rounds to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SETTINGS = (
     ("architecture_2", 32, 1, 80),
 )
 
-# In each checkout: the median of the iterations' milliseconds, after two.
+# Run in each checkout: the median of the iterations' milliseconds, without the first two.
 _TIMED = """
 import statistics, sys, time, torch
 from dipdefense import DIPConfig
@@ -55,12 +55,14 @@ print(1000 * statistics.median(after - before for before, after in zip(marks[1:-
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Time, write the record, print the table; the record's path."""
+    """Time the commits, write the record, print the table, and return the record's path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs="+", metavar="COMMIT")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--settings", nargs="+", type=int, default=list(range(len(SETTINGS))), help="numbers, from 0")
-    parser.add_argument("--iterations", type=int, help="instead of the settings' own, for trying this script out")
+    parser.add_argument(
+        "--settings", nargs="+", type=int, default=list(range(len(SETTINGS))), help="indices of the settings, from 0"
+    )
+    parser.add_argument("--iterations", type=int, help="instead of the settings' own, to try this script")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     given = parser.parse_args(arguments)
@@ -88,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 @contextlib.contextmanager
 def checkouts(commits: Sequence[str]) -> Iterator[dict[str, tuple[Path, str]]]:
-    """By short hash, each commit's folder and subject; the folders are removed again.
+    """Check out the commits; by short hash, each one's folder and subject. The folders are removed afterwards.
 
     Raises:
-        ValueError: a name is no commit of this repository.
+        ValueError: a name is not a commit of this repository.
     """
     found = {}
     with tempfile.TemporaryDirectory() as parent:
@@ -110,7 +112,7 @@ def checkouts(commits: Sequence[str]) -> Iterator[dict[str, tuple[Path, str]]]:
 
 
 def milliseconds(folder: Path, command: Sequence[str]) -> float:
-    """An iteration of the whole batch, with the package of that folder."""
+    """Milliseconds of one iteration of the whole batch, with the package in that folder."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(
         [sys.executable, "-P", "-c", _TIMED, *command], env=environment, check=True, capture_output=True, text=True
@@ -119,7 +121,7 @@ def milliseconds(folder: Path, command: Sequence[str]) -> float:
 
 
 def text(record: dict[str, Any]) -> str:
-    """A row a commit, a column a setting: milliseconds an iteration, median and range of the rounds."""
+    """A row for each commit, a column for each setting: milliseconds per iteration, median and range of the rounds."""
     titles = [f"{s['preset']}, {s['side']}×{s['side']}, {s['batch']}".replace("_", " ") for s in record["settings"]]
     lines = [f"| commit | {' | '.join(titles)} |", "|" + " --- |" * (1 + len(titles))]
     for commit, subject in record["commits"].items():

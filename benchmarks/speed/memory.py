@@ -1,7 +1,6 @@
-"""Peak memory of one contender on a CPU, in a process that does nothing else.
+"""Peak memory of one contender on a CPU, measured in a process of its own.
 
-A process's peak never falls, so two contenders in one process could not be told apart; the benchmark starts this
-module once for each.
+A process's peak never falls and so cannot tell two contenders apart; the benchmark starts this module once for each.
 """
 
 from __future__ import annotations
@@ -25,7 +24,11 @@ _ITERATIONS = 3
 
 
 def peak_in_fresh_process(contender: str, config: DIPConfig, *, batch: int, side: int) -> float | None:
-    """MiB that fitting takes beyond what the process held before; None where there is no /proc to read it from."""
+    """MiB by which fitting raises the process's peak memory; None where there is no /proc.
+
+    Raises:
+        RuntimeError: the process failed; the message has its stderr.
+    """
     if not _STATUS.exists():
         return None
     task = {"contender": contender, "config": asdict(config), "batch": batch, "side": side}
@@ -40,9 +43,9 @@ def _measure(task: Mapping[str, Any]) -> float:
     config = DIPConfig.from_json(task["config"])
     fit = contenders(torch.device("cpu"))[task["contender"]].fit
     images = torch.rand(task["batch"], 3, task["side"], task["side"])
-    # Memory that torch takes when it is first used is no contender's.
+    # Excludes the memory that torch allocates at its first use.
     fit(torch.rand(1, 3, 32, 32), budgets=(2,), config=DIPConfig(channels=4), on_iteration=lambda: None)
-    # Forget the peak so far.
+    # Resets the peak.
     Path("/proc/self/clear_refs").write_text("5")
     before = _kibibytes("VmRSS")
     fit(images, budgets=(_ITERATIONS,), config=config, on_iteration=lambda: None)

@@ -1,7 +1,7 @@
-"""Several independent networks at once, in four implementations that take the same weights.
+"""Several independent networks at once, in implementations that take the same weights.
 
-The plain network is written from the description in Ulyanov et al. 2017 and Kattamis et al. 2019, of torch's own
-layers, and shares nothing with the package but the configuration's numbers.
+The plain network is written from the descriptions in Ulyanov et al. 2017 and Kattamis et al. 2019 with torch's own
+layers. It shares only the configuration with the package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Networks(NamedTuple):
     """N networks.
 
     Attributes:
-        parameters: leaves that take gradients, by names and in layouts of this kind of network's own.
+        parameters: leaves with gradients, in the names and layouts of the implementation.
         forward: from noise (N, input_channels, H, W) to images (N, image_channels, H, W) in [0, 1].
     """
 
@@ -36,12 +36,12 @@ Build = Callable[[DIPConfig, int, int, int, torch.device], Networks]
 
 
 class Block(nn.Sequential):
-    """Convolution that pads by reflection, batch normalisation, LeakyReLU; ``count`` times side by side."""
+    """Convolution with reflection padding, batch normalisation, LeakyReLU; ``count`` of them in groups."""
 
     def __init__(
         self, config: DIPConfig, inputs: int, outputs: int, kernel: int, stride: int = 1, *, count: int
     ) -> None:
-        # Padding by nothing would still copy the tensor.
+        # Padding by zero pixels would still copy the tensor.
         padding = {"padding": 1, "padding_mode": "reflect"} if kernel == 3 else {}
         super().__init__(
             nn.Conv2d(count * inputs, count * outputs, kernel, stride, groups=count, **padding),  # type: ignore[arg-type]
@@ -78,9 +78,9 @@ class Scale(nn.Module):
 
 
 class PlainNet(nn.Module):
-    """The network as published; with ``count`` above 1 that many, their channels side by side in groups.
+    """The published network, or ``count`` of them with their channels side by side in groups.
 
-    A parameter of ``count`` networks is the networks' own ones one after another along the first axis.
+    A parameter has those of the ``count`` networks one after another along its first axis.
     """
 
     def __init__(self, config: DIPConfig, image_channels: int, scales: int, count: int = 1) -> None:
@@ -100,19 +100,19 @@ class PlainNet(nn.Module):
 
 
 def is_dead(name: str) -> bool:
-    """Whether a plain network's parameter has no effect: a bias before a normalisation, a merged one's shift."""
+    """Whether a plain network's parameter has no effect: a bias before a normalisation, or the merged one's shift."""
     return name.endswith((".0.bias", ".merge.bias"))
 
 
 def grouped(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
-    """Grouped convolutions and no rewrites; one network is the published one."""
+    """Plain networks as grouped convolutions, without rewrites; a single one is the published network."""
     with device:
         network = PlainNet(config, image_channels, scales, count)
     return Networks(dict(network.named_parameters()), network)
 
 
 def side_by_side(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Plain networks' tensors, stacked along a leading axis, as ``grouped`` has them."""
+    """Convert plain networks' tensors, stacked along a leading axis, to the layout of ``grouped``."""
     return {name: value.flatten(0, 1) for name, value in stacked.items()}
 
 
@@ -133,7 +133,7 @@ def vmapped(config: DIPConfig, image_channels: int, scales: int, count: int, dev
 
 
 def unchanged(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Plain networks' tensors, stacked along a leading axis, as ``vmapped`` has them."""
+    """Plain networks' tensors, stacked along a leading axis: the layout of ``vmapped``."""
     return stacked
 
 
@@ -145,7 +145,7 @@ def library(config: DIPConfig, image_channels: int, scales: int, count: int, dev
 
 
 def as_library(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Plain networks' tensors, stacked along a leading axis, as ``library`` has them; those without effect left out."""
+    """Convert plain networks' tensors, stacked along a leading axis, to ``library``'s, without those of no effect."""
     own = {"output_weight": stacked["output.weight"], "output_bias": stacked["output.bias"]}
     prefix, scale = "body", 0
     while f"{prefix}.up.0.weight" in stacked:

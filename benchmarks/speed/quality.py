@@ -1,4 +1,4 @@
-"""The cost of the speed: loss curves, PSNR and a classifier's decisions beside those of the published loop."""
+"""Quality beside speed: loss curves, PSNR and a classifier's decisions, compared with the published loop."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Loop = Callable[..., Reconstruction]
 def loops(everyone: Mapping[str, Contender]) -> dict[str, tuple[Loop, int]]:
     """The loops to compare and their seeds, by name.
 
-    The first is what the others are compared with. The second is the same with another seed: the yardstick, since no
-    two loops have the same random numbers.
+    The others are compared with the first. The second is the first with another seed and serves as the yardstick,
+    because no two loops have the same random numbers.
     """
     own = {name: found.fit for name, found in everyone.items() if name.startswith("dipdefense")}
     named: dict[str, tuple[Any, int]] = {"published loop": (published_loop, 0)}
@@ -41,24 +41,24 @@ def compare(
     expendable: Collection[str] = (),
     report: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """Fit to the same images with every loop, and set the results side by side.
+    """Fit the same images with every loop, and compare the results.
 
     Args:
         images: (N, C, H, W) in [0, 1].
         labels: (N,) class indices.
         classify: from images to (N, classes) logits.
-        compared: as ``loops`` gives them.
+        compared: as ``loops`` returns them.
         config: the network.
         budgets: iterations, ascending.
-        expendable: loops that may fail; why they did is then all that is said of them, as ``failed``.
-        report: called after each loop with what there is by then.
+        expendable: loops that may fail; their row then has only the reason, as ``failed``.
+        report: called after each loop with the results so far.
 
     Returns:
         ``budgets``, ``labels``, and by loop in ``loops``: ``psnr`` in dB, ``predictions`` and the true class's
-        ``confidences`` (budgets × images); ``log_loss``, the natural logarithm's mean over the images in up to 20
-        stretches of iterations; and compared with the first loop, ``psnr_difference`` (mean over the images, by
-        budget), ``log_loss_difference`` (mean of the absolute differences over images and stretches) and
-        ``same_decisions`` (images by budget).
+        ``confidences`` (budgets × images); ``log_loss``, the mean natural logarithm of the loss over all images in up
+        to 20 equal parts of the iterations; and relative to the first loop ``psnr_difference`` (mean over the images,
+        by budget), ``log_loss_difference`` (mean absolute difference over images and parts) and ``same_decisions``
+        (number of images, by budget).
     """
     rows: dict[str, dict[str, Any]] = {}
     found: dict[str, Any] = {"budgets": list(budgets), "labels": labels.tolist(), "loops": rows}

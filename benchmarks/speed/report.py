@@ -17,7 +17,7 @@ Record = Mapping[str, Any]
 
 
 def text(record: Record) -> str:
-    """Everything worth a look: hardware, checks, times, ratios, memory, shares of the floor, and the quality part."""
+    """The record as text: hardware, checks, times, ratios, memory, shares of the floor, and the quality part."""
     return "\n".join([*_head(record), *_times(record), *_quality(record)])
 
 
@@ -87,7 +87,7 @@ def _quality(record: Record) -> Iterator[str]:
 
 
 def plot(record: Record, path: Path) -> None:
-    """Time an image against the batch size, a panel a setting, and against pixels, each at its fastest batch size."""
+    """Plot the time of an image against the batch size, a panel for each setting, and against its pixels."""
     settings = record["settings"]
     figure, panels = plt.subplots(
         1, len(settings) + 1, figsize=(4.2 * (len(settings) + 1), 4.2), squeeze=False, layout="constrained"
@@ -121,7 +121,7 @@ def plot(record: Record, path: Path) -> None:
 
 
 def _against_pixels(panel: Any, record: Record, colours: Mapping[str, str]) -> None:
-    # One network for each size: at 32×32 there are two, of which the first has the paper's width.
+    # One network for each size: at 32×32 the first of two, which has the paper's width.
     first = {setting["side"]: setting["name"] for setting in reversed(record["settings"])}
     fastest: dict[str, dict[int, float]] = defaultdict(dict)
     for row in record["results"]:
@@ -137,6 +137,6 @@ def _against_pixels(panel: Any, record: Record, colours: Mapping[str, str]) -> N
 
 
 def _label(panel: Any, names: Mapping[int, str]) -> None:
-    """Ticks where something was measured, and nowhere else."""
+    """Set ticks only where something was measured."""
     panel.set_xticks(list(names), list(names.values()))
     panel.set_xticks([], minor=True)

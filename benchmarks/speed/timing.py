@@ -1,4 +1,4 @@
-"""One setting's measurement: who runs for how long, the rounds, and the numbers of it."""
+"""The timing of one setting: the share of each contender, the rounds, and their summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dipdefense.config import DIPConfig
 from speed.check import PUBLISHED, Contender
 
 FEWEST, MOST = 3, 200
-"""Timed iterations of one fit, however slow or fast it is."""
+"""Least and most timed iterations of one fit."""
 
 _FEWEST_ROUNDS = 3
 
@@ -36,12 +36,12 @@ class Cell:
     """One contender with one batch size.
 
     Attributes:
-        contender: who.
+        contender: the contender.
         batch: images at once.
-        iterations: timed ones of each fit.
-        seconds: by round, an image and 1,000 iterations.
+        iterations: timed iterations of each fit.
+        seconds: for an image and 1,000 iterations, by round.
         memory: peak bytes on a GPU.
-        skipped: why it is not timed, if it is not.
+        skipped: the reason if it is not timed.
     """
 
     contender: Contender
@@ -53,9 +53,9 @@ class Cell:
 
 
 class Stopwatch:
-    """Times the iterations after the first ``warm_up`` ones, when it is called at the end of each.
+    """Times the iterations after the first ``warm_up``; it must be called at the end of each.
 
-    On a GPU by events in its queue, so that the device need not be waited for.
+    On a GPU it records events in the stream and does not wait for the device.
     """
 
     def __init__(self, device: torch.device, *, warm_up: int, iterations: int) -> None:
@@ -65,7 +65,7 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def __call__(self) -> None:
-        """One more iteration is done, or on a GPU asked for."""
+        """Count one iteration, which on a GPU may only be queued."""
         self._calls += 1
         if self._calls in self._bounds:
             if self._device.type == "cuda":
@@ -76,7 +76,7 @@ class Stopwatch:
                 self._marks.append(time.perf_counter())
 
     def seconds_an_iteration(self) -> float:
-        """The mean of those timed."""
+        """The mean seconds of the timed iterations."""
         first, last = self._marks
         if self._device.type == "cuda":
             last.synchronize()
@@ -89,16 +89,16 @@ class Stopwatch:
 def measure(
     setting: Setting, cells: Sequence[Cell], *, device: torch.device, rounds: int, seconds: float, seed: int
 ) -> None:
-    """Fill the cells: a pilot of each, then rounds in which all take turns, so that whatever drifts hits all alike.
+    """Fill the cells: a pilot of each, then rounds in which all take turns, so a drift affects all of them.
 
     Args:
-        setting: what to fit.
-        cells: in order; of one contender's the small batches first.
-        device: where.
-        rounds: as many as there is time for, at least three of those asked for.
-        seconds: for all of it. A contender whose fewest iterations would take a quarter of it is not timed, nor with
-            larger batches.
-        seed: of images and noise, others in every round.
+        setting: the images and the network.
+        cells: in order; each contender's small batches first.
+        device: the device to measure.
+        rounds: the most rounds; at least three of them are run, whatever the time.
+        seconds: for everything. A contender whose fewest iterations would take more than a quarter of it is not timed,
+            nor with larger batches.
+        seed: of images and noise; each round has other ones.
     """
     started = time.perf_counter()
     pilots: list[tuple[Cell, float, float]] = []
@@ -129,12 +129,12 @@ def measure(
 
 
 def _iterations(device: torch.device, timed: int) -> int:
-    """Iterations of a fit: the warm-up, those timed, and one more: a loop's last may lack the backward pass."""
+    """Iterations of a fit: warm-up, timed ones, and one more, as a loop's last may lack the backward pass."""
     return _WARM_UP[device.type] + timed + 1
 
 
 def _fit(setting: Setting, cell: Cell, device: torch.device, seed: int) -> float | None:
-    """Seconds an iteration of the whole batch, in the steady state; None, and the cell is skipped, where it fails."""
+    """Seconds per iteration of the whole batch in the steady state; None if the fit fails, which skips the cell."""
     torch.manual_seed(seed)
     images = torch.rand(cell.batch, 3, setting.side, setting.side, device=device)
     if device.type == "cuda":
@@ -158,7 +158,7 @@ def _fit(setting: Setting, cell: Cell, device: torch.device, seed: int) -> float
 
 
 def speedups(cells: Sequence[Cell]) -> list[list[float]]:
-    """By cell and round, how many times less it takes than the published loop in that round; none if not timed."""
+    """By cell and round, the speed-up over the published loop in that round; empty for cells that are not timed."""
     (published,) = (cell for cell in cells if cell.contender.name == PUBLISHED)
     return [
         [base / own for base, own in zip(published.seconds, cell.seconds, strict=True)] if cell.seconds else []

@@ -1,9 +1,9 @@
-"""Contenders that no GPU has run yet, each tried in a process of its own before anything else.
+"""Trials of contenders that no GPU has run yet, each in a process of its own.
 
-A kernel that reads where it must not ends all work of its process on that GPU, and one that never ends blocks it.
-The benchmark starts this module once for each setting and contender, all at once: it compiles what there is to compile,
-which Triton keeps for others, checks as every contender is checked, and fits with each batch size for long enough to
-see whether the loss still falls once iterations are replayed from a graph.
+A kernel with an illegal access ends all work of its process on the GPU, and one that never ends blocks it. The
+benchmark starts this module once for each setting and contender, all at once. It compiles the kernels, which Triton
+caches for other processes, checks the contender as every other, and fits each batch size for long enough to see whether
+the loss still falls when iterations are replayed from a graph.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from speed.contenders import contenders
 from speed.processes import start_module
 from speed.timing import Setting
 
-# On dark images, which every network approaches quickly: from the first iteration that is replayed to the last the
-# loss falls to 40 % and less, whatever the seed.
+# Every network approaches dark images quickly: whatever the seed, the loss falls to 40 % or less between the first
+# replayed iteration and the last.
 _FIRST_REPLAYED, _ITERATIONS, _FALL = 3, 16, 0.6
 
 
 def start(
     contender: Contender, setting: Setting, batches: Sequence[int], *, device: torch.device, seed: int
 ) -> subprocess.Popen[str]:
-    """Begin to try the contender in a process of its own."""
+    """Start the trial of a contender in a process of its own."""
     task = {"contender": contender.name, "config": asdict(setting.config), "side": setting.side, "device": str(device)}
     return start_module("speed.trials", task | {"batches": list(batches), "seed": seed})
 
 
 def outcome(trial: subprocess.Popen[str], *, deadline: float) -> dict[str, Any]:
-    """The errors that the check found; or, as ``failed``, why the contender must not be timed.
+    """The errors that the check found; or, as ``failed``, the reason why the contender must not be timed.
 
     Args:
-        trial: what :func:`start` returned.
-        deadline: by ``time.monotonic``; a trial that takes longer is ended.
+        trial: the process from :func:`start`.
+        deadline: in seconds of ``time.monotonic``; the trial is killed then.
     """
     try:
         printed, complaint = trial.communicate(timeout=max(0.0, deadline - time.monotonic()))
@@ -57,7 +57,7 @@ def outcome(trial: subprocess.Popen[str], *, deadline: float) -> dict[str, Any]:
 
 
 def must_learn(contender: Contender, config: DIPConfig, *, batch: int, side: int, device: torch.device) -> None:
-    """Fit dark images for a few iterations.
+    """Check that a few iterations on dark images lower the loss.
 
     Raises:
         ValueError: the loss does not fall between the first iteration that is replayed and the last.
@@ -65,7 +65,7 @@ def must_learn(contender: Contender, config: DIPConfig, *, batch: int, side: int
     images = 0.1 * torch.rand(batch, 3, side, side, device=device)
     run: Any = contender.fit(images, budgets=(_ITERATIONS,), config=config, on_iteration=lambda: None)
     losses = run.losses.mean(dim=1)
-    # NaN is no fall.
+    # NaN fails.
     if not losses[-1] < _FALL * losses[_FIRST_REPLAYED - 1]:
         raise ValueError(f"losses of a batch of {batch} do not fall as they must: {losses.tolist()}")
 

@@ -1,4 +1,4 @@
-"""Pretrained classifiers whose input is images in [0, 1]; any other library's model becomes one with `Logits`."""
+"""Pretrained classifiers whose input is images in [0, 1]; `Logits` makes one of any other library's model."""
 
 from dipdefense.classifiers.adapters import Logits
 from dipdefense.classifiers.cifar10 import CIFAR10_CATEGORIES, untrained_cifar10

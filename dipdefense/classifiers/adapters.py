@@ -1,4 +1,4 @@
-"""Models of other libraries as classifiers: from images in [0, 1] to an (N, classes) tensor of logits."""
+"""Adapter that turns other libraries' models into classifiers of images in [0, 1] with (N, classes) logits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dipdefense.checks import check_logits
 class Logits(nn.Module):
     """A model that expects normalised images, or returns more than logits, as a classifier of images in [0, 1].
 
-    It normalises the images, calls the model, and takes the logits out of its output: a tensor as it is, an object
-    with ``.logits`` (Hugging Face, torchvision's Inception in training mode), a dict with "logits", or the first item
-    of a tuple or list. The model's mode and parameters stay as they are.
+    It normalises the images, calls the model, and takes the logits from its output: the tensor itself, the attribute
+    ``.logits`` (Hugging Face, torchvision's Inception in training mode), the entry "logits" of a dict, or the first
+    item of a tuple or list. The model's mode and parameters do not change.
 
     Args:
         network: any model whose first argument is a batch of normalised images.
-        mean: subtracted from each channel, in the images' units: 0.485, not 123.675. One number serves all channels.
-        std: divided by, likewise.
+        mean: subtracted from each channel, in the images' units: 0.485, not 123.675. One number applies to all.
+        std: the divisor of each channel, likewise.
 
     Raises:
-        TypeError: an argument is not of its type; at the call, the output has no logits.
-        ValueError: ``mean`` or ``std`` is out of range; at the call, the logits are no (N, classes) tensor.
+        TypeError: an argument has the wrong type; at the call, the output has no logits.
+        ValueError: ``mean`` or ``std`` is out of range; at the call, the logits are not an (N, classes) tensor.
 
     Shape:
         (N, C, H, W) floats in [0, 1] to (N, classes) logits; gradients flow to the images.
@@ -47,7 +47,9 @@ class Logits(nn.Module):
             raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
         means, stds = _numbers("mean", mean), _numbers("std", std)
         if len({len(means), len(stds)} - {1}) > 1:
-            raise ValueError(f"mean and std must be of the same channels, got {len(means)} and {len(stds)} numbers")
+            raise ValueError(
+                f"mean and std must have one number for each channel, got {len(means)} and {len(stds)} numbers"
+            )
         if not all(number > 0 for number in stds):
             raise ValueError(f"std must be positive, got {stds}")
         self.network = network
@@ -67,7 +69,7 @@ class Logits(nn.Module):
 
 
 def _unwrap(output: object) -> object:
-    """The logits, from where the usual libraries have them; anything else as it came."""
+    """The logits, from the places where common libraries keep them; any other output unchanged."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "logits"):
@@ -80,13 +82,16 @@ def _unwrap(output: object) -> object:
 
 
 def _numbers(name: str, values: Iterable[float]) -> tuple[float, ...]:
-    """One number a channel, in the images' units."""
+    """The numbers as a tuple, checked: one for each channel, in [0, 1]."""
     try:
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be one number a channel, such as (0.5, 0.5, 0.5), got {values!r}") from error
+        raise TypeError(
+            f"{name} must be one number for each channel, such as (0.5, 0.5, 0.5), got {values!r}"
+        ) from error
     if not numbers or not all(0 <= number <= 1 for number in numbers):
         raise ValueError(
-            f"{name} must lie in [0, 1], in which the images are, got {numbers}; divide by 255 what is meant for uint8"
+            f"{name} must lie in [0, 1] as the images do, got {numbers}; divide by 255 numbers that are "
+            "meant for uint8 images"
         )
     return numbers

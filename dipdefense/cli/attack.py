@@ -31,10 +31,12 @@ _NAMES = {"fgsm": "FGSM", "bi": "BI", "llci": "LLCI", "noise": "noise"}
 @click.option(
     "--epsilon", type=click.FloatRange(1, 255), default=5, show_default=True, help="Strength in units of 1/255."
 )
-@click.option("--label", type=click.IntRange(0), help="True class of every image.  [default: what the classifier sees]")
+@click.option(
+    "--label", type=click.IntRange(0), help="True class of every image.  [default: the classifier's prediction]"
+)
 @classifier
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the random noise.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random noise.")
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Images attacked at once.")
 @overwrite
 @full_names
@@ -51,9 +53,9 @@ def command(
 ) -> None:
     """Write an adversarial version of each image of IN, a file or a folder, into OUT.
 
-    The images are resized and cropped for the classifier first. The attack does not know of any defence: accuracy under
-    it is not robustness. OUT has PNGs of 8 bits, to which the perturbed pixels are rounded; the classes after the
-    attack are those of the rounded images.
+    The images are first resized and cropped for the classifier. The attack knows of no defence: accuracy under it is
+    not robustness. OUT gets 8-bit PNGs, so the perturbed pixels are rounded, and the classes printed after the attack
+    are those of the rounded images.
     """
     from dipdefense.attacks import Attack
     from dipdefense.cli import listing
@@ -63,14 +65,12 @@ def command(
     with usage():
         folder, name = listing.split_out(source, out)
         items = listing.found(source, without=folder)
-        names = listing.output_names(items, source, full=full_names)
-        if name is not None:
-            names = [type(names[0])(name)]
+        names = listing.output_names(items, source, full=full_names) if name is None else [name]
         outputs = [folder / own for own in names]
         listing.refuse_originals(items, outputs)
         attack = Attack(_NAMES[attack_name], epsilon, rounded=True)  # type: ignore[arg-type]
         campaign = Campaign(attack, items, outputs, folder if source.is_dir() else None, overwrite, **options)
-    say(f"{attack}: defence-unaware, so that accuracy under it is not robustness.")
+    say(f"{attack}: defence-unaware, so accuracy under it is not robustness.")
     try:
         with usage():
             summary, changed = craft(campaign)

@@ -1,4 +1,4 @@
-"""Adversarial versions of image files, written as PNGs of 8 bits."""
+"""Adversarial versions of image files, written as 8-bit PNGs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipdefense import __version__, arguments
+from dipdefense import __version__
 from dipdefense.attacks import Attack
 from dipdefense.classifiers import Classifier
 from dipdefense.cli import reading
 from dipdefense.cli.classifying import Class, likeliest
 from dipdefense.cli.jobs import digest_of
 from dipdefense.cli.listing import Item
+from dipdefense.cli.network import device_named
 from dipdefense.cli.outputs import Record, refuse_to_replace, run, state_of, writing
 from dipdefense.cli.progress import Progress, say
 from dipdefense.cli.summary import Summary
@@ -26,7 +27,7 @@ from dipdefense.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Campaign:
-    """What a command line asked for; ``outputs`` has the file of each of ``items``."""
+    """The attack of one command line; ``outputs`` has one file for each of ``items``."""
 
     attack: Attack
     items: Sequence[Item]
@@ -42,16 +43,17 @@ class Campaign:
 
 
 def craft(asked: Campaign) -> tuple[Summary, dict[str, dict[str, Any]]]:
-    """Attack the images whose outputs are not there yet.
+    """Attack the images that have no output yet.
 
     Returns:
-        What became of the images, and for each that was attacked its class before and after, by name.
+        The outcome of every image, and by name the classes before and after the attack of those that were attacked.
 
     Raises:
-        TypeError, ValueError, OSError, ImportError: the classifier or its label is none, or files are in the way.
-        Stopped: another run writes into the same folder.
+        TypeError, ValueError, OSError, ImportError: the classifier cannot be loaded, the label is none of its classes,
+            or other files are in the way.
+        Stopped: another run is writing into the same folder.
     """
-    device = arguments.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_named(asked.device)
     classifier = reading.load(asked.classifier_name, asked.weights, device)
     summary, changed = Summary(len(asked.items)), dict[str, dict[str, Any]]()
     with run(summary, asked.outputs, asked.lock):
@@ -75,18 +77,19 @@ def _attacked(
     summary: Summary,
     places: Mapping[str, tuple[Path, Record]],
 ) -> dict[str, dict[str, Any]]:
-    """Attack a batch and write it; the classes before and after, by name."""
-    before = likeliest(classifier, images, 1)
-    labels = torch.tensor([own[0].index if asked.label is None else asked.label for own in before])
+    """Attack a batch and write it; return the classes before and after, by name."""
     seeds = [derive_seed(asked.seed, "attack", item.name) for item in items]
     try:
+        before = likeliest(classifier, images, 1)
+        labels = torch.tensor([own[0].index if asked.label is None else asked.label for own in before])
         adversarial = asked.attack(classifier, images, labels.to(images.device), batch_size=len(items), seed=seeds)
+        after = likeliest(classifier, adversarial, 1)
     except (RuntimeError, MemoryError) as error:
         for item in items:
             summary.fail(item.name, f"{type(error).__name__}: {error}")
         return {}
     changed = {}
-    for item, image, own, behind in zip(items, adversarial, before, likeliest(classifier, adversarial, 1), strict=True):
+    for item, image, (first,), (last,) in zip(items, adversarial, before, after, strict=True):
         path, record = places[item.name]
         try:
             with writing(path):
@@ -95,13 +98,13 @@ def _attacked(
             summary.fail(item.name, f"{path} could not be written: {error.strerror or error}")
             continue
         summary.done += 1
-        changed[item.name] = {"before": asdict(own[0]), "after": asdict(behind[0])}
-        say(f"{item.name}: {_told(own[0])} -> {_told(behind[0])}")
+        changed[item.name] = {"before": asdict(first), "after": asdict(last)}
+        say(f"{item.name}: {_shown(first)} -> {_shown(last)}")
     return changed
 
 
 def _plan(asked: Campaign, summary: Summary) -> list[tuple[Item, Path, Record]]:
-    """The images whose outputs are not there, with what these are made of."""
+    """The images that have no output yet, each with its output's path and record."""
     settings = {
         "command": "attack", "attack": str(asked.attack), "classifier": asked.classifier_name,
         "weights": None if asked.weights is None else digest_of(asked.weights.read_bytes()),
@@ -119,12 +122,12 @@ def _plan(asked: Campaign, summary: Summary) -> list[tuple[Item, Path, Record]]:
             summary.kept += 1
             continue
         if state in ("other settings", "foreign"):
-            in_the_way.append(f"{path} is there: {reason}")
+            in_the_way.append(f"{path} exists: {reason}")
         todo.append((item, path, record))
     if not asked.overwrite:
         refuse_to_replace(in_the_way)
     return todo
 
 
-def _told(seen: Class) -> str:
+def _shown(seen: Class) -> str:
     return f"{seen.name} {seen.confidence:.2f}"

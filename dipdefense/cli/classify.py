@@ -1,4 +1,4 @@
-"""``dipdefense classify``: which classes a classifier sees in image files, also behind the defence."""
+"""``dipdefense classify``: the classes of image files, also behind the defence."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ Form = Literal["table", "csv", "json"]
 @click.command(cls=Command)
 @click.argument("source", metavar="IN", type=EXISTING)
 @classifier
-@click.option("--purify", "iters", type=ITERATIONS, help="Classify each reconstruction of so many iterations, too.")
-@click.option("--top", type=click.IntRange(1, 1000), default=1, show_default=True, help="Classes an image.")
+@click.option(
+    "--purify", "iters", type=ITERATIONS, help="Also classify each image's reconstruction after this many iterations."
+)
+@click.option("--top", type=click.IntRange(1, 1000), default=1, show_default=True, help="Classes for each image.")
 @click.option("--form", type=click.Choice(("table", "csv", "json")), default="table", show_default=True)
 @click.option("--json", "form", flag_value="json", help="The same as --form json.")
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Images classified at once.")
@@ -36,10 +38,9 @@ def command(
     batch_size: int,
     **options: Any,
 ) -> None:
-    """Print the classes that a classifier sees in the images of IN, a file or a folder, with their confidences.
+    """Print the predicted classes of the images of IN, a file or a folder, with their confidences.
 
-    Each image is resized and cropped as the classifier was trained. With --purify, its reconstruction is classified
-    beside it.
+    Each image is resized and cropped as the classifier expects. With --purify, its reconstruction is classified too.
     """
     from dipdefense.cli import listing, reading
     from dipdefense.cli.classifying import classified, columns, printed
@@ -52,6 +53,8 @@ def command(
         items = listing.found(source)
         model = reading.load(classifier_name, weights, chosen.device)
         purifier = None if iters is None else chosen.purifier(iters)
+        if purifier is not None:
+            chosen.config.scales_for(model.preprocess.crop, model.preprocess.crop)
     if purifier is not None and chosen.reduced:
         say(chosen.reduced)
     summary = Summary(len(items))
@@ -60,8 +63,8 @@ def command(
         click.echo(columns(form, purified=iters is not None))
     with ending.working():
         try:
-            for batch in reading.batches(items, model, summary, size=batch_size, device=chosen.device):
-                for row in classified(*batch, model, purifier, chosen.seed_of, top=top):
+            for batch, images in reading.batches(items, model, summary, size=batch_size, device=chosen.device):
+                for row in classified(batch, images, model, purifier, chosen.seed_of, summary, top=top):
                     rows.append(row)
                     if form != "json":
                         click.echo(printed(row, form))

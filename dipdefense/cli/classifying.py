@@ -1,4 +1,4 @@
-"""Images to rows of classes and confidences."""
+"""The predicted classes of images, as rows of text or JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from dipdefense.classifiers import Classifier
 from dipdefense.cli.listing import Item
 from dipdefense.cli.reading import class_name
+from dipdefense.cli.summary import Summary
 from dipdefense.purifier import DIPPurifier
 
 
 @dataclass(frozen=True)
 class Class:
-    """A class that was seen: its index, its name, and the softmax that it got."""
+    """A predicted class: its index, its name, and its confidence, the softmax of its logit."""
 
     index: int
     name: str
@@ -28,14 +29,14 @@ class Class:
 
 @dataclass(frozen=True)
 class Row:
-    """An image's classes, the likeliest first; those of its reconstruction, if there is one."""
+    """An image's classes, the likeliest first, and those of its reconstruction if it has one."""
 
     image: str
     seen: tuple[Class, ...]
     purified: tuple[Class, ...] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """In types that JSON has."""
+        """The row in JSON's types."""
         document: dict[str, Any] = {"image": self.image, "classes": [asdict(item) for item in self.seen]}
         if self.purified is not None:
             document["purified"] = [asdict(item) for item in self.purified]
@@ -48,21 +49,32 @@ def classified(
     classifier: Classifier,
     purifier: DIPPurifier | None,
     seed_of: Callable[[str], int],
+    summary: Summary,
     *,
     top: int,
 ) -> Iterator[Row]:
-    """The rows of a batch."""
-    seen = likeliest(classifier, images, top)
-    purified: list[tuple[Class, ...]] | list[None] = [None] * len(items)
-    if purifier is not None:
-        run = purifier.reconstruct(images, budgets=(purifier.iters,), seed=[seed_of(item.name) for item in items])
-        purified = likeliest(classifier, run.images[0], top)
+    """The rows of a batch. Where memory does not suffice for it, each of its images is recorded as failed."""
+    purified: list[tuple[Class, ...] | None] = [None] * len(items)
+    try:
+        seen = likeliest(classifier, images, top)
+        if purifier is not None:
+            run = purifier.reconstruct(images, budgets=(purifier.iters,), seed=[seed_of(item.name) for item in items])
+            purified = [
+                None if status == "diverged" else classes
+                for classes, status in zip(likeliest(classifier, run.images[0], top), run.status, strict=True)
+            ]
+    except (RuntimeError, MemoryError) as error:
+        for item in items:
+            summary.fail(item.name, f"{type(error).__name__}: {error}")
+        return
     for item, own, behind in zip(items, seen, purified, strict=True):
+        if purifier is not None and behind is None:
+            summary.fail(item.name, f"its network diverged within {purifier.iters} iterations; another --seed may not")
         yield Row(item.name, own, behind)
 
 
 def likeliest(classifier: Classifier, images: Tensor, top: int) -> list[tuple[Class, ...]]:
-    """The likeliest classes of each image."""
+    """The ``top`` likeliest classes of each image, in descending order of confidence."""
     with torch.inference_mode():
         confidences = classifier(images).softmax(dim=1)
     values, indices = confidences.topk(min(top, confidences.shape[1]), dim=1)
@@ -82,7 +94,7 @@ def columns(form: Literal["table", "csv"], *, purified: bool) -> str:
 
 
 def printed(row: Row, form: Literal["table", "csv"]) -> str:
-    """A row as text: in a table one line, in CSV one a class."""
+    """A row as text: one line in a table, one line for each class in CSV."""
     stages = {"image": row.seen, "purified": row.purified or ()}
     if form == "csv":
         return "\n".join(
@@ -90,8 +102,8 @@ def printed(row: Row, form: Literal["table", "csv"]) -> str:
             for stage, classes in stages.items()
             for rank, item in enumerate(classes, 1)
         )
-    told = [", ".join(f"{item.name} {item.confidence:.2f}" for item in classes) for classes in stages.values()]
-    return " ".join([f"{row.image:40}", *(f"{text:36}" for text in told if text)]).rstrip()
+    cells = [", ".join(f"{item.name} {item.confidence:.2f}" for item in classes) for classes in stages.values()]
+    return " ".join([f"{row.image:40}", *(f"{text:36}" for text in cells if text)]).rstrip()
 
 
 def _csv(values: Sequence[object]) -> str:

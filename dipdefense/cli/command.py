@@ -1,4 +1,4 @@
-"""The group of subcommands, each imported when it is named."""
+"""The group of subcommands, each imported on first use."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ class _Group(click.Group):
 def command() -> None:
     """Deep Image Prior as a preprocessing defence against adversarial images.
 
-    Accuracy under attackers who do not know of a defence is not robustness.
+    Accuracy under attacks that do not know of the defence is not robustness.
     """

@@ -1,4 +1,4 @@
-"""Seconds and memory of a reconstruction on this machine, from a few of its iterations."""
+"""The seconds and memory of a reconstruction on this machine, estimated from a few of its iterations."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from dipdefense.machine import PeakMemory
 
 @dataclass(frozen=True)
 class Cost:
-    """A reconstruction's, measured.
+    """The cost of a reconstruction.
 
     Attributes:
-        images: fitted at once.
-        measured: iterations that were timed.
-        seconds: an image, predicted for all iterations.
-        memory: bytes that all of them took at the peak; None where the system does not tell.
-        expected: bytes an image that the defence plans with.
-        free: bytes that were free.
+        images: number of images fitted at once.
+        measured: number of iterations that were timed.
+        seconds: for one image and all iterations, predicted.
+        memory: peak bytes of all images together; None where the system does not report it.
+        expected: bytes for one image that the library plans with.
+        free: bytes that were free before.
     """
 
     images: int
@@ -37,28 +37,29 @@ class Cost:
 
 
 class _EnoughError(Exception):
-    """The iterations that are needed were timed."""
+    """Enough iterations have been timed."""
 
 
 def measure(network: Network, *, side: int, iters: int, images: int, budget: float) -> Cost:
-    """Time iterations of images of a size until a number of seconds is over, three at least.
+    """Time iterations for ``budget`` seconds, at least three of them, and predict the cost of ``iters``.
 
-    The first iteration, in which libraries choose their ways and memory is taken, counts once; the others' mean stands
-    for all that follow, since a busy machine is to be measured as it is.
+    The first iteration, in which libraries choose algorithms and allocate memory, counts once. The mean of the others
+    stands for all that follow: the load of a busy machine belongs to its cost.
 
     Args:
-        network: the networks.
-        side: pixels of each side.
-        iters: iterations to predict for.
-        images: fitted at once.
+        network: the networks to fit.
+        side: height and width of the images in pixels.
+        iters: number of iterations to predict for.
+        images: number of images fitted at once.
         budget: seconds to measure for.
 
     Raises:
-        ValueError: the networks do not fit the size.
+        ValueError: the images are too small for the networks.
     """
     purifier = network.purifier(iters, batch_size=images)
     batch = torch.rand(images, 3, side, side, device=network.device)
     room = purifier.room_for(batch)
+    purifier.backend_for(batch)  # runs a GPU's trial of backends, whose outcome the process keeps
     peak = PeakMemory(network.device)
     ends = [time.monotonic()]
 

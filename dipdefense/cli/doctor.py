@@ -1,4 +1,4 @@
-"""``dipdefense doctor``: what there is on this machine, whether it computes rightly, and what an image costs."""
+"""``dipdefense doctor``: this machine's versions and devices, a proof that it computes correctly, and costs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from dipdefense.cli.options import ITERATIONS, Command, as_json, network, usage
 
 
 @click.command(cls=Command)
-@click.option("--size", type=click.IntRange(1, 8192), default=224, show_default=True, help="Pixels of each side.")
-@click.option("--iters", type=ITERATIONS, default=1000, show_default=True, help="Iterations to predict for.")
+@click.option(
+    "--size", type=click.IntRange(1, 8192), default=224, show_default=True, help="Height and width in pixels."
+)
+@click.option("--iters", type=ITERATIONS, default=1000, show_default=True, help="Iterations to predict the cost of.")
 @click.option(
     "--measure", "seconds", type=click.FloatRange(0, 3600), default=10, show_default=True, help="Seconds to time for."
 )
 @network
 @as_json
 def command(size: int, iters: int, seconds: float, as_json: bool, **options: Any) -> None:
-    """Say what there is on this machine, prove that it computes as the reference does, and measure an image's cost.
+    """Show versions and devices, check that this machine agrees with the reference, and measure an image's cost.
 
-    The cost is predicted from a few iterations. Exit code 1: the proof failed.
+    The cost is predicted from a few iterations. Exit code 1: the check failed.
     """
     import json
 

@@ -1,6 +1,6 @@
-"""How a command ends: its exit code, and in one sentence where a signal or an error ends it.
+"""The end of a command: exit codes, and one sentence on stderr where a signal or an error ends it.
 
-This module is imported before all others, and needs the standard library alone.
+This module is imported before all others and needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from types import FrameType
 from typing import Any, Never
 
 BEGIN = time.monotonic()
-"""When the command began."""
+"""The time at which the command began."""
 
 SOME_FAILED, USAGE, STOPPED = 1, 2, 3
 
 EXIT_CODES = """\b
 Exit codes:
-  0    all is done
-  1    all is done but some images, each of which is named on stderr
+  0    done
+  1    done, except for the images that are named on stderr
   2    the arguments cannot be used; nothing was done
-  3    stopped before the end, such as by a full disk; what is done stays
-  130  interrupted (Ctrl-C), 143 terminated; what is done stays"""
+  3    stopped early, for example by a full disk; finished outputs stay
+  130  interrupted (Ctrl-C), 143 terminated; finished outputs stay"""
 
 _received: list[int] = []
 _working = False
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM came while there was work that must be left whole.
+    """SIGINT or SIGTERM arrived while a command was working.
 
     Attributes:
         code: the exit code.
@@ -44,24 +44,24 @@ class Interrupted(BaseException):
         self.code = 128 + number
 
     def __str__(self) -> str:
-        """One word."""
+        """The signal's effect in one word, as messages have it."""
         return "Interrupted" if self.code == 128 + signal.SIGINT else "Terminated"
 
 
 class Stopped(Exception):  # noqa: N818 - its message says what is wrong
-    """The run cannot go on, for a reason that is no single image's."""
+    """The run cannot continue, for a reason that is not a single image's."""
 
 
 def handle_signals() -> None:
-    """Let SIGINT and SIGTERM end the process in one sentence, whatever it does."""
+    """Let SIGINT and SIGTERM end the process with one sentence, whatever it is doing."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell lets programs in the background of a script ignore Ctrl-C.
+        # A shell makes the background programs of a script ignore Ctrl-C.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
     hook = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:
-        # Raised in a destructor or a callback, the exception is lost; ``check`` raises it again.
+        # Python drops an exception that is raised in a destructor or a callback; ``check`` raises it again.
         if not isinstance(unraisable.exc_value, Interrupted):
             hook(unraisable)
 
@@ -73,15 +73,15 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if _working and not _received:
         _received.append(number)
         raise Interrupted(number)
-    # Before the work nothing has been begun, and an exception in an import may be swallowed or shown. Asked a second
-    # time, the process does not wait for its own cleaning up; the next run does that.
+    # Before the work there is nothing to clean up, and an exception in an import may be swallowed or printed. A second
+    # signal ends the process without cleaning up; the next run does that.
     os.write(2, f"dipdefense: {Interrupted(number)}.\n".encode())
     os._exit(128 + number)
 
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Within the block a signal raises ``Interrupted`` instead of ending the process on the spot."""
+    """Within the block a signal raises ``Interrupted`` instead of ending the process at once."""
     global _working
     _working = True
     try:
@@ -91,7 +91,7 @@ def working() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise ``Interrupted`` if a signal came and its exception was lost."""
+    """Raise ``Interrupted`` if a signal arrived and its exception was lost."""
     if _received:
         raise Interrupted(_received[0])
 

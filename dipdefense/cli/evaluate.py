@@ -1,4 +1,4 @@
-"""``dipdefense evaluate``: attackers who know the defence, and what is left of it."""
+"""``dipdefense evaluate``: the accuracy that attackers who know the defence leave of it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from dipdefense.cli.options import (
 @click.command(cls=Command)
 @click.argument("out", metavar="OUT", type=WRITTEN)
 @click.option("--data", type=EXISTING, help="Images in folders by WordNet id, as IMAGENET/val.  [default: packaged]")
-@click.option("--images", type=COUNT, default=4, show_default=True, help="How many of them, sampled at random.")
+@click.option("--images", type=COUNT, default=4, show_default=True, help="Number of images, sampled at random.")
 @classifier
 @click.option("--iters", type=ITERATIONS, default=1000, show_default=True, help="Iterations of the reconstruction.")
 @click.option("--level", type=click.Choice(("quick", "standard", "full")), default="quick", show_default=True)
 @click.option(
     "--epsilon", type=click.FloatRange(0, 255, min_open=True), multiple=True,
-    help="Strength, in 1/255 for Linf; may be given several times.  [default: 8]",
+    help="Strength, for Linf in units of 1/255; may be repeated.  [default: 8]",
 )  # fmt: skip
 @click.option("--norm", type=click.Choice(("Linf", "L2")), default="Linf", show_default=True)
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Images attacked at once.")
@@ -50,10 +50,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Attack the reconstruction by those who know it, and write what is left of it into the folder OUT.
+    """Attack the reconstruction with full knowledge of it, and write the remaining accuracy into the folder OUT.
 
-    The cost is told first. "quick" and "standard" are reduced attacks: an accuracy under them is an upper bound, and
-    no robust accuracy. OUT has the report as text and as JSON, and all that a killed run resumes from.
+    The expected cost is printed first. "quick" and "standard" are reduced attacks: accuracy under them is an upper
+    bound and not robust accuracy. OUT gets the report as Markdown and as JSON, and the state that a killed run resumes
+    from.
     """
     from dipdefense import evaluation
     from dipdefense.cli import reading

@@ -1,4 +1,4 @@
-"""The images of an evaluation, and its report's files."""
+"""The images of an evaluation, and the files of its report."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from dipdefense.files import write_atomically
 
 
 def sampled(data: Path | None, classifier: Classifier, count: int, seed: int, summary: Summary) -> LabelledImages:
-    """So many labelled images at random, as the classifier gets them; more of them begin with the same.
+    """Labelled images chosen at random and preprocessed; a larger ``count`` begins with the same images.
 
     Args:
         data: a folder of folders named by WordNet id; None for the packaged images.
-        classifier: its resize and crop.
-        count: how many.
-        seed: of the choice.
-        summary: is told which could not be read.
+        classifier: has the resize and crop.
+        count: number of images.
+        seed: of the random choice.
+        summary: gets the images that cannot be read.
 
     Raises:
-        ValueError, OSError, ImportError: there are no such images, or fewer.
+        ValueError, OSError, ImportError: there are no such images, or fewer than ``count``.
     """
     if data is None:
         packaged = datasets.packaged_images("imagenet", preprocess=classifier.preprocess)

@@ -24,17 +24,17 @@ _BACKENDS = [backend for backend in get_args(Backend) if backend != "auto"]
 
 
 def examine(network: Network, *, size: int, iters: int, seconds: float, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that ``doctor`` finds, in types that JSON has.
+    """Everything that ``doctor`` finds, in JSON's types.
 
     Args:
-        network: decided from the options.
-        size: pixels of each side of the images whose cost is measured.
-        iters: iterations of each.
+        network: the networks that the options ask for.
+        size: height and width in pixels of the images whose cost is measured.
+        iters: number of iterations to predict the cost of.
         seconds: to measure for.
-        asked: the options "precision" and "backend", as given.
+        asked: the options "precision" and "backend" as given.
 
     Raises:
-        ValueError: the networks do not fit the size.
+        ValueError: the images are too small for the networks.
     """
     network.config.scales_for(size, size)
     begun = time.monotonic() - BEGIN
@@ -74,7 +74,7 @@ def told(found: Mapping[str, Any]) -> str:
         *(f"proof       {proof['told']}." for proof in found["proofs"]),
         f"cost        {found['size']}×{found['size']} pixels, {found['iterations']} iterations, {found['config']}:",
         *(f"            {_cost(cost)}" for cost in found["costs"]),
-        f"            {found['seconds_to_begin']:.0f} s more for a command to begin",
+        f"            {found['seconds_to_begin']:.0f} s more for a command to start",
     ]
     return "\n".join([*lines, *([found["reduced"]] if found["reduced"] else [])])
 

@@ -1,4 +1,4 @@
-"""A batch of image files to their reconstructions, in this process or in a worker's."""
+"""The reconstructions of a batch of image files, fitted in this process or in a worker."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dipdefense.purifier import DIPPurifier
 
 @dataclass(frozen=True)
 class Fitted:
-    """What became of an image.
+    """The outcome of one image.
 
     Attributes:
         job: the image.
-        failure: why it has no reconstruction; empty if it has.
-        outputs: (budgets, C, H, W), on the CPU.
+        failure: why it has no reconstruction; empty if it has one.
+        outputs: (budgets, C, H, W) in [0, 1], on the CPU.
         image: its file, without the pixels.
-        backend: that fitted it.
+        backend: the backend that fitted it.
         stopped: the iteration of its last output.
     """
 
@@ -36,13 +36,13 @@ class Fitted:
 
 
 class Fitter:
-    """Fits a batch; where that fails, each of its images by itself.
+    """Fits a batch, or each of its images by itself where the batch fails.
 
     Args:
         purifier: the defence.
         budgets: iteration counts.
-        max_side: pixels of the longer side, to which larger images are reduced.
-        device: where to fit.
+        max_side: the most pixels of the longer side; larger images are reduced.
+        device: the device to fit on.
     """
 
     def __init__(
@@ -54,8 +54,12 @@ class Fitter:
         """Fit a batch.
 
         Args:
-            batch: images of one shape; those that are done are fitted again, so that all are rounded as before.
-            advance: is told how many images' worth of iterations were done.
+            batch: images of one shape. Finished ones are fitted again beside unfinished ones, because an image's
+                rounding may depend on its neighbours.
+            advance: called with the number of images done, in fractions, after every iteration.
+
+        Returns:
+            One outcome for each image; none for an image alone that is finished.
         """
         images: list[tuple[Job, ImageFile]] = []
         found: list[Fitted] = []
@@ -74,11 +78,11 @@ class Fitter:
         if len(images) == 1:
             return [*found, Fitted(images[0][0], failure)]
         for job, _ in images:
-            alone = self([job])[0]
-            if alone.image is not None:
-                note = f"it is fitted by itself, since {len(images)} images together failed: {failure}"
-                alone = replace(alone, image=replace(alone.image, notes=(*alone.image.notes, note)))
-            found.append(alone)
+            for alone in self([job]):  # none for an image that was done before
+                if alone.image is not None:
+                    note = f"it was fitted by itself, since fitting {len(images)} images at once failed: {failure}"
+                    alone = replace(alone, image=replace(alone.image, notes=(*alone.image.notes, note)))
+                found.append(alone)
         return found
 
     def _fit(self, images: Sequence[tuple[Job, ImageFile]], advance: Callable[[float], object]) -> list[Fitted]:
@@ -100,7 +104,7 @@ class Fitter:
     def _read(self, job: Job) -> ImageFile:
         content = read_bytes(job.item.path)
         if jobs.digest_of(content) != job.digest:
-            reason = "it was changed during the run; the same command takes it as it is now"
+            reason = "it changed during the run; the same command purifies the new version"
             raise UnreadableImage(job.item.name, reason)
         image = read_image(content, name=job.item.name)
         notes = list(image.notes)

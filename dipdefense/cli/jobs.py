@@ -1,4 +1,4 @@
-"""The images of a purification: what each becomes, which are done, and which are fitted together."""
+"""The images of a purification: their outputs, which of these exist, and which images are fitted together."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Job:
     """An image to be purified.
 
     Attributes:
-        item: its file.
-        digest: of its content.
-        shape: (channels, height, width) in which it is fitted.
-        seed: its own.
-        outputs: the file of each budget.
-        records: what each of them is made of.
-        states: whether each is there.
+        item: the image file.
+        digest: of the file's content.
+        shape: (channels, height, width) at which it is fitted.
+        seed: the image's own.
+        outputs: the output file of each budget.
+        records: the record that each output is to carry.
+        states: the state of each output, and the reason.
     """
 
     item: Item
@@ -44,14 +44,14 @@ class Job:
 
     @property
     def to_do(self) -> list[int]:
-        """The budgets whose output is not there."""
+        """The budgets without a finished output."""
         return [budget for budget, (state, _) in self.states.items() if state != "done"]
 
     @property
     def in_the_way(self) -> list[str]:
-        """Why outputs would take the place of files that are not simply earlier versions of them."""
+        """The outputs whose place a file of other settings or another origin takes, with the reasons."""
         return [
-            f"{self.outputs[budget]} is there: {reason}"
+            f"{self.outputs[budget]} exists: {reason}"
             for budget, (state, reason) in self.states.items()
             if state in ("other settings", "foreign")
         ]
@@ -62,12 +62,12 @@ def job_of(item: Item, outputs: Mapping[int, Path], *, seed: int, settings: Mapp
 
     Args:
         item: the file.
-        outputs: the file of each budget.
-        seed: the image's.
-        settings: whatever decides its pixels besides; "max_side" limits its longer side.
+        outputs: the output file of each budget.
+        seed: the image's own.
+        settings: everything else that decides the pixels; "max_side" limits the longer side.
 
     Raises:
-        UnreadableImage: the file is none.
+        UnreadableImage: the file cannot be read as an image.
     """
     content = read_bytes(item.path)
     digest = digest_of(content)
@@ -88,7 +88,7 @@ def digest_of(content: bytes) -> str:
 
 
 def reduced_size(height: int, width: int, limit: int | None) -> tuple[int, int]:
-    """The height and width of an image whose longer side is to have at most so many pixels.
+    """The height and width of an image after its longer side is reduced to at most ``limit`` pixels.
 
     Example:
         >>> reduced_size(3000, 4000, 512), reduced_size(30, 40, 512)
@@ -101,7 +101,7 @@ def reduced_size(height: int, width: int, limit: int | None) -> tuple[int, int]:
 
 
 def reduced(image: Tensor, limit: int | None) -> Tensor:
-    """(C, H, W) in [0, 1] at ``reduced_size``."""
+    """(C, H, W) in [0, 1], reduced to ``reduced_size``."""
     size = reduced_size(image.shape[1], image.shape[2], limit)
     if size == image.shape[1:]:
         return image
@@ -112,25 +112,25 @@ def room(purifier: DIPPurifier, shape: Shape, device: torch.device) -> int:
     """How many images of a shape are fitted at once.
 
     Raises:
-        ValueError: the networks do not fit the shape, or memory does not suffice for one image; the message says what
-            does.
+        ValueError: the images are too small for the networks, or too large for the free memory; the message gives the
+            size that fits.
     """
     found = purifier.room_for(torch.zeros(1, 1, 1, 1, device=device).expand(1, *shape))
     if found.each > found.free:
         side = int(max(shape[1:]) * math.sqrt(0.8 * found.free / found.each)) // 32 * 32
         fits = f"; give --max-side {side} or less" if side >= 64 else ""
         raise ValueError(
-            f"to fit its {shape[2]}×{shape[1]} pixels would take {found.each / 1e9:.1f} GB, and "
+            f"fitting its {shape[2]}×{shape[1]} pixels would take {found.each / 1e9:.1f} GB, and "
             f"{found.free / 1e9:.1f} GB are free{fits}"
         )
     return found.at_once
 
 
 def batches(jobs: Iterable[Job], at_once: Callable[[Shape], int]) -> list[list[Job]]:
-    """The jobs by what is fitted together, in the order of the first of each.
+    """The jobs in batches that are fitted together, ordered by each batch's first job.
 
-    Done ones are among them. An image's rounding may depend on the images beside it, and a resumed run is to put the
-    same ones together.
+    Finished jobs are included: an image's rounding may depend on the images beside it, so a resumed run must form the
+    same batches.
     """
     open_batches: dict[Shape, list[Job]] = {}
     found: list[list[Job]] = []
@@ -144,5 +144,5 @@ def batches(jobs: Iterable[Job], at_once: Callable[[Shape], int]) -> list[list[J
 
 
 def unfinished(batch: Sequence[Job]) -> bool:
-    """Whether a batch has an image to be fitted."""
+    """Whether any image of a batch has an unfinished output."""
     return any(job.to_do for job in batch)

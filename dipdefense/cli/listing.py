@@ -1,4 +1,4 @@
-"""Which files a command reads, and the names of those that it writes."""
+"""The files that a command reads, and the names of those that it writes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dipdefense.folders import files_below
 
 @dataclass(frozen=True)
 class Item:
-    """An image file that was found.
+    """An image file below IN.
 
     Attributes:
-        name: its path below IN with forward slashes, printable; a single file's own name.
-        path: where it is.
+        name: its printable path below IN, with forward slashes; for a single file its own name.
+        path: its path on this machine.
     """
 
     name: str
@@ -24,14 +24,14 @@ class Item:
 
 
 def found(source: Path, *, without: Path | None = None) -> list[Item]:
-    """The image files of IN: itself, or all below it in order. Hidden files and folders are left out.
+    """The image files of IN: the file itself, or all below the folder in order, except hidden ones.
 
     Args:
         source: a file or a folder.
-        without: a folder below it that is left out: the command's own OUT.
+        without: a folder below it to leave out: the command's own OUT.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are no images.
         OSError: a folder cannot be listed.
     """
     if not source.is_dir():
@@ -51,15 +51,15 @@ def found(source: Path, *, without: Path | None = None) -> list[Item]:
 
 
 def output_names(items: Sequence[Item], source: Path, *, full: bool) -> list[PurePosixPath]:
-    """The path of each item's PNG below OUT: its own below IN, with the suffix .png instead of another.
+    """The path of each item's PNG below OUT: its path below IN, with the suffix replaced by .png.
 
     Args:
-        items: of ``found``.
+        items: as ``found`` returns them.
         source: IN.
-        full: whether .png follows the other suffix instead, as in a.jpg.png.
+        full: append .png to the suffix instead, as in a.jpg.png.
 
     Raises:
-        ValueError: two files would get one name.
+        ValueError: two files would get the same name.
     """
     names: dict[PurePosixPath, Item] = {}
     for item in items:
@@ -73,16 +73,16 @@ def output_names(items: Sequence[Item], source: Path, *, full: bool) -> list[Pur
     return list(names)
 
 
-def split_out(source: Path, out: Path, *, several: bool = False) -> tuple[Path, str | None]:
-    """The folder that is written into, and the file's name where OUT is one file.
+def split_out(source: Path, out: Path, *, several: bool = False) -> tuple[Path, PurePosixPath | None]:
+    """The folder to write into, and the output's name where OUT is a single file.
 
     Args:
         source: IN.
         out: OUT.
-        several: whether a file has several outputs, so that OUT is a folder in any case.
+        several: whether each file has several outputs, so OUT must be a folder.
 
     Raises:
-        ValueError: OUT cannot be written from IN.
+        ValueError: OUT is of the wrong kind, is IN itself, or has another suffix than .png.
     """
     folder = source.is_dir() or several or out.is_dir() or not out.suffix
     if folder and out.exists() and not out.is_dir():
@@ -94,11 +94,11 @@ def split_out(source: Path, out: Path, *, several: bool = False) -> tuple[Path, 
             f"results are written as PNG, since a lossy format would change them; give a name that ends in .png, "
             f"not {printable(out)!r}, or a folder"
         )
-    return (out, None) if folder else (out.parent, out.name)
+    return (out, None) if folder else (out.parent, PurePosixPath(out.name))
 
 
 def refuse_originals(items: Sequence[Item], outputs: Sequence[Path]) -> None:
-    """Refuse to write over a file that is read.
+    """Refuse to overwrite a file that is read.
 
     Raises:
         ValueError: an output is one of the items' files.

@@ -1,4 +1,4 @@
-"""The networks that a command line asks for, and what decides their outputs."""
+"""The networks that a command line asks for, and the settings that decide their outputs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dipdefense.stopping import RuleName
 
 @dataclass(frozen=True)
 class Network:
-    """The networks of a run and where they are fitted.
+    """The networks of a run, and how they are fitted.
 
     Attributes:
-        name: of the configuration.
-        config: its numbers.
-        device: where.
-        precision: "fp32" or "bf16", decided.
-        backend: as asked for; "torch" where there is no other.
-        seed: of the run.
+        name: the configuration's name.
+        config: the configuration.
+        device: the device that fits them.
+        precision: "fp32" or "bf16"; "auto" is resolved.
+        backend: as given; on a CPU "auto" is resolved to "torch".
+        seed: the run's.
     """
 
     name: str
@@ -38,20 +38,20 @@ class Network:
 
     @property
     def reduced(self) -> str:
-        """What is smaller than in the paper, in a sentence; empty for the paper's networks."""
+        """A sentence that names the reduction of the compact networks; empty for the others."""
         if self.name != "compact":
             return ""
         return (
-            f"REDUCED SETTING: networks of {self.config.channels} channels, not the paper's 128; give --config paper "
-            "for those."
+            f"REDUCED SETTING: networks of {self.config.channels} channels instead of the paper's 128, which "
+            "--config paper selects."
         )
 
     def seed_of(self, name: str) -> int:
-        """An image's own seed; the experiments give an image of this name the same."""
+        """The seed of the image with this name; the experiments derive the same one."""
         return derive_seed(self.seed, "dip", name)
 
     def decisive(self) -> dict[str, Any]:
-        """What decides outputs beside the image, its seed and the iterations, in types that JSON has."""
+        """The settings that decide outputs besides the image, its seed and the iterations, in JSON's types."""
         return {
             "config": dataclasses.asdict(self.config),
             "device": self.device.type,
@@ -62,20 +62,32 @@ class Network:
     def purifier(
         self, iters: int, *, batch_size: int | Literal["auto"] = "auto", stopping: RuleName | None = None
     ) -> DIPPurifier:
-        """The defence with these networks."""
+        """The defence that fits these networks."""
         return DIPPurifier(
             iters, config=self.config, batch_size=batch_size, precision=self.precision, backend=self.backend,
             stopping=stopping,
         )  # fmt: skip
 
 
-def asked_for(*, config: str | None, device: str | None, precision: Precision, backend: Backend, seed: int) -> Network:
-    """The networks of these options, with what was left out decided by the device.
+def device_named(name: str | None) -> torch.device:
+    """The device of the option ``--device``; without it, a GPU where there is one.
 
     Raises:
-        ValueError: the device, the precision or the backend is not to be had here.
+        ValueError: the name is no device of this machine.
     """
-    where = arguments.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        return arguments.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except ValueError as error:
+        raise ValueError(f"--device: {error}") from error
+
+
+def asked_for(*, config: str | None, device: str | None, precision: Precision, backend: Backend, seed: int) -> Network:
+    """The networks that these options ask for; the device decides what they leave open.
+
+    Raises:
+        ValueError: the device, the precision or the backend is not available here.
+    """
+    where = device_named(device)
     name = config or ("paper" if where.type == "cuda" else "compact")
     check_backend(backend, where, CONFIGS[name]())
     operands = operand_dtype(precision, where)

@@ -25,11 +25,11 @@ SEED = click.IntRange(0, 2**63 - 1)
 
 
 class _Path(click.Path):
-    """A path that a file system can have; neither an empty word, which would be the current folder."""
+    """A path that a file system can have. An empty word, which would be the current folder, is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not str(value) or "\0" in str(value):
-            self.fail(f"{str(value)!r} is no path.", param, ctx)
+            self.fail(f"{str(value)!r} is not a path.", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -37,13 +37,13 @@ EXISTING, WRITTEN = _Path(exists=True, path_type=Path), _Path(path_type=Path)
 
 
 class Command(click.Command):
-    """A subcommand whose option ``--budgets`` takes as many numbers as follow it."""
+    """A subcommand whose option ``--budgets`` takes all numbers that follow it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"epilog": EXIT_CODES, **kwargs})
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Name the option anew before each of its numbers, which is how click takes several."""
+        """Repeat the option before each of its numbers: click takes one value for each."""
         if any("--budgets" in parameter.opts for parameter in self.params):
             args = _repeated("--budgets", args)
         return super().parse_args(ctx, args)
@@ -75,15 +75,15 @@ def network(function: F) -> F:
         click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
         click.option(
             "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
-            help="Of the convolutions; auto takes bf16 where it is faster.",
+            help="Precision of the convolutions; auto takes bf16 where it is faster.",
         ),
         click.option(
             "--seed", type=SEED, default=0, show_default=True,
-            help="Each image has a seed of its own, from this one and its path below IN.",
+            help="Run seed; each image's own seed derives from it and the image's name.",
         ),
         click.option(
             "--config", type=click.Choice(CONFIG_NAMES),
-            help="The networks.  [default: paper on a GPU, else compact, which has 32 channels instead of 128]",
+            help="Networks.  [default: paper on a GPU, else compact, with 32 channels instead of 128]",
         ),
     ):  # fmt: skip
         function = option(function)
@@ -96,15 +96,17 @@ def classifier(function: F) -> F:
         click.option("--weights", type=EXISTING, help="File with the classifier's weights.  [default: its own]"),
         click.option(
             "--classifier", "classifier_name", default="efficientnet-lite0", show_default=True,
-            help="Such as resnet18, the paper's.",
+            help="Classifier, such as resnet18, the paper's.",
         ),
     ):  # fmt: skip
         function = option(function)
     return function
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout for programs.")
-overwrite = click.option("--overwrite", is_flag=True, help="Replace files in OUT that other settings or programs made.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace files in OUT that have other settings or another origin."
+)
 full_names = click.option(
     "--full-names", is_flag=True, help="a.jpg becomes a.jpg.png, not a.png: for folders that hold a.jpg beside a.png."
 )
@@ -112,7 +114,7 @@ full_names = click.option(
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-    """Say in one sentence, with exit code 2, that what was given cannot be used.
+    """Turn an error into one sentence on stderr and exit code 2.
 
     Raises:
         click.UsageError: instead of a ValueError, TypeError, OSError or ImportError.

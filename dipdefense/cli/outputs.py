@@ -1,4 +1,4 @@
-"""The folder that a command writes into: one run at a time, and each file knows how it was made."""
+"""The folder that a command writes into: one run at a time, and every file records how it was made."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from dipdefense.files import printable, remove_unfinished
 _KEY = "dipdefense"
 _LOCK = ".dipdefense.lock"
 
-# Of a file system, not of one file: every further file would fail, too.
+# Errors of the file system, not of one file: every further file would fail too.
 _ENDS_THE_RUN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 State = Literal["missing", "done", "stale", "other settings", "foreign"]
-"""Of an output: not there; there; of another version of its original; of other settings; not of this command."""
+"""An output's state: missing; done; made from another version of its original; made with other settings; not made by
+this command."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What an output was made of, kept in its PNG's metadata under the key "dipdefense".
+    """The origin of an output, stored in its PNG's metadata under the key "dipdefense".
 
     Attributes:
-        settings: whatever decides the pixels besides the original, in types that JSON has.
-        source: the original's digest.
+        settings: everything besides the original that decides the pixels, in JSON's types.
+        source: the digest of the original.
     """
 
     settings: dict[str, Any]
     source: str
 
     def metadata(self, **circumstances: Any) -> dict[str, str]:
-        """The PNG's entry; the circumstances are told to readers and not compared."""
+        """The PNG's entry. The circumstances inform readers and are not compared."""
         return {_KEY: json.dumps({"settings": self.settings, "source": self.source, **circumstances})}
 
 
 def state_of(path: Path, record: Record) -> tuple[State, str]:
-    """Whether an output is there as this record has it, and what differs."""
+    """An output's state compared with this record, and the difference."""
     if not os.path.lexists(path):
         return "missing", ""
     stored = _stored(path)
@@ -57,25 +58,25 @@ def state_of(path: Path, record: Record) -> tuple[State, str]:
         if stored["settings"].get(name) != value
     ]
     if differing or stored["settings"].keys() != expected.keys():
-        return "other settings", ", ".join(differing) or "it has settings that are unknown here"
+        return "other settings", ", ".join(differing) or "it has settings that this version does not know"
     return ("done", "") if stored["source"] == record.source else ("stale", "its original has changed")
 
 
 def refuse_to_replace(in_the_way: Sequence[str]) -> None:
-    """Refuse if there are files that an output would take the place of, each told with its reason.
+    """Refuse to replace files; each entry names one, with the reason.
 
     Raises:
-        ValueError: there are.
+        ValueError: there are such files.
     """
     if in_the_way:
         further = f" (and {len(in_the_way) - 1} more like it)" if len(in_the_way) > 1 else ""
-        raise ValueError(f"{in_the_way[0]}{further}. Give another OUT, or --overwrite to replace what is there")
+        raise ValueError(f"{in_the_way[0]}{further}. Give another OUT, or --overwrite to replace such files")
 
 
 def _stored(path: Path) -> dict[str, Any] | None:
     from PIL import Image
 
-    # Whatever is wrong with the file, it is none of ours.
+    # A file that fails in any way was not written here.
     with contextlib.suppress(Exception), Image.open(path, formats=("PNG",)) as picture:
         stored = json.loads(picture.info[_KEY])
         if isinstance(stored["settings"], dict) and isinstance(stored["source"], str):
@@ -85,7 +86,7 @@ def _stored(path: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder, and hold it against other runs; the lock ends with the process, however that ends.
+    """Make the folder and lock it against other runs; the lock ends with the process, however that ends.
 
     Raises:
         Stopped: another run holds it.
@@ -94,7 +95,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ImportError:  # on Windows two runs only do some work twice, as every file is written all or not at all
+    except ImportError:  # on Windows two runs may do some work twice, but every file is still whole
         yield
         return
     path = folder / _LOCK
@@ -126,12 +127,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run(summary: Summary, outputs: Sequence[Path], lock: Path | None) -> Iterator[None]:
-    """The work of a command, which may end early: by a signal, or because nothing more can be written.
+    """The work of a command, which a signal or a full disk may end early.
 
     Args:
-        summary: is told why it ended.
-        outputs: whatever it will write. What killed runs left beside them is removed.
-        lock: the folder to hold against other runs; None where files of the last hour may be another process's.
+        summary: gets the reason of an early end.
+        outputs: the files to be written; temporary files that killed runs left beside them are removed.
+        lock: the folder to lock against other runs; None for no lock, where temporary files of the last hour may belong
+            to another process and stay.
 
     Raises:
         Stopped: another run holds the folder.
@@ -155,10 +157,10 @@ def run(summary: Summary, outputs: Sequence[Path], lock: Path | None) -> Iterato
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the folder of an output that is about to be written.
+    """Make the folder of an output, and raise ``Stopped`` if the block finds the file system unusable.
 
     Raises:
-        Stopped: the file system takes no more files.
+        Stopped: nothing more can be written to the file system.
         OSError: this file cannot be written.
     """
     try:

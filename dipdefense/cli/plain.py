@@ -1,7 +1,7 @@
-"""One image and one network in float64, as the paper describes them: what ``doctor`` holds the defence to.
+"""The plain loop that ``doctor`` compares the defence with: one image and one network in float64, as in the paper.
 
-Nothing is batched, folded or left out, but for the biases that a normalisation removes; only initial weights and noise
-are sampled in the order of the defence, so that a seed means the same.
+Nothing is batched or folded, and nothing is left out except the biases that a normalisation removes. Initial weights
+and noise are sampled in the defence's order, so one seed gives both the same ones.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Weights = dict[str, Tensor]
 
 
 def losses(image: Tensor, *, seed: int, config: DIPConfig, iterations: int) -> list[float]:
-    """The mean squared error of each iteration, without a batch.
+    """The mean squared error of one image's network at each iteration.
 
     Args:
-        image: (C, H, W) in [0, 1]; its device samples the random numbers, the arithmetic is the CPU's.
+        image: (C, H, W) in [0, 1]. Random numbers are sampled on its device; all arithmetic is on the CPU.
         seed: of the network and its noise.
-        config: the method's numbers.
-        iterations: how many.
+        config: the configuration.
+        iterations: number of iterations.
     """
     channels, height, width = image.shape
     scales = config.scales_for(height, width)

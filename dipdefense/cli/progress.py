@@ -1,4 +1,4 @@
-"""How far a run is, on stderr."""
+"""The progress of a run, on stderr."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from types import TracebackType
 from tqdm import tqdm
 
 _EVERY = 60
-"""Seconds from line to line where stderr is no terminal."""
+"""Seconds between two lines where stderr is not a terminal."""
 
 
 class Progress:
-    """A bar with images a second and the time left; where stderr is no terminal, a line now and then.
+    """A bar with images per second and the time left; a line every minute where stderr is not a terminal.
 
     Args:
-        total: images to do.
+        total: number of images.
     """
 
     def __init__(self, total: int) -> None:
@@ -42,7 +42,7 @@ class Progress:
         self._bar.close()
 
     def advance(self, images: float) -> None:
-        """So many more images are done, or a part of one."""
+        """Count more images, or a fraction of one, as done."""
         self._done += images
         now = time.monotonic()
         rate = self._done / max(now - self._begin, 1e-9)
@@ -55,7 +55,7 @@ class Progress:
 
     @contextlib.contextmanager
     def batch(self, images: int) -> Iterator[None]:
-        """The block does so many images; after it they are done, whatever ``advance`` was told meanwhile."""
+        """After the block exactly this many more images are done, whatever ``advance`` counted inside it."""
         target = self._done + images
         yield
         self.advance(target - self._done)

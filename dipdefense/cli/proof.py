@@ -1,4 +1,4 @@
-"""Whether this machine fits networks as they are written down: the defence against a plain loop in float64."""
+"""Whether this machine fits networks correctly: the defence compared with a plain loop in float64."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _CONFIG = DIPConfig(scales=2, channels=8)
 _ITERATIONS = 4
 _SEEDS = (1, 2, 3)
 
-# Adam amplifies roundings from the second iteration on. At fp32 a learning rate that is off by a tenth, or any other
-# number of the method by a little more, is beyond the tolerance.
+# Adam amplifies rounding errors from the second iteration on. At fp32 a learning rate that is off by a tenth exceeds
+# the tolerance, and so do slightly larger errors of the method's other numbers.
 _TOLERANCES = {"fp32": 2e-3, "bf16": 3e-2}
 
 
 @dataclass(frozen=True)
 class Proof:
-    """The outcome.
+    """The outcome of the comparison in one precision.
 
     Attributes:
         precision: of the convolutions.
-        difference: the largest relative one between the two losses of an iteration of an image.
-        tolerance: what it may be.
+        difference: the largest relative difference between the two losses, over images and iterations.
+        tolerance: the largest difference that passes.
     """
 
     precision: Precision
@@ -36,21 +36,21 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is within the tolerance; one that is no number is not."""
+        """Whether the difference is within the tolerance; NaN is not."""
         return self.difference <= self.tolerance
 
     def __str__(self) -> str:
         verdict = "as the reference" if self.passed else "NOT as the reference: do not use results of this machine"
         return (
             f"{self.precision}: the losses of {len(_SEEDS)} images over {_ITERATIONS} iterations are {verdict} "
-            f"(a plain loop in float64), to {self.difference:.1e} where {self.tolerance:.0e} is allowed"
+            f"(a plain loop in float64); relative difference {self.difference:.1e}, allowed {self.tolerance:.0e}"
         )
 
 
 def prove(device: torch.device, precision: Precision) -> Proof:
-    """Fit three images of odd size at once on the device, and each by the plain loop.
+    """Fit three images of odd size at once on the device, and each of them by the plain loop.
 
-    torch's operators are held to it; the other backends have a trial of their own on a GPU.
+    This checks torch's operators; on a GPU the other backends are tried against these before their first use.
     """
     ramp = torch.linspace(0, 1, 3 * 33 * 40).reshape(3, 33, 40)
     images = torch.stack([ramp, 1 - ramp**2, (20 * ramp).sin() / 2 + 0.5]).to(device)

@@ -38,21 +38,27 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--batch-size", type=COUNT,
-    help="Images of one size fitted at once; with 1 no other file decides how an image is rounded.  [default: by free "
+    help="Images of one size fitted at once; with 1 an image's rounding depends on no other file.  [default: by free "
     "memory]",
 )  # fmt: skip
-@click.option("--max-side", type=click.IntRange(32, 2**16), help="Reduce images whose longer side has more pixels.")
+@click.option(
+    "--max-side", type=click.IntRange(32, 2**16), help="Reduce images whose longer side has more pixels than this."
+)
 @click.option(
     "--stopping", type=click.Choice(RULES),
-    help="A rule that ends each image's fit by itself, before the last iteration.  [default: none, as in the paper]",
+    help="Rule that may end each image's fit before the last iteration.  [default: none, as in the paper]",
 )  # fmt: skip
 @network
 @click.option(
     "--engine", type=click.Choice(("here", "ray")), default="here", show_default=True,
-    help="Where batches are fitted; ray spreads them over a cluster's workers.",
+    help="Where to fit: in this process, or in the workers of a Ray cluster.",
 )  # fmt: skip
-@click.option("--address", help="A running Ray cluster, such as auto or 10.0.0.1:6379.  [default: this machine]")
-@click.option("--workers", type=COUNT, help="Ray's processes.  [default: one a GPU, or as the CPUs allow]")
+@click.option(
+    "--address", help="Address of a running Ray cluster, such as auto or 10.0.0.1:6379.  [default: this machine]"
+)
+@click.option(
+    "--workers", type=COUNT, help="Number of Ray workers.  [default: one for each GPU, or as many as the CPUs allow]"
+)
 @overwrite
 @full_names
 @as_json
@@ -72,22 +78,24 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write the reconstruction of each image of IN, a file or a folder with all below it, into OUT.
+    """Write the reconstruction of each image of IN, a file or a folder with everything below it, into OUT.
 
-    Names stay, but for the suffix: every output is a PNG, so that nothing is compressed with a loss again. Outputs are
-    upright; transparency, colour profile and 16 bits a channel are the original's; of an animation there is the first
-    frame. Hidden files are left out.
+    Outputs keep their names except for the suffix: all are PNGs, because a lossy format would change the
+    reconstruction. They are upright and keep the original's transparency, colour profile and 16 bits per channel. Of an
+    animation the first frame is purified. Hidden files are skipped.
 
-    Images of one size are fitted together. An output that is there, of the same original and settings, is kept, so
-    that the same command resumes after any end. Files of other settings or another origin are in the way: nothing is
-    done without --overwrite. Each PNG's metadata has its settings, under the key "dipdefense".
+    Images of one size are fitted together. An existing output of the same original and settings is kept, so the same
+    command resumes an interrupted run. Where OUT has files of other settings or another origin, nothing is done without
+    --overwrite. The metadata of each PNG holds its settings under the key "dipdefense".
     """
     if iters is not None and budgets:
         raise click.UsageError("give either --iters or --budgets")
     if engine != "ray" and (address, workers) != (None, None):
         raise click.UsageError("--address and --workers are for --engine ray")
     if any(later <= earlier for earlier, later in itertools.pairwise(budgets)):
-        raise click.UsageError(f"--budgets must ascend and name no count twice, got {' '.join(map(str, budgets))}")
+        raise click.UsageError(
+            f"--budgets must be in ascending order without repetition, got {' '.join(map(str, budgets))}"
+        )
 
     from dipdefense.cli import listing
     from dipdefense.cli.network import asked_for
@@ -98,9 +106,7 @@ def command(
         chosen = asked_for(**options)
         folder, name = listing.split_out(source, out, several=bool(budgets))
         items = listing.found(source, without=folder)
-        names = listing.output_names(items, source, full=full_names)
-        if name is not None:
-            names = [type(names[0])(name)]
+        names = listing.output_names(items, source, full=full_names) if name is None else [name]
         counts = budgets or (iters or 1000,)
         asked = Purification(
             items,
@@ -111,7 +117,7 @@ def command(
             chosen.purifier(counts[-1], batch_size=batch_size or "auto", stopping=stopping),
             max_side,
             overwrite,
-            _spread(address, workers) if engine == "ray" else None,
+            _spread(address, workers, gpus=chosen.device.type == "cuda") if engine == "ray" else None,
         )
         listing.refuse_originals(items, asked.outputs)
     if chosen.reduced:
@@ -125,8 +131,8 @@ def command(
     raise SystemExit(summary.exit_code)
 
 
-def _spread(address: str | None, workers: int | None) -> Any:
+def _spread(address: str | None, workers: int | None, *, gpus: bool) -> Any:
     from dipdefense import distributed
 
     distributed.require_ray()
-    return functools.partial(distributed.spread, address=address, workers=workers)
+    return functools.partial(distributed.spread, address=address, workers=workers, gpus=int(gpus))

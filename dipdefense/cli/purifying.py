@@ -1,4 +1,4 @@
-"""Purification of image files: whole batches are fitted, and each output is written as soon as it is known."""
+"""Purification of image files: batches are fitted, and the outputs of each are written before the next."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from dipdefense.purifier import DIPPurifier
 
 @dataclass(frozen=True)
 class Purification:
-    """What a command line asked for.
+    """The purification of one command line.
 
     Attributes:
         items: the image files.
-        names: each one's output below its folder.
+        names: the path of each one's output below a budget's folder.
         folders: the folder of each budget's outputs.
-        lock: the folder that is held against other runs; None for a single image.
-        network: how the images are fitted.
-        purifier: the same, ready.
-        max_side: pixels of the longer side, to which larger images are reduced.
-        overwrite: whether files that are in the way are replaced.
+        lock: the folder to lock against other runs; None for a single image.
+        network: the networks and how they are fitted.
+        purifier: the defence made of them.
+        max_side: the most pixels of the longer side; larger images are reduced.
+        overwrite: whether files of other settings or another origin are replaced.
         spread: calls a function with every batch in other processes, as ``dipdefense.distributed.spread`` does; None
             for this process.
     """
@@ -52,16 +52,16 @@ class Purification:
 
     @property
     def outputs(self) -> list[Path]:
-        """Every file that will be written."""
+        """All output files."""
         return [folder / name for folder in self.folders.values() for name in self.names]
 
 
 def purify(asked: Purification) -> Summary:
-    """Purify the files whose outputs are not there yet.
+    """Purify the images whose outputs are not finished.
 
     Raises:
-        ValueError: files of another origin or other settings are in the way; nothing was done.
-        Stopped: another run writes into the same folder; nothing was done.
+        ValueError: files of other settings or another origin are in the way; nothing was done.
+        Stopped: another run is writing into the same folder; nothing was done.
         OSError: the folder cannot be written; nothing was done.
     """
     summary = Summary(len(asked.items))
@@ -71,7 +71,7 @@ def purify(asked: Purification) -> Summary:
 
 
 def _plan(asked: Purification, summary: Summary) -> list[Job]:
-    """The jobs of all files that can be read."""
+    """The jobs of all readable files."""
     found = []
     rule = asked.purifier.stopping
     settings = {
@@ -109,7 +109,9 @@ def _fit_all(asked: Purification, planned: Sequence[Job], summary: Summary) -> N
                 summary.fail(job.item.name, reasons[batch[0].shape])
         elif jobs.unfinished(batch):
             todo.append(batch)
-    fitter = Fitter(asked.purifier, tuple(asked.folders), asked.max_side, asked.network.device)
+    # A worker sees one GPU, whatever its number here.
+    device = asked.network.device if asked.spread is None else torch.device(asked.network.device.type)
+    fitter = Fitter(asked.purifier, tuple(asked.folders), asked.max_side, device)
     with Progress(sum(map(len, todo))) as progress:
         if asked.spread is None:
             for batch in todo:
@@ -120,12 +122,12 @@ def _fit_all(asked: Purification, planned: Sequence[Job], summary: Summary) -> N
             for number, fitted in asked.spread(fitter, todo):
                 with progress.batch(len(todo[number])):
                     _write(fitted, summary)
-        except (RuntimeError, OSError) as error:  # workers died again and again, or there is no cluster
+        except (RuntimeError, OSError) as error:  # an item's worker died every time, or there is no cluster
             raise Stopped(f"{error}. The same command resumes") from error
 
 
 def _write(batch: Sequence[Fitted], summary: Summary) -> None:
-    """Write the outputs that are not there."""
+    """Write the unfinished outputs of a batch."""
     for fitted in batch:
         job, image = fitted.job, fitted.image
         if image is None or fitted.outputs is None:
@@ -138,8 +140,8 @@ def _write(batch: Sequence[Fitted], summary: Summary) -> None:
             if not bool(output.isfinite().all()):
                 problems.append(f"its network diverged within {budget} iterations; another --seed may not")
                 continue
-            told = {"dipdefense": __version__, "torch": torch.__version__, "backend": fitted.backend}
-            text = job.records[budget].metadata(**told, iterations=min(budget, fitted.stopped))
+            circumstances = {"dipdefense": __version__, "torch": torch.__version__, "backend": fitted.backend}
+            text = job.records[budget].metadata(**circumstances, iterations=min(budget, fitted.stopped))
             path = job.outputs[budget]
             try:
                 with writing(path):

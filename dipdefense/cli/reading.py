@@ -1,4 +1,4 @@
-"""Image files as a classifier gets them, a batch at a time."""
+"""Batches of image files, preprocessed for a classifier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load(name: str, weights: object, device: torch.device) -> Classifier:
     """A classifier by its name on the command line.
 
     Raises:
-        TypeError, ValueError, OSError, ImportError: as of ``classifiers.load``.
+        TypeError, ValueError, OSError, ImportError: as ``classifiers.load`` raises them.
     """
     return classifiers.load(name, weights=None if weights is None else str(weights), device=device)
 
@@ -27,9 +27,9 @@ def load(name: str, weights: object, device: torch.device) -> Classifier:
 def batches(
     items: Sequence[Item], classifier: Classifier, summary: Summary, *, size: int, device: torch.device
 ) -> Iterator[tuple[list[Item], Tensor]]:
-    """The images as the classifier gets them, (N, 3, H, W); those that cannot be read are named.
+    """Batches of the readable images, (N, 3, H, W) in [0, 1]; ``summary`` gets the others as failed.
 
-    They are resized and cropped for it, but those that have its size already.
+    Images are resized and cropped for the classifier, except those that already have its size.
     """
     for start in range(0, len(items), size):
         ending.check()
@@ -48,5 +48,5 @@ def batches(
 
 
 def class_name(classifier: Classifier, index: int) -> str:
-    """The name of a class, or its number where the classifier has no names."""
+    """The name of a class, or its index where the classifier has no names."""
     return classifier.categories[index] if index < len(classifier.categories) else str(index)

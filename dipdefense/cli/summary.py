@@ -1,4 +1,4 @@
-"""What became of a run's images, told on stdout at its end."""
+"""The outcomes of a run's images, printed at its end."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from dipdefense.cli.progress import say
 
 @dataclass
 class Summary:
-    """The images of a run.
+    """The outcomes of a run's images.
 
     Attributes:
-        total: those that were found.
-        done: those whose outputs were written.
-        kept: those whose outputs were there before.
-        failed: why each of the others has none, by name.
-        notes: whatever of a file is not in its output, by name.
+        total: number of images found.
+        done: number of images whose outputs were written.
+        kept: number of images whose outputs were finished before.
+        failed: by name, the reason why an image has no output.
+        notes: by name, the parts of a file that its output lacks.
         code: the exit code of a run that ended early.
-        ended: why it did.
-        begun: whether there was work that an early end leaves unfinished.
+        ended: the reason of the early end.
+        begun: whether the work had begun; an early end before that has nothing to resume.
+        begin: the time at which the run began.
     """
 
     total: int
@@ -39,23 +40,23 @@ class Summary:
     begin: float = field(default_factory=time.monotonic)
 
     def fail(self, name: str, reason: str) -> None:
-        """An image has no output; it is named at once."""
+        """Record that an image has no output, and print the reason."""
         self.failed[name] = " ".join(reason.split())
         say(f"FAILED {name}: {self.failed[name]}")
 
     def note(self, name: str, *notes: str) -> None:
-        """Something of an image is not in its output; it is said at once."""
+        """Record what an image's output lacks, and print it."""
         for note in notes:
             self.notes.setdefault(name, []).append(note)
             say(f"note: {name}: {note}")
 
     @property
     def exit_code(self) -> int:
-        """See ``ending``."""
+        """The run's exit code, as ``ending`` lists them."""
         return self.code if self.code is not None else SOME_FAILED if self.failed else 0
 
     def show(self, *, as_json: bool, **circumstances: Any) -> None:
-        """Print it: a sentence or two, or a JSON document."""
+        """Print the summary: a sentence or two, or a JSON document."""
         seconds = round(time.monotonic() - self.begin, 2)
         if as_json:
             document = {
@@ -65,7 +66,7 @@ class Summary:
             click.echo(json.dumps(document, indent=2))
             return
         before = f", {self.kept} of them before" if self.kept else ""
-        failed = f" {len(self.failed)} failed and are named above." if self.failed else ""
+        failed = f" {len(self.failed)} failed, each named above." if self.failed else ""
         click.echo(f"{self.done + self.kept} of {self.total} images are done{before}, in {seconds:.0f} s.{failed}")
         if self.ended:
             click.echo(self.ended, err=True)

@@ -1,4 +1,4 @@
-"""Labelled images: packaged, in folders, CIFAR-10, and the robust and non-robust sets of Ilyas et al. 2019."""
+"""Labelled images: packaged ones, folders, CIFAR-10, and the robust and non-robust sets of Ilyas et al. 2019."""
 
 from dipdefense.datasets.images import (
     ImageFiles,

@@ -1,7 +1,7 @@
-"""Image files with labels: those that come with packages, folders keyed by WordNet id, and CIFAR-10.
+"""Labelled image files: packaged ones, folders named by WordNet id, and CIFAR-10.
 
-Files are read by the rules of ``dipdefense.files``: every picture is upright by its EXIF, transparency is ignored, and
-16-bit grey is scaled by its depth. Files whose names end otherwise than in ``files.SUFFIXES`` are no images here.
+Files are read by the rules of ``dipdefense.files``: pictures are turned upright by their EXIF, transparency is ignored,
+and 16-bit grey is scaled by its depth. Files with other suffixes than ``files.SUFFIXES`` are ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dipdefense.folders import files_below
 
 
 class LabelledImage(NamedTuple):
-    """One image: an id that names it in records, (3, H, W) float32 in [0, 1], and its class index."""
+    """One image: its id in records, (3, H, W) float32 in [0, 1], and its class index."""
 
     id: str
     image: Tensor
@@ -42,7 +42,7 @@ class LabelledImages:
     """Several images of one size.
 
     Attributes:
-        ids: one an image.
+        ids: one for each image.
         images: (N, 3, H, W) float32 in [0, 1].
         labels: (N,) int64, class indices.
         categories: the classes' names, in order.
@@ -55,18 +55,18 @@ class LabelledImages:
 
 
 class ImageFiles(Dataset[LabelledImage]):
-    """Image files with labels, in a folder or a zip archive, read when they are asked for.
+    """Labelled image files in a folder or a zip archive, read on access.
 
     Args:
         root: the folder or archive.
-        labels: from each file's path below it, with forward slashes, to its class index. The paths are the ids; bytes
-            in them that are no UTF-8 are escaped (``files.printable``).
+        labels: maps each file's path below ``root``, with forward slashes, to its class index. The paths are the ids;
+            bytes that are not UTF-8 are escaped (``files.printable``).
         categories: the classes' names, in order.
-        preprocess: from an RGB PIL image, 8 bits a channel, to a (3, H, W) tensor in [0, 1]; none keeps the size, and
-            all 16 bits of grey.
+        preprocess: from an RGB PIL image of 8 bits per channel to a (3, H, W) tensor in [0, 1]; None keeps the size and
+            all bits of 16-bit files.
 
     Raises:
-        ValueError: two paths give the same id.
+        ValueError: two paths have the same id.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class ImageFiles(Dataset[LabelledImage]):
         """The image at this position.
 
         Raises:
-            UnreadableImage: the file holds no image that can be read, or none that fits ``preprocess``. This
-                ValueError names the file and has its id, so that a run can leave it out.
+            UnreadableImage: the file cannot be read, or ``preprocess`` refuses the image. This ValueError names the
+                file and carries the id, so a run can leave the image out.
         """
         path = files.printable(self.root / self._names[index])
         try:
@@ -114,13 +114,15 @@ class ImageFiles(Dataset[LabelledImage]):
         return files.read_entry(_archive(self.root, os.getpid()), name)
 
     def stack(self, indices: Sequence[int] | None = None) -> LabelledImages:
-        """The images at these positions, or all of them, as one batch.
+        """The images at these positions, or all images, as one batch.
 
         Raises:
-            UnreadableImage: one cannot be read.
-            ValueError: they differ in size.
+            UnreadableImage: an image cannot be read.
+            ValueError: they differ in size, or there are none.
         """
         items = [self[index] for index in (range(len(self)) if indices is None else indices)]
+        if not items:
+            raise ValueError("a batch needs at least one image, got no indices")
         sizes = sorted({tuple(item.image.shape) for item in items})
         if len(sizes) > 1:
             raise ValueError(
@@ -138,12 +140,12 @@ class ImageFiles(Dataset[LabelledImage]):
 def packaged_images(
     name: Literal["imagenet", "cifar10"] = "imagenet", *, preprocess: Callable[[Image.Image], Tensor] | None = None
 ) -> LabelledImages:
-    """The 20 labelled images of ImageNet or CIFAR-10 that the package foolbox carries; nothing is downloaded.
+    """The 20 labelled images of ImageNet or CIFAR-10 in the package foolbox; nothing is downloaded.
 
     Args:
-        name: which data set.
-        preprocess: a classifier's; by default ImageNet's are resized to 256 and cropped to 224, as most classifiers
-            want it, and CIFAR-10's keep their 32×32 pixels.
+        name: the data set.
+        preprocess: a classifier's. By default ImageNet images are resized to 256 and cropped to 224 for most
+            classifiers, and CIFAR-10 images keep their 32×32 pixels.
 
     Raises:
         ValueError: the name is unknown.
@@ -157,14 +159,14 @@ def packaged_images(
     categories = {"imagenet": IMAGENET_CATEGORIES, "cifar10": CIFAR10_CATEGORIES}.get(name)
     if categories is None:
         raise ValueError(f'packaged images are "imagenet" and "cifar10", got {name!r}')
-    # Found without importing it: only its files are wanted, and they need none of what it needs.
+    # Found without being imported: its files are enough, and its imports are slow.
     package = importlib.util.find_spec("foolbox")
     if package is None or package.origin is None:
         raise ImportError('the packaged images are foolbox\'s: pip install "dipdefense[demo]"')
     folder = Path(package.origin).parent / "data"
     if name == "imagenet" and preprocess is None:
         preprocess = Preprocess(resize=256, crop=224)
-    # Their names end in the class index: imagenet_00_243.jpg.
+    # File names end in the class index: imagenet_00_243.jpg.
     labels = {path.name: int(path.stem.rsplit("_", 1)[1]) for path in sorted(folder.glob(f"{name}_*"))}
     return ImageFiles(folder, labels, categories=categories, preprocess=preprocess).stack()
 
@@ -183,17 +185,17 @@ def wordnet_ids() -> tuple[str, ...]:
 def image_folder(root: str | Path, *, preprocess: Callable[[Image.Image], Tensor] | None = None) -> ImageFiles:
     """ImageNet images in folders named by WordNet id, ``root/n01440764/anything.JPEG``.
 
-    Any subset of the 1,000 classes will do: the indices are those of the whole set, whatever folders there are.
+    A subset of the 1,000 classes is enough; class indices are always those of the whole set.
 
     Args:
         root: the folder.
-        preprocess: a classifier's; none keeps each image's size.
+        preprocess: a classifier's; None keeps each image's size.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
+        FileNotFoundError: the folder does not exist or has no images.
         OSError: a folder cannot be listed, such as one without permission.
-        ValueError: an image lies elsewhere than in a folder of ``root`` named by an ImageNet id, or a link leads back
-            to a folder that it lies in.
+        ValueError: an image is not in a folder of ``root`` named by an ImageNet id, or a link leads back to a folder
+            that contains it.
 
     Example:
         >>> image_folder("imagenet/val")[0].label  # doctest: +SKIP
@@ -213,18 +215,18 @@ def cifar10(
 ) -> ImageFiles:
     """CIFAR-10 as image files in folders named by class, ``root/test/cat/0000.jpg``; root may be a zip archive.
 
-    A subset of the classes will do, with a warning that names those without an image.
+    A subset of the classes is enough; a warning names the classes without images.
 
     Args:
         root: the folder or archive.
         split: "train" or "test".
-        preprocess: none keeps the 32×32 pixels as they are.
+        preprocess: a classifier's; None keeps the 32×32 pixels.
 
     Raises:
-        FileNotFoundError: there is no such folder or archive, or no image of the split in it.
+        FileNotFoundError: the folder or archive does not exist, or has no images of the split.
         OSError: a folder cannot be listed, such as one without permission.
-        ValueError: the split is unknown, the file is no zip archive, an image lies in no class's folder, or a link
-            leads back to a folder that it lies in.
+        ValueError: the split is unknown, the file is not a zip archive, an image is not in a class's folder, or a link
+            leads back to a folder that contains it.
 
     Example:
         >>> cifar10("cifar10.zip")[0].id  # doctest: +SKIP
@@ -251,9 +253,9 @@ def cifar10(
 
 @functools.lru_cache(maxsize=2)
 def _archive(path: Path, _process: int) -> zipfile.ZipFile:
-    """An archive, kept open: to list its 60,000 files anew for every image would take a third of a second each.
+    """An archive, kept open: listing its 60,000 files again would take a third of a second for every image.
 
-    Each process has its own, as a forked one would share the position in the file with its parent.
+    Each process opens its own, because a forked one would share the file position with its parent.
     """
     return zipfile.ZipFile(path)
 
@@ -267,9 +269,9 @@ def _labelled_folders(
     *,
     layout: str,
 ) -> ImageFiles:
-    """Label every image file by the folder that it lies in, exactly as deep as in ``layout``, an example of a path.
+    """Label each image file by its folder, which must be exactly as deep as in the example path ``layout``.
 
-    Without the depth, a folder that holds both the training and the validation images would be taken for one set.
+    Without this condition a folder with both training and validation images would pass for one set.
     """
     labels = {}
     for name in names:
@@ -279,9 +281,9 @@ def _labelled_folders(
         if path.parent.name not in classes or len(path.parts) != len(PurePosixPath(layout).parts):
             raise ValueError(
                 f"images must lie in folders named by one of the {len(classes)} classes, as in {layout!r}; "
-                f"the folder {path.parent.as_posix()!r} in {root} (of {name!r}) is no such folder"
+                f"the folder {path.parent.as_posix()!r} in {root} (of {name!r}) is none of them"
             )
         labels[name] = classes[path.parent.name]
     if not labels:
-        raise FileNotFoundError(f"there are no images ({', '.join(files.SUFFIXES)}) in {root}, laid out as {layout!r}")
+        raise FileNotFoundError(f"{root} has no images ({', '.join(files.SUFFIXES)}) laid out as {layout!r}")
     return ImageFiles(root, labels, categories=categories, preprocess=preprocess)

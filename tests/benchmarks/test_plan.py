@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 from conftest import ROOT
 
 from dipdefense.evaluation import read_export
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from plan import plan
+from plan import main, plan
+
+
+def test_a_record_without_the_reconstruction_is_refused(monkeypatch, capsys) -> None:
+    record = ROOT / "benchmarks" / "results" / "table2-baselines" / "table2.jsonl"
+    monkeypatch.setattr(sys, "argv", ["plan.py", str(record)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "has no outcomes of the reconstruction" in capsys.readouterr().err
 
 
 def test_a_clear_difference_needs_fewer_images_than_a_slight_one() -> None:

@@ -58,7 +58,7 @@ def test_it_learns_and_a_killed_training_resumes(monkeypatch, data, tmp_path, ca
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, data, tmp_path / "killed.pt", epochs=8)
     monkeypatch.setattr(torch, "save", real)
-    with pytest.raises(SystemExit, match="another training"):
+    with pytest.raises(SystemExit, match="belongs to another training"):
         train(monkeypatch, data, tmp_path / "killed.pt", epochs=7)
     resumed = train(monkeypatch, data, tmp_path / "killed.pt", epochs=8)
     for name, value in whole.items():
@@ -68,7 +68,7 @@ def test_it_learns_and_a_killed_training_resumes(monkeypatch, data, tmp_path, ca
 
 def test_adversarial_fine_tuning_begins_with_the_given_weights_and_is_recorded(monkeypatch, data, tmp_path) -> None:
     monkeypatch.setattr(train_cifar10, "STEPS", 2)
-    first = train(monkeypatch, data, tmp_path / "first.pt", epochs=1)
+    first = train(monkeypatch, data, tmp_path / "new" / "first.pt", epochs=1)
     seen = []
     real = train_cifar10.pgd_l2
 
@@ -79,7 +79,7 @@ def test_adversarial_fine_tuning_begins_with_the_given_weights_and_is_recorded(m
 
     monkeypatch.setattr(train_cifar10, "pgd_l2", attack)
     monkeypatch.setattr(train_cifar10, "PEAK_RATE", 1e-9)
-    options = ["--adversarial", "0.5", "--precision", "bf16", "--initial", str(tmp_path / "first.pt")]
+    options = ["--adversarial", "0.5", "--precision", "bf16", "--initial", str(tmp_path / "new" / "first.pt")]
     tuned = train(monkeypatch, data, tmp_path / "tuned.pt", *options, epochs=1)
     for name, value in first.items():
         if "running" not in name and "num" not in name:
@@ -88,11 +88,21 @@ def test_adversarial_fine_tuning_begins_with_the_given_weights_and_is_recorded(m
     assert all(0 < moved <= 0.5 + 1e-4 for _, moved in seen)
     told = json.loads((tmp_path / "tuned.json").read_text())
     assert told["training"]["adversarial"] == 0.5
-    assert told["training"]["initial"] == digest([(tmp_path / "first.pt").read_bytes()])
+    assert told["training"]["initial"] == digest([(tmp_path / "new" / "first.pt").read_bytes()])
     assert told["weights"] == digest([(tmp_path / "tuned.pt").read_bytes()])
     assert told["test split"]["attacked"]["n"] == told["test split"]["clean"]["n"] == 10
     assert set(told) >= {"command", "commit", "hardware", "versions"}
     assert all(value.dtype == torch.float16 for value in tuned.values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    "options", [["--epochs", "0"], ["--adversarial", "nan"], ["--adversarial", "-1"]], ids=" ".join
+)
+def test_senseless_numbers_are_refused_before_any_work(monkeypatch, capsys, options: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_cifar10.py", "--data", "missing", *options])
+    with pytest.raises(SystemExit):
+        train_cifar10.main()
+    assert "must be at least 1" in capsys.readouterr().err
 
 
 def test_augmented_images_are_shifted_or_flipped_copies() -> None:

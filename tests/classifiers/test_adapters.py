@@ -169,8 +169,8 @@ def test_the_model_stays_as_it_is_and_gradients_flow() -> None:
         ({"mean": ()}, ValueError, "mean must lie"),
         ({"std": (0.5, 0.0, 0.5)}, ValueError, "std must be positive"),
         ({"mean": (0.5,) * 3, "std": (0.5,) * 2}, ValueError, "got 3 and 2 numbers"),
-        ({"mean": 0.5}, TypeError, "mean must be one number a channel"),
-        ({"std": ["a"]}, TypeError, "std must be one number a channel"),
+        ({"mean": 0.5}, TypeError, "mean must be one number for each channel"),
+        ({"std": ["a"]}, TypeError, "std must be one number for each channel"),
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import io
 import json
@@ -14,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from dipdefense import classifiers
+from dipdefense import DIPPurifier, classifiers
 from dipdefense.attacks import Attack
 from dipdefense.cli.command import command
 from dipdefense.files import read_image
@@ -71,6 +72,50 @@ def test_behind_the_defence(images: Path) -> None:
     for row, again in zip(first, second, strict=True):
         assert row["purified"][0] != row["classes"][0]
         assert row["purified"][0]["confidence"] == pytest.approx(again["purified"][0]["confidence"], abs=1e-3)
+
+
+def test_networks_that_do_not_fit_the_crop_are_refused_before_any_work(images: Path, tmp_path: Path) -> None:
+    torch.save(classifiers.untrained_cifar10().network.state_dict(), tmp_path / "weights.pt")
+    small = ("--classifier", "cifar10-cnn", "--weights", tmp_path / "weights.pt")
+    result = invoke("classify", images, *small, "--purify", 1, "--config", "paper")
+    assert (result.exit_code, "too small for 5 scales" in result.output) == (2, True)
+    assert invoke("classify", images, *small, "--config", "paper").exit_code == 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), MemoryError()], ids=["device", "host"])
+@pytest.mark.parametrize("subcommand", ["classify", "attack"])
+def test_a_batch_that_memory_does_not_suffice_for_is_named(
+    images: Path, tmp_path: Path, monkeypatch, subcommand: str, error: Exception
+) -> None:
+    inner = classifiers.Classifier.forward
+
+    def fails(self, batch):
+        if len(batch) > 1:
+            raise error
+        return inner(self, batch)
+
+    monkeypatch.setattr(classifiers.Classifier, "forward", fails)
+    words = [subcommand, images, *([tmp_path / "out"] if subcommand == "attack" else [])]
+    result = invoke(*words, "--batch-size", 2, "--json")  # the broken file shares a batch with the first image
+    told = json.loads(result.stdout)
+    assert (result.exit_code, len(told["failed"])) == (1, 3)
+    assert type(error).__name__ in told["failed"]["imagenet_01_559.jpg"]
+
+
+def test_a_diverging_reconstruction_is_named_and_has_no_classes(images: Path, monkeypatch) -> None:
+    inner = DIPPurifier.reconstruct
+
+    def diverges(self, images, **given):
+        run = inner(self, images, **given)
+        run.images[:, 0] = torch.nan
+        return dataclasses.replace(run, status=("diverged", *run.status[1:]))
+
+    monkeypatch.setattr(DIPPurifier, "reconstruct", diverges)
+    result = invoke("classify", images, "--purify", 1, "--config", "architecture-2", "--json")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["failed"].keys()) == (1, {"broken.png", "deep/imagenet_02_438.jpg"})
+    assert "its network diverged within 1 iterations" in told["failed"]["deep/imagenet_02_438.jpg"]
+    assert ["purified" in row for row in told["images"]] == [False, True, True]
 
 
 def test_an_attack_is_written_as_the_attack_made_it(images: Path, tmp_path: Path) -> None:

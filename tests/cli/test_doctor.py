@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from reference import ReferenceNet, reference_fit
 
-from dipdefense import DIPConfig
+from dipdefense import DIPConfig, DIPPurifier
 from dipdefense.cli import plain, proof
 from dipdefense.cli.command import command
 from dipdefense.files import write_image
@@ -35,6 +35,24 @@ def test_what_it_finds() -> None:
     assert [cost["images"] for cost in found["costs"]] == [1, 32]
     assert all(cost["seconds"] > 0 and 3 <= cost["measured"] <= 5 for cost in found["costs"])
     assert 0 < found["costs"][1]["expected"] < found["costs"][1]["free"]
+
+
+def test_the_trial_of_backends_is_no_part_of_the_cost(monkeypatch) -> None:
+    calls = []
+
+    def spied(name: str) -> None:
+        inner = getattr(DIPPurifier, name)
+
+        def spy(self, *given, **named):
+            calls.append(name)
+            return inner(self, *given, **named)
+
+        monkeypatch.setattr(DIPPurifier, name, spy)
+
+    spied("backend_for")
+    spied("reconstruct")
+    doctor("--size", 32, "--iters", 3, "--measure", 0)
+    assert calls == ["backend_for", "reconstruct"] * 2
 
 
 def test_bf16_is_proven_beside_fp32() -> None:

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from dipdefense import DIPPurifier
+from dipdefense.__main__ import main
 from dipdefense.cli import ending
 from dipdefense.cli.command import command
 from dipdefense.files import write_image
@@ -73,6 +74,17 @@ def test_an_interrupt_while_a_file_is_written_leaves_no_part_of_it(images: Path,
     result = CliRunner().invoke(command, ["purify", str(images), str(tmp_path / "out"), *WORDS])
     assert result.exit_code == 130
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interrupt_between_two_blocks_has_no_traceback(monkeypatch, capsys) -> None:
+    def interrupted(**_: object) -> None:
+        raise ending.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(ending, "handle_signals", lambda: None)
+    monkeypatch.setattr(command, "main", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capsys.readouterr().err) == (143, "dipdefense: Terminated.\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

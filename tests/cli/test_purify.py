@@ -215,7 +215,7 @@ def test_an_image_that_memory_does_not_suffice_for_is_told_what_does(tmp_path: P
     result = purify(tmp_path / "in", tmp_path / "out", "--json")
     assert result.exit_code == 1
     reason = told(result)["failed"]["large.png"]
-    assert "256×256 pixels would take" in reason
+    assert "fitting its 256×256 pixels would take" in reason
     side = int(reason.split("--max-side ")[1].split()[0])
     assert written(tmp_path / "out") == {"small.png"}
     assert purify(tmp_path / "in", tmp_path / "fits", "--max-side", side).exit_code == 0
@@ -242,6 +242,19 @@ def test_an_image_that_cannot_be_fitted_is_named_and_the_others_are_done(tmp_pat
     assert result.exit_code == 1
     assert told(result)["failed"].keys() == {"1.png"}
     assert type(error).__name__ in told(result)["failed"]["1.png"]
+    assert written(tmp_path / "out") == {"0.png", "2.png"}
+
+
+def test_a_resumed_batch_that_fails_is_fitted_image_by_image(tmp_path: Path, monkeypatch) -> None:
+    for number in range(3):
+        picture(tmp_path / "in" / f"{number}.png", number=number)
+    assert purify(tmp_path / "in", tmp_path / "out").exit_code == 0
+    for number in (1, 2):
+        (tmp_path / "out" / f"{number}.png").unlink()
+    failing(monkeypatch, read_image(tmp_path / "in" / "1.png").pixels[0, 0, 0].item(), RuntimeError("broken"))
+    result = purify(tmp_path / "in", tmp_path / "out", "--json")
+    assert result.exit_code == 1, result.exception
+    assert (told(result)["kept"], told(result)["done"], list(told(result)["failed"])) == (1, 1, ["1.png"])
     assert written(tmp_path / "out") == {"0.png", "2.png"}
 
 
@@ -296,9 +309,7 @@ def test_a_file_that_changes_during_the_run_is_named(tmp_path: Path, monkeypatch
         return inner(*given)
 
     monkeypatch.setattr(purifying.jobs, "batches", changed)
-    assert (
-        "it was changed during the run" in told(purify(tmp_path / "in", tmp_path / "out", "--json"))["failed"]["a.png"]
-    )
+    assert "it changed during the run" in told(purify(tmp_path / "in", tmp_path / "out", "--json"))["failed"]["a.png"]
 
 
 def test_two_runs_into_one_folder(tmp_path: Path) -> None:
@@ -354,6 +365,28 @@ def test_spread_over_ray_it_writes_the_same(tmp_path: Path) -> None:
     assert written(tmp_path / "spread") == names
     for name in names:
         assert (tmp_path / "spread" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "own"),
+    [("cpu", 0, "cpu"), ("cuda", 1, "cuda"), ("cuda:3", 1, "cuda")],
+    ids=lambda value: str(value),
+)
+def test_a_worker_has_a_gpu_where_it_fits_on_one(tmp_path: Path, monkeypatch, device: str, gpus: int, own: str) -> None:
+    """A worker sees the GPU that Ray gave it alone, and sees it as the first."""
+    picture(tmp_path / "in" / "a.png")
+    calls = []
+
+    def spread(function, items, **given):
+        calls.append((function._device, given["gpus"]))
+        return iter(())
+
+    monkeypatch.setattr("dipdefense.distributed.spread", spread)
+    monkeypatch.setattr("dipdefense.distributed.require_ray", lambda: None)
+    monkeypatch.setattr("dipdefense.arguments.device", lambda name: torch.device(device))
+    monkeypatch.setattr(jobs, "room", lambda *given: 1)
+    result = purify(tmp_path / "in", tmp_path / "out", "--engine", "ray")
+    assert (result.exit_code, calls) == (0, [(torch.device(own), gpus)]), result.output
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Ray gave the work up"), ConnectionError("no cluster there")])
