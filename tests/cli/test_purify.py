@@ -384,6 +384,7 @@ def test_a_worker_has_a_gpu_where_it_fits_on_one(tmp_path: Path, monkeypatch, de
     monkeypatch.setattr("dipdefense.distributed.spread", spread)
     monkeypatch.setattr("dipdefense.distributed.require_ray", lambda: None)
     monkeypatch.setattr("dipdefense.arguments.device", lambda name: torch.device(device))
+    monkeypatch.setattr("dipdefense.checks._gpu_has_bf16", lambda device: True)
     monkeypatch.setattr(jobs, "room", lambda *given: 1)
     result = purify(tmp_path / "in", tmp_path / "out", "--engine", "ray")
     assert (result.exit_code, calls) == (0, [(torch.device(own), gpus)]), result.output
