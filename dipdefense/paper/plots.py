@@ -251,7 +251,7 @@ def caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: 
     lines = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
     text = "\n".join("\n".join(each) for each in lines)
     put(f"{text}\n", fontsize=9, color="firebrick" if paragraphs[0].startswith("REDUCED") else "black")
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(textwrap.fill(title, int(9.5 * figure.get_figwidth())), x=0.01, ha="left", fontweight="bold")
 
 
 def _colour(column: Column, columns: Sequence[Column]) -> tuple[float, float, float]:
