@@ -21,15 +21,22 @@ ITEMS = {
 VERDICTS = {CONFIRMED: (CONFIRMED, SAME), CONTRADICTED: (CONTRADICTED, LARGER, SMALLER), UNDECIDED: (UNDECIDED,)}
 """The columns of the table, and the verdicts that belong to each."""
 
-_CLAIM = re.compile(r"^- ([A-Z ,]+) in this setting: (.*?) \((?:section|not in|the )", flags=re.MULTILINE)
+# The verdict, the claim, and the figures on the line below.
+_CLAIM = re.compile(
+    r"^- ([A-Z ,]+?)(?: in this setting|, architecture \d): (.*?) \((?:section|not in|the )[^\n]*\n([^\n]*)",
+    flags=re.MULTILINE,
+)
+_BEYOND_THE_PAPER = "random-target"
+"""A set of images of which the paper claims nothing."""
 
 
 def claims(results: Path) -> Iterator[tuple[str, str, str, str]]:
     """The item, claim, verdict and folder of every decided claim in the reports below ``results``."""
     for report, item in ITEMS.items():
         for path in sorted(results.glob(f"*/{report}")):
-            for verdict, claim in _CLAIM.findall(path.read_text()):
-                yield item, claim, verdict.lower(), path.parent.name
+            for verdict, claim, figures in _CLAIM.findall(path.read_text()):
+                if _BEYOND_THE_PAPER not in figures:
+                    yield item, claim, verdict.lower(), path.parent.name
 
 
 def as_markdown(results: Path) -> str:
