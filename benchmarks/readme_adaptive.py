@@ -47,6 +47,7 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
     """A sentence for each record and budget: the accuracy of the reconstruction under the strongest attack."""
     found: list[str] = []
     nothing: list[float] = []
+    lowered: list[str] = []
     for report in reports:
         epsilon = report.epsilons[-1]
         for column in report.columns:
@@ -62,6 +63,10 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
                 f"{column_title(column)} ({channels} channels, {report.run.configuration['classifier']}, n = {left.n})"
             )
             nothing += [epsilon] if min(left.mean, left.majority) <= NOTHING else []
+            lowered.append(
+                f"At ε = {epsilon:g}, attackers who know the defence lower its accuracy from {100 * clean.mean:.0f} to "
+                f"{100 * left.mean:.0f} %."
+            )
             sentence = (
                 f"{where}: {_cell(clean)} % on clean images; at ε = {epsilon:g}, under attackers who know it, "
                 f"{_cell(left)} % by a single draw and "
@@ -75,10 +80,11 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
         return "Attackers who know the defence have not been measured yet."
     reduced = any(report.run.configuration["adaptive"]["level"] != "full" for report in reports)
     end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
-    head = (
-        f"**At ε = {max(nothing):g}, attackers who know the defence leave next to nothing of it.** " if nothing else ""
-    )
-    return f"{head}{'. '.join(found)}.{end}"
+    if nothing:
+        head = f"At ε = {max(nothing):g}, attackers who know the defence leave next to nothing of it."
+    else:
+        head = " ".join(lowered)
+    return f"**{head}** {'. '.join(found)}.{end}"
 
 
 def _cell(judged: Verdict) -> str:

@@ -53,6 +53,7 @@ def test_nothing_left_is_said_so() -> None:
 def test_something_left_is_a_figure_and_no_robustness() -> None:
     text = verdict([adaptive(STANDING)])
     assert "nothing" not in text
+    assert text.startswith("**At ε = 8, attackers who know the defence lower its accuracy from 80 to 50 %.** DIP 500")
     assert "50.0 [23.7, 76.3] % by a single draw and 50.0 % by majority vote, strongest attack BPDA" in text
     assert "robust" not in text
     assert verdict([]) == "Attackers who know the defence have not been measured yet."
