@@ -3,8 +3,8 @@
 A rule scores each output of an image and keeps the output with the least score. Once ``patience`` iterations have not
 improved on that score, the kept output is the image's reconstruction. No image's score depends on another's.
 
-No rule sees the clean image or the classifier. ``benchmarks/stopping.py`` measures whether stopping beats the best
-fixed budget.
+No rule sees the clean image or the classifier. On 100 CIFAR-10 images, clean and attacked, each was significantly below
+the best fixed budget (``benchmarks/results/stopping-cifar10``).
 
 Example:
     >>> from dipdefense import reconstruct
