@@ -58,9 +58,10 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
                 continue
             parts = named(strongest.condition)
             assert parts is not None
-            channels = report.run.configuration["dip"]["channels"]
+            configuration = report.run.configuration
             where = (
-                f"{column_title(column)} ({channels} channels, {report.run.configuration['classifier']}, n = {left.n})"
+                f"{column_title(column)} ({configuration['dip']['channels']} channels, {configuration['classifier']}), "
+                f'attacks of level "{configuration["adaptive"]["level"]}", n = {left.n}'
             )
             nothing += [epsilon] if min(left.mean, left.majority) <= NOTHING else []
             lowered.append(

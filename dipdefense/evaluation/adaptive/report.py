@@ -142,7 +142,9 @@ class AdaptiveReport:
             names = ["noise", *self._names(), WORST_CASE]
             lines = {name: [(e, v) for e in self.epsilons if (v := self.judged(name, column, e))] for name in names}
             # Of no perturbation, every attack's accuracy is the clean images'.
-            curves[column] = {name: [*([(0.0, clean)] if clean else []), *line] for name, line in lines.items() if line}
+            own = {name: [*([(0.0, clean)] if clean else []), *line] for name, line in lines.items() if line}
+            if own:
+                curves[column] = own
         configuration = self.run.configuration
         level = configuration["adaptive"]["level"]
         reduced = "" if level == "full" else "Reduced attack, no robust accuracy. "
