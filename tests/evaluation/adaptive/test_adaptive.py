@@ -307,6 +307,13 @@ def test_the_plot_has_a_panel_a_defence(report: AdaptiveReport) -> None:
     assert all(line.get_xdata()[0] == 0 for axes in figure.axes for line in axes.lines)
 
 
+def test_a_defence_without_attacks_has_no_panel(report: AdaptiveReport) -> None:
+    """As where the known-seed attack was left out, and the clean images were judged on the known draw."""
+    kept = tuple(record for record in report.run.records if not record.condition.startswith("known-seed"))
+    left = dataclasses.replace(report, run=dataclasses.replace(report.run, records=kept))
+    assert [axes.get_title() for axes in left.plot().axes] == ["no defence", "DIP 2"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
