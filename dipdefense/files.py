@@ -125,8 +125,9 @@ def read_image(source: Path | str | bytes, *, name: str = "") -> ImageFile:
     else:
         name, content = name or printable(source), read_bytes(source)
     with _naming(name):
-        picture, notes = decode(content)
-        pixels, alpha, bits = layers(picture, content)
+        decoded = decode(content)
+        pixels, alpha, bits = layers(decoded, content)
+    picture, notes, _ = decoded
     icc = picture.info.get("icc_profile")
     if icc and icc[16:20] != (b"RGB " if len(pixels) == 3 else b"GRAY"):
         notes.append("its colour profile is for other channels than those that are read, and is left out")
@@ -155,7 +156,7 @@ def open_rgb(content: bytes, *, name: str) -> Image.Image:
         UnreadableImage: as ``read_image`` raises it.
     """
     with _naming(name):
-        return to_rgb(decode(content)[0])
+        return to_rgb(decode(content).picture)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

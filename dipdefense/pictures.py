@@ -10,7 +10,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,8 +41,22 @@ _DEEP = re.compile(r"(?:RGB|RGBX|RGBA);16[BLN]")
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
-def decode(content: bytes) -> tuple[Image.Image, list[str]]:
-    """The first picture in a file's content, and notes on the parts that it lacks.
+class Decoded(NamedTuple):
+    """A file's first picture.
+
+    Attributes:
+        picture: as Pillow decodes it.
+        notes: on the parts of the file that it lacks.
+        deep: whether the file has 16-bit colour or transparency, whose lower bytes ``layers`` reads.
+    """
+
+    picture: Image.Image
+    notes: list[str]
+    deep: bool
+
+
+def decode(content: bytes) -> Decoded:
+    """The first picture in a file's content.
 
     Raises:
         ValueError: the content is empty, in none of ``FORMATS``, or has more than ``MAX_PIXELS``.
@@ -53,11 +67,12 @@ def decode(content: bytes) -> tuple[Image.Image, list[str]]:
     if getattr(picture, "is_animated", False):
         notes.append("it holds several pictures, of which the first is read")
     layouts = _layouts(picture)
-    if picture.mode in ("RGB", "RGBA", "CMYK") and ";16" in layouts and not _is_deep(picture):
+    deep = picture.format in ("PNG", "TIFF") and ("LA;16B" in layouts or _DEEP.search(layouts) is not None)
+    if picture.mode in ("RGB", "RGBA", "CMYK") and ";16" in layouts and not deep:
         notes.append("its channels have 16 bits, of which 8 are read")
     picture.load()
     # Pillow turns 16-bit grey with transparency into colour.
-    return picture.convert("LA") if "LA;16" in layouts else picture, notes
+    return Decoded(picture.convert("LA") if "LA;16" in layouts else picture, notes, deep)
 
 
 def shape(content: bytes) -> tuple[int, int, int]:
@@ -103,17 +118,18 @@ def opacity(picture: Image.Image) -> Image.Image | None:
     return None
 
 
-def layers(picture: Image.Image, content: bytes) -> tuple[Tensor, Tensor | None, Literal[8, 16]]:
+def layers(decoded: Decoded, content: bytes) -> tuple[Tensor, Tensor | None, Literal[8, 16]]:
     """A file's pixels, its opacity or None, and the bits of their values.
 
     Args:
-        picture: the picture that ``decode`` returned.
+        decoded: the result of ``decode``.
         content: the file's content.
 
     Returns:
         (1 or 3, H, W) and (1, H, W), upright float32 in [0, 1], and 8 or 16.
     """
-    if not _is_deep(_opened(content)):
+    picture = decoded.picture
+    if not decoded.deep:
         pixels, alpha = colour(picture), opacity(picture)
         opaque = None if alpha is None else to_tensor(alpha)
         return to_tensor(pixels), opaque, 16 if pixels.mode == "F" else 8
@@ -125,12 +141,6 @@ def layers(picture: Image.Image, content: bytes) -> tuple[Tensor, Tensor | None,
     if transparent is None:
         return tensor, None, 16
     return tensor, torch.from_numpy((channels != transparent).any(axis=2))[None].float(), 16
-
-
-def _is_deep(picture: Image.Image) -> bool:
-    """Whether an opened, not yet decoded file has readable 16-bit colour or transparency."""
-    found = _layouts(picture)
-    return picture.format in ("PNG", "TIFF") and ("LA;16B" in found or _DEEP.search(found) is not None)
 
 
 def _sixteen_bits(picture: Any, content: bytes) -> np.ndarray[Any, np.dtype[np.uint16]]:
