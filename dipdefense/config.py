@@ -13,8 +13,8 @@ MIN_SIDE = 32
 """Smallest height and width, in pixels, that any configuration accepts by default."""
 
 Backend = Literal["auto", "torch", "native", "cudagraphs", "triton"]
-"""How networks are fitted: torch's operators; on a CPU, with kernels compiled at run time between the convolutions; on
-an NVIDIA GPU, torch's operators replayed from a CUDA graph, or hand-written kernels."""
+"""How networks are fitted: torch's operators; on a CPU, kernels compiled at run time; on an NVIDIA GPU, torch's
+operators replayed from a CUDA graph, or hand-written kernels."""
 
 Downsampling = Literal["stride", "average", "max", "lanczos2", "lanczos3"]
 """How a scale halves the resolution: its first convolution's stride, or pooling or a Lanczos filter after it."""

@@ -141,13 +141,14 @@ def reconstruct(
             default generator of the CPU. With a seed, no global generator is touched.
         precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
             takes bf16 on a GPU that has it and on a CPU that multiplies it in tiles (AMX).
-        backend: "torch" for torch's operators; on a CPU, "native" for kernels between torch's convolutions, compiled
-            from C++ at the first use (:mod:`dipdefense.native`); on an NVIDIA GPU, "cudagraphs" for torch's operators
-            replayed from a CUDA graph, or "triton" for hand-written kernels replayed likewise. "auto" tries a GPU's
-            backends once and takes the fastest whose results are right (:mod:`dipdefense.engine.backends`); elsewhere
-            it is "torch". Only "torch" has been run on a GPU so far. All have the same initial weights and fixed noise,
-            but "native" and "triton" generate the fresh noise in their own ways, and the same seed gives other
-            reconstructions. Name the backend where a seed must reproduce.
+        backend: "torch" for torch's operators; on a CPU, "native" for kernels compiled from C++ at the first use, in
+            fp32 for whole iterations and in bf16 for what lies between torch's convolutions
+            (:mod:`dipdefense.native`); on an NVIDIA GPU, "cudagraphs" for torch's operators replayed from a CUDA graph,
+            or "triton" for hand-written kernels replayed likewise. "auto" tries a GPU's backends once and takes the
+            fastest whose results are right (:mod:`dipdefense.engine.backends`); elsewhere it is "torch". Only "torch"
+            has been run on a GPU so far. All have the same initial weights and fixed noise, but "native" and "triton"
+            generate the fresh noise in their own ways, and the same seed gives other reconstructions. Name the backend
+            where a seed must reproduce.
         stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit on its own, at
             the last budget at the latest. The image leaves the batch, which changes nothing for the others. None, the
             default, is the paper's fixed budgets. With a rule, backend must be "torch" or "auto", which then is

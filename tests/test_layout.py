@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up: a module imports from its own wing and from what stands below it.
 LAYERS = [
     {"arguments", "modes", "pictures", "processor", "seeds"},
-    {"batches", "compiler", "config", "files", "native"},
+    {"batches", "compiler", "config", "files"},
+    {"native"},
     {"checks", "folders", "machine"},
     {"engine", "stopping"},
     {"reconstruct"},

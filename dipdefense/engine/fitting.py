@@ -18,6 +18,7 @@ from dipdefense.engine.adam import Aligned, Moments, adam
 from dipdefense.engine.network import SkipNets
 from dipdefense.engine.variants import VariantNets
 from dipdefense.native import loading
+from dipdefense.native.iteration import Iteration, fits
 
 # Pixels of an image from which innermost channels pay on a CPU.
 _LARGE = 160 * 160
@@ -199,6 +200,34 @@ def _layout(target: Tensor) -> torch.memory_format:
 
 
 class ByNative:
+    """Whole iterations in fp32 by the kernels compiled on this machine.
+
+    Raises:
+        ValueError: there are no such kernels here; the message says why.
+    """
+
+    def __init__(self, fitting: Fitting) -> None:
+        request, networks = fitting.request, fitting.networks
+        self._own = Iteration(
+            loading.required(), {name: each.detach() for name, each in networks.named_parameters()},
+            fitting.fixed_noise, fitting.target, request.seeds, config=request.config, scales=networks.scales,
+            outputs=fitting.outputs, losses=fitting.losses,
+        )  # fmt: skip
+
+    def __call__(self) -> None:
+        """See :class:`Iterations`."""
+        self._own()
+
+    def fresh_noise(self) -> Tensor:
+        """See :class:`Iterations`."""
+        return self._own.fresh_noise()
+
+    def weights(self, rows: Tensor) -> Mapping[str, Tensor]:
+        """See :class:`Iterations`."""
+        return self._own.weights(rows)
+
+
+class BetweenConvolutions:
     """Iterations by torch's convolutions, and by the kernels compiled on this machine for what lies between them.
 
     Raises:
@@ -243,6 +272,12 @@ class ByNative:
         return {name: parameter.detach()[rows] for name, parameter in self._networks.named_parameters()}
 
 
+def _by_native(fitting: Fitting) -> Iterations:
+    """Torch's convolutions are left where they gain from bf16, and for many skip channels."""
+    whole = fitting.request.operands == torch.float32 and fits(fitting.request.config)
+    return ByNative(fitting) if whole else BetweenConvolutions(fitting)
+
+
 class ByKernels:
     """Iterations by the Triton kernels, replayed from a CUDA graph; in Triton's interpreter as they are."""
 
@@ -275,7 +310,7 @@ BACKENDS: dict[Backend, Callable[[Fitting], Iterations]] = {
     "torch": ByTorch,
     "cudagraphs": functools.partial(ByTorch, replayed=True),
     "triton": ByKernels,
-    "native": ByNative,
+    "native": _by_native,
 }
 """Each backend's way to iterate over the networks of a :class:`Fitting`."""
 

@@ -34,7 +34,7 @@ _OPTIONS = (
     "-fno-trapping-math",
 )  # fmt: skip
 _COMPILERS = ("g++", "c++", "clang++")
-# Compiling takes four seconds of an idle core, and minutes of one that is shared with a dozen other processes.
+# Compiling takes eight seconds of an idle core, and minutes of one that is shared with a dozen other processes.
 _PATIENCE_S = 600
 
 

@@ -1,10 +1,13 @@
-// Kernels for everything between the convolutions on a CPU. dipdefense/native/build.py compiles them at run time.
+// Kernels for a CPU: whole iterations in fp32, and everything between the convolutions. dipdefense/native/build.py
+// compiles them at run time.
 //
-// There are two layouts of (N, C, H, W): N·C planes of H·W pixels, or, for one image alone, H·W pixels of C channels.
+// There are two layouts of (N, C, H, W): N·C planes of H·W pixels, or, for one image alone, H·W pixels of C channels,
+// which is that of whole iterations.
 // Values are fp32 or bf16; sums are fp32 within a block and double across blocks. Blocks have a fixed size and are
 // added in order, and no sum spans images: results depend neither on the number of threads nor on the batch.
 
 #include "head.h"
+#include "iterate.h"
 #include "narrow.h"
 #include "noise.h"
 #include "normalise.h"
@@ -59,4 +62,15 @@
 extern "C" {
 INTERFACE(fp32, float)
 INTERFACE(bf16, Bf16)
+
+void measure(const Shape* shape, int64_t* parameters, int64_t* floats) {
+    const Network network(*shape);
+    *parameters = network.parameters, *floats = network.floats;
+}
+
+void iterate(const Shape* shape, float* parameter, float* first, float* second, const float* fixed,
+             const float* target, float* outputs, float* losses, const int64_t* seeds, int64_t images,
+             int64_t iteration, float* space, int threads) {
+    iterate(*shape, parameter, first, second, fixed, target, outputs, losses, seeds, images, iteration, space, threads);
+}
 }

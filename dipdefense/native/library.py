@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +45,20 @@ class Head(NamedTuple):
     grad_bias: Tensor
 
 
+class Shape(ctypes.Structure):
+    """The networks and their optimiser, as the kernels read them; see ``iterate.h``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in ("height", "width", "image_channels", "input_channels", "channels", "skip_channels", "scales")
+    ) + tuple(
+        (name, ctypes.c_double)
+        for name in (
+            "input_deviation", "norm_eps", "leaky_slope", "learning_rate", "first_decay", "second_decay", "adam_eps",
+        )
+    )  # fmt: skip
+
+
 class Kernels:
     """The functions of one compiled library.
 
@@ -60,12 +75,13 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        self._functions = {}
-        for name, signature in _SIGNATURES.items():
-            for dtype, suffix in _SUFFIXES.items():
-                function = getattr(library, f"{name}_{suffix}")
-                function.argtypes, function.restype = [_TYPES[each] for each in signature], None
-                self._functions[name, dtype] = function
+        self._functions = {
+            (name, dtype): _declared(library, f"{name}_{suffix}", signature)
+            for name, signature in _SIGNATURES.items()
+            for dtype, suffix in _SUFFIXES.items()
+        }
+        self._measure = _declared(library, "measure", "PPP")
+        self._iterate = _declared(library, "iterate", "PPPPPPPPPLLPI")
 
     def perturb(self, fixed: Tensor, seeds: Tensor, iteration: int, deviation: float, out: Tensor) -> None:
         """Write ``fixed`` plus Gaussian noise to ``out``.
@@ -209,6 +225,53 @@ class Kernels:
             torch.get_num_threads(),
         )  # fmt: skip
         return head
+
+    def measure(self, shape: Shape) -> tuple[int, int]:
+        """The parameters of one image's network with their padding, and the floats that a worker needs."""
+        counts = (ctypes.c_int64 * 2)()
+        self._measure(ctypes.byref(shape), ctypes.byref(counts), ctypes.byref(counts, ctypes.sizeof(ctypes.c_int64)))
+        return counts[0], counts[1]
+
+    def iterate(
+        self,
+        shape: Shape,
+        parameters: Tensor,
+        moments: Tensor,
+        fixed: Tensor,
+        target: Tensor,
+        outputs: Tensor,
+        losses: Tensor,
+        seeds: Tensor,
+        iteration: int,
+        space: Tensor,
+        threads: int,
+    ) -> None:
+        """Do an iteration of N networks; everything is fp32 unless said otherwise.
+
+        Args:
+            shape: of every network.
+            parameters: (N, parameters), as :class:`dipdefense.native.iteration.Iteration` packs them.
+            moments: (2, N, parameters): of Adam.
+            fixed: (N, H, W, input_channels), the fixed noise.
+            target: (N, C, H, W).
+            outputs: like ``target``, to be written.
+            losses: (N,), to be written.
+            seeds: (N,) int64.
+            iteration: its number, from 1 on.
+            space: (M, floats), zero before the first iteration; M is the smaller of ``threads`` and N.
+            threads: the same at every iteration.
+        """
+        self._iterate(
+            ctypes.byref(shape), parameters.data_ptr(), moments[0].data_ptr(), moments[1].data_ptr(), fixed.data_ptr(),
+            target.data_ptr(), outputs.data_ptr(), losses.data_ptr(), seeds.data_ptr(), len(target), iteration,
+            space.data_ptr(), threads,
+        )  # fmt: skip
+
+
+def _declared(library: ctypes.CDLL, name: str, signature: str) -> Callable[..., None]:
+    function = getattr(library, name)
+    function.argtypes, function.restype = [_TYPES[each] for each in signature], None
+    return cast(Callable[..., None], function)
 
 
 def table_of(upsampling: Tensor) -> Tensor:

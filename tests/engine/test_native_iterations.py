@@ -10,14 +10,18 @@ import torch
 from dipdefense import DIPConfig, DIPPurifier, reconstruct
 from dipdefense.checks import Request, check_backend, explain
 from dipdefense.engine import trial
-from dipdefense.engine.fitting import BACKENDS, ByNative, surroundings
+from dipdefense.engine.fitting import BACKENDS, BetweenConvolutions, ByNative, Fitting, surroundings
 from dipdefense.evaluation.defences import deep_image_prior
 from dipdefense.native.library import Kernels
 
-# One large image has its channels innermost; without skip branches there is no narrow convolution.
+# In fp32 the kernels do whole iterations, but for networks with many skip channels; in bf16 what lies between torch's
+# convolutions. There one large image has its channels innermost; without skip branches there is no narrow convolution.
 CASES = {
     "small images": ((3, 3, 35, 33), {}),
     "one small image": ((1, 1, 32, 32), {}),
+    "pairs of vectors": ((2, 3, 37, 64), {"channels": 64, "skip_channels": 16, "input_channels": 1}),
+    "single vectors": ((2, 2, 32, 34), {"channels": 48, "scales": 4}),
+    "many skip channels": ((2, 3, 32, 33), {"skip_channels": 17}),
     "one large image": ((1, 3, 161, 165), {"channels": 20}),
     "no skip branches": ((1, 4, 161, 160), {"skip_channels": 0}),
 }
@@ -33,6 +37,10 @@ def test_it_does_what_torch_does(native: Kernels, tiny: DIPConfig, shape, change
 
 
 class Wrong(ByNative):
+    def __init__(self, fitting: Fitting) -> None:
+        super().__init__(fitting)
+        self._outputs = fitting.outputs
+
     def __call__(self) -> None:
         super().__call__()
         self._outputs += 0.01
@@ -43,6 +51,56 @@ def test_that_comparison_can_fail(native: Kernels, tiny: DIPConfig, monkeypatch)
     request = Request(torch.rand(1, 3, 32, 32), (8,), tiny, (0,), torch.float32, "native")
     with surroundings(torch.device("cpu")), pytest.raises(trial.Mismatch):
         trial.prove(request, "native")
+
+
+@pytest.mark.parametrize(
+    ("operands", "skips", "kind"),
+    [(torch.float32, 16, ByNative), (torch.float32, 17, BetweenConvolutions), (torch.bfloat16, 4, BetweenConvolutions)],
+)
+def test_whole_iterations_are_in_fp32(native: Kernels, tiny: DIPConfig, operands, skips, kind) -> None:
+    config = dataclasses.replace(tiny, skip_channels=skips)
+    request = Request(torch.rand(1, 3, 32, 32), (8,), config, (0,), operands, "native")
+    assert type(Fitting(request, "native").iterate) is kind
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_number_of_threads_changes_no_bit(native: Kernels, count: int) -> None:
+    images, config = torch.rand(count, 3, 70, 38), DIPConfig(scales=3, channels=32)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            runs.append(reconstruct(images, budgets=(3,), config=config, seed=0, backend="native"))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(runs[0].images, runs[1].images)
+    assert torch.equal(runs[0].losses, runs[1].losses)
+
+
+def test_more_threads_may_come_in_the_middle(native: Kernels, tiny: DIPConfig) -> None:
+    before = torch.get_num_threads()
+    request = Request(torch.rand(4, 3, 32, 32), (8,), tiny, (0, 1, 2, 3), torch.float32, "native")
+    try:
+        torch.set_num_threads(1)
+        fitting, plain = Fitting(request, "native"), Fitting(request, "native")
+        fitting(), plain()
+        torch.set_num_threads(4)
+        fitting()
+        torch.set_num_threads(1)
+        plain()
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(fitting.outputs, plain.outputs)
+
+
+def test_a_diverging_image_leaves_the_others_alone(native: Kernels, tiny: DIPConfig) -> None:
+    request = Request(torch.rand(3, 3, 32, 32), (8,), tiny, (0, 1, 2), torch.float32, "native")
+    right, spoiled = Fitting(request, "native"), Fitting(request, "native")
+    spoiled.target[1] = torch.nan
+    for _ in range(3):
+        right(), spoiled()
+    assert spoiled.losses.isnan().tolist() == [False, True, False]
+    assert torch.equal(spoiled.outputs[[0, 2]], right.outputs[[0, 2]])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -227,6 +227,20 @@ def test_a_wrong_kernel_is_found_out(native: Kernels, name: str, monkeypatch) ->
         proof.prove(native)
 
 
+@pytest.mark.parametrize("spoiled", ["outputs", "losses", "parameters"])
+def test_a_wrong_iteration_is_found_out(native: Kernels, spoiled: str, monkeypatch) -> None:
+    run = native.iterate
+
+    def wrong(shape, parameters, moments, fixed, target, outputs, losses, *rest) -> None:
+        run(shape, parameters, moments, fixed, target, outputs, losses, *rest)
+        found = {"outputs": outputs, "losses": losses, "parameters": parameters}[spoiled]
+        found[-1].mul_(1.02)
+
+    monkeypatch.setattr(native, "iterate", wrong)
+    with pytest.raises(proof.WrongError, match="iteration"):
+        proof.prove(native)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_proof_holds_in_whatever_mode(native: Kernels, mode) -> None:
     default = torch.get_default_dtype()
