@@ -68,6 +68,22 @@ inline void for_tiles(int64_t size, int vectors, Visit visit) {
     for (int64_t at = 0; at < tiles; ++at) visit(size * at / tiles, size * (at + 1) / tiles);
 }
 
+// Parts of the blocks for threads of their own, where there are fewer strips than threads.
+inline int64_t groups_of(int64_t strips, int64_t blocks, int threads) {
+    return strips >= threads ? 1 : std::min(blocks, (threads + strips - 1) / strips);
+}
+
+// Calls visit(strip, block) for all of them; a strip's blocks one after another, while it is in the cache.
+template <class Visit>
+inline void for_parts(int64_t strips, int64_t blocks, int threads, Visit visit) {
+    const int64_t groups = groups_of(strips, blocks, threads);
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (int64_t strip = 0; strip < strips; ++strip)
+        for (int64_t group = 0; group < groups; ++group)
+            for (int64_t block = blocks * group / groups; block < blocks * (group + 1) / groups; ++block)
+                visit(strip, block);
+}
+
 // How a tensor of pixels is read or written: the distances of rows and pixels, and where each tap begins.
 struct Grid {
     int64_t row, pixel;
@@ -101,46 +117,48 @@ inline void transpose(const float* from, const Weight& of, int64_t outputs, floa
 inline void multiply(const float* x, const Grid& from, const float* weight, const Weight& of, float* out,
                      const Grid& to, int64_t rows, int64_t columns, bool apart, bool add, int threads) {
     const int64_t strips = (rows + STRIP - 1) / STRIP, together = apart ? 1 : of.cached;
-#pragma omp parallel for collapse(2) num_threads(threads)
-    for (int64_t which = 0; which < of.blocks; ++which)
-        for (int64_t strip = 0; strip < strips; ++strip)
-            for (int64_t first = 0; first < of.taps; first += together) {
-                const int64_t count = std::min(together, of.taps - first), end = std::min(rows, (strip + 1) * STRIP);
-                for (int64_t row = strip * STRIP; row < end; ++row)
-                    for_tiles(columns, of.vectors, [&](int64_t begin, int64_t stop) {
-                        Span spans[MOST_TAPS];
-                        for (int64_t tap = first; tap < first + count; ++tap)
-                            spans[tap - first] = {x + row * from.row + begin * from.pixel + from.taps[tap],
-                                                  weight + of.at(which, tap)};
-                        tile_of(stop - begin, of.vectors)(
-                            spans, count, of.inputs, from.pixel, 1, of.block,
-                            out + row * to.row + begin * to.pixel + to.taps[first] + which * of.block, to.pixel,
-                            add || (!apart && first));
-                    });
-            }
+    for_parts(strips, of.blocks, threads, [&](int64_t strip, int64_t which) {
+        const int64_t last = std::min(rows, (strip + 1) * STRIP);
+        for (int64_t first = 0; first < of.taps; first += together) {
+            const int64_t count = std::min(together, of.taps - first);
+            for (int64_t row = strip * STRIP; row < last; ++row)
+                for_tiles(columns, of.vectors, [&](int64_t begin, int64_t end) {
+                    Span spans[MOST_TAPS];
+                    for (int64_t tap = first; tap < first + count; ++tap)
+                        spans[tap - first] = {x + row * from.row + begin * from.pixel + from.taps[tap],
+                                              weight + of.at(which, tap)};
+                    tile_of(end - begin, of.vectors)(
+                        spans, count, of.inputs, from.pixel, 1, of.block,
+                        out + row * to.row + begin * to.pixel + to.taps[first] + which * of.block, to.pixel,
+                        add || (!apart && first));
+                });
+        }
+    });
 }
 
 // The gradient of a weight: Σ over pixels of x · grad for every tap. ``partial`` is room for rows / CHUNK weights.
 inline void correlate(const float* x, const Grid& from, const float* grad, const Grid& of_grad, float* to,
                       const Weight& of, int64_t rows, int64_t columns, float* partial, int threads) {
     const int64_t chunks = (rows + CHUNK - 1) / CHUNK, step = std::min(std::max<int64_t>(1, NEAR / columns), CHUNK);
+    const int64_t groups = groups_of(chunks, of.blocks, threads);
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
-        for (int64_t which = 0; which < of.blocks; ++which) {
+        for (int64_t group = 0; group < groups; ++group) {
             float* sums = chunks > 1 ? partial + chunk * of.size : to;
-            const int64_t end = std::min(rows, (chunk + 1) * CHUNK);
-            for (int64_t begin = chunk * CHUNK; begin < end; begin += step)
-                for (int64_t tap = 0; tap < of.taps; ++tap)
-                    for_tiles(of.inputs, of.vectors, [&](int64_t first, int64_t stop) {
-                        Span spans[CHUNK];
-                        const int64_t count = std::min(step, end - begin);
-                        for (int64_t i = 0; i < count; ++i)
-                            spans[i] = {x + (begin + i) * from.row + from.taps[tap] + first,
-                                        grad + (begin + i) * of_grad.row + of_grad.taps[tap] + which * of.block};
-                        tile_of(stop - first, of.vectors)(spans, count, columns, 1, from.pixel, of_grad.pixel,
-                                                          sums + of.at(which, tap) + first * of.block, of.block,
-                                                          begin > chunk * CHUNK);
-                    });
+            const int64_t last = std::min(rows, (chunk + 1) * CHUNK);
+            for (int64_t begin = chunk * CHUNK; begin < last; begin += step)
+                for (int64_t which = of.blocks * group / groups; which < of.blocks * (group + 1) / groups; ++which)
+                    for (int64_t tap = 0; tap < of.taps; ++tap)
+                        for_tiles(of.inputs, of.vectors, [&](int64_t first, int64_t end) {
+                            Span spans[CHUNK];
+                            const int64_t count = std::min(step, last - begin);
+                            for (int64_t i = 0; i < count; ++i)
+                                spans[i] = {x + (begin + i) * from.row + from.taps[tap] + first,
+                                            grad + (begin + i) * of_grad.row + of_grad.taps[tap] + which * of.block};
+                            tile_of(end - first, of.vectors)(spans, count, columns, 1, from.pixel, of_grad.pixel,
+                                                             sums + of.at(which, tap) + first * of.block, of.block,
+                                                             begin > chunk * CHUNK);
+                        });
         }
     if (chunks == 1) return;
 #pragma omp parallel for num_threads(threads)
@@ -157,39 +175,35 @@ inline void correlate(const float* x, const Grid& from, const float* grad, const
 inline void spread(const float* grad, int64_t rows, int64_t columns, int64_t deep, const float* weight, const Weight& turned,
                    int stride, float* out, int64_t padded_rows, int64_t padded_columns, int threads) {
     const int64_t inputs = turned.inputs, outputs = turned.outputs, line = (columns + 4) * deep;
-#pragma omp parallel for collapse(2) num_threads(threads)
-    for (int64_t which = 0; which < turned.blocks; ++which)
-        for (int64_t strip = 0; strip < padded_rows; strip += STRIP) {
-            const int64_t end = std::min(padded_rows, strip + STRIP);
-            for (int64_t row = strip; row < end; ++row)
-                for (int64_t column = 0; column < padded_columns; ++column)
-                    for (int64_t v = 0; v < turned.vectors; ++v)
-                        store(out + (row * padded_columns + column) * outputs + which * turned.block + v * LANES,
-                              Floats{});
-            for (int64_t first = 0; first < turned.taps; first += turned.cached)
-                for (int64_t row = strip; row < end; ++row)
-                    for (int64_t parity = 0; parity < stride; ++parity) {
-                        Span spans[MOST_TAPS];
-                        int64_t count = 0;
-                        for (int64_t tap = first; tap < std::min(first + turned.cached, turned.taps); ++tap) {
-                            const int64_t up = row - tap / 3, shift = parity - tap % 3;
-                            if (up < 0 || up % stride || up / stride >= rows || shift % stride) continue;
-                            spans[count++] = {grad + up / stride * line + (2 + shift / stride) * deep,
-                                              weight + turned.at(which, tap)};
-                        }
-                        if (!count) continue;
-                        float* const to = out + (row * padded_columns + parity) * outputs + which * turned.block;
-                        const int64_t pixels = (padded_columns - parity + stride - 1) / stride;
-                        for_tiles(pixels, turned.vectors, [&](int64_t begin, int64_t stop) {
-                            Span moved[MOST_TAPS];
-                            for (int64_t i = 0; i < count; ++i)
-                                moved[i] = {spans[i].left + begin * deep, spans[i].right};
-                            tile_of(stop - begin, turned.vectors)(moved, count, inputs, deep, 1, turned.block,
-                                                                  to + begin * stride * outputs, stride * outputs,
-                                                                  true);
-                        });
+    for_parts((padded_rows + STRIP - 1) / STRIP, turned.blocks, threads, [&](int64_t strip, int64_t which) {
+        const int64_t last = std::min(padded_rows, (strip + 1) * STRIP);
+        for (int64_t row = strip * STRIP; row < last; ++row)
+            for (int64_t column = 0; column < padded_columns; ++column)
+                for (int64_t v = 0; v < turned.vectors; ++v)
+                    store(out + (row * padded_columns + column) * outputs + which * turned.block + v * LANES, Floats{});
+        for (int64_t first = 0; first < turned.taps; first += turned.cached)
+            for (int64_t row = strip * STRIP; row < last; ++row)
+                for (int64_t parity = 0; parity < stride; ++parity) {
+                    Span spans[MOST_TAPS];
+                    int64_t count = 0;
+                    for (int64_t tap = first; tap < std::min(first + turned.cached, turned.taps); ++tap) {
+                        const int64_t up = row - tap / 3, shift = parity - tap % 3;
+                        if (up < 0 || up % stride || up / stride >= rows || shift % stride) continue;
+                        spans[count++] = {grad + up / stride * line + (2 + shift / stride) * deep,
+                                          weight + turned.at(which, tap)};
                     }
-        }
+                    if (!count) continue;
+                    float* const to = out + (row * padded_columns + parity) * outputs + which * turned.block;
+                    const int64_t pixels = (padded_columns - parity + stride - 1) / stride;
+                    for_tiles(pixels, turned.vectors, [&](int64_t begin, int64_t end) {
+                        Span moved[MOST_TAPS];
+                        for (int64_t i = 0; i < count; ++i)
+                            moved[i] = {spans[i].left + begin * deep, spans[i].right};
+                        tile_of(end - begin, turned.vectors)(moved, count, inputs, deep, 1, turned.block,
+                                                             to + begin * stride * outputs, stride * outputs, true);
+                    });
+                }
+    });
 }
 
 }  // namespace
