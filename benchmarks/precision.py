@@ -1,16 +1,19 @@
-"""bf16 operands against fp32 over the whole budget: is their difference within that of two seeds of fp32?
+"""bf16, or the native kernels, against fp32 by torch's operators over the whole budget.
 
     python benchmarks/precision.py --setting compact-224 --data imagenet-sample/val
     python benchmarks/precision.py --setting architecture-1-32 --data cifar10-images.zip --weights cifar10-cnn.pt
+    python benchmarks/precision.py --setting architecture-2-32 --against native --data cifar10-images.zip \
+        --weights benchmarks/weights/cifar10-external.pt
 
-Correctly classified images are attacked by FGSM at ε = 5 (defence-unaware) and fitted in both precisions, with each
-seed from the same initial weights and noise. The yardstick is the difference between two seeds of fp32: the defence is
-random by design and the optimisation chaotic, so a rounding error may grow to this difference but not beyond. An
-image's two differences are paired; intervals are bootstrapped over the images.
+Is their difference within that of two seeds of fp32? Correctly classified images are attacked by FGSM at ε = 5
+(defence-unaware) and fitted both ways, with each seed from the same initial weights and fixed noise. The yardstick is
+the difference between two seeds of fp32: the defence is random by design and the optimisation chaotic, so a rounding
+error may grow to this difference but not beyond. The native kernels also generate other fresh noise. An image's two
+differences are paired; intervals are bootstrapped over the images.
 
-The folder gets ``fp32.jsonl`` and ``bf16.jsonl``, rewritten after every fit: a killed run resumes by the same command,
-and two processes can share the work with ``--only-precision``. The report and the plot cover the images that both files
-have with every seed.
+The folder gets ``fp32.jsonl`` and ``bf16.jsonl`` or ``native.jsonl``, rewritten after every fit: a killed run resumes
+by the same command, and two processes can share the work with ``--only``. The report and the plot cover the images that
+both files have with every seed.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from dipdefense.files import write_atomically
 from dipdefense.reconstruct import reconstruct
 from dipdefense.seeds import derive_seed
 
-Precision = Literal["fp32", "bf16"]
+Way = Literal["fp32", "bf16", "native"]
 EPSILON = 5
 """The attack's strength in units of 1/255."""
 
@@ -58,6 +61,7 @@ class Setting(NamedTuple):
 SETTINGS = {
     "compact-224": Setting(DIPConfig.compact(), "efficientnet-lite0", images=12, batch=1),
     "architecture-1-32": Setting(DIPConfig.architecture_1(), "cifar10-cnn", images=50, batch=10),
+    "architecture-2-32": Setting(DIPConfig.architecture_2(), "cifar10-cnn", images=50, batch=50),
 }
 
 
@@ -69,15 +73,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("--setting", choices=list(SETTINGS), required=True)
     add("--data", type=Path, help="ImageNet folder, or CIFAR-10 folder or archive (default: packaged images)")
-    add("--weights", type=Path, help="of the classifier; architecture-1-32 needs them, from train_cifar10.py")
+    add("--weights", type=Path, help="of the classifier; needed at 32×32, from train_cifar10.py")
     add("--images", type=int, help="default: 12 at 224×224, 50 at 32×32")
     add("--seeds", type=int, nargs="+", default=[0, 1], help="at least two (default: 0 1)")
     add("--iterations", type=int, default=1000, help="default: %(default)s")
     add("--every", type=int, default=50, help="iterations between budgets (default: %(default)s)")
-    add("--only-precision", choices=get_args(Precision), help="leave the other to another process")
+    add(
+        "--against",
+        choices=["bf16", "native"],
+        default="bf16",
+        help="what fp32 is compared with (default: %(default)s)",
+    )
+    add("--only", choices=get_args(Way), help="leave the other to another process")
     add("--report", action="store_true", help="fit nothing; report on the records there are")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
-    add("--out", type=Path, help="default: benchmarks/results/precision-SETTING")
+    add("--out", type=Path, help="default: benchmarks/results/precision-SETTING, or native-SETTING")
     given = parser.parse_args(arguments)
     if len(set(given.seeds)) < max(2, len(given.seeds)):
         parser.error(f"--seeds needs two different numbers or more, got {given.seeds}")
@@ -85,8 +95,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(f"--every must be a multiple of {STRIDE}, and --iterations one of --every")
     if given.images is not None and given.images < 1:
         parser.error(f"--images must be at least 1, got {given.images}")
+    if given.only not in (None, "fp32", given.against):
+        parser.error(f"--only must be fp32 or {given.against}, got {given.only}")
     given.images = given.images or SETTINGS[given.setting].images
-    given.out = given.out or Path(__file__).parent / "results" / f"precision-{given.setting}"
+    kind = "native" if given.against == "native" else "precision"
+    given.out = given.out or Path(__file__).parent / "results" / f"{kind}-{given.setting}"
     return given
 
 
@@ -95,23 +108,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse_arguments(arguments)
     if not given.report:
         measure(given)
-    records = {precision: Record(given.out / f"{precision}.jsonl") for precision in get_args(Precision)}
-    measured = collect(*(record.fits for record in records.values()))
+    records = {way: Record(given.out / f"{way}.jsonl") for way in ("fp32", given.against)}
+    measured = collect({way: record.fits for way, record in records.items()})
     if measured is None:
-        print("nothing to report yet: no image has been fitted in both precisions with two seeds")
+        print("nothing to report yet: no image has been fitted both ways with two seeds")
         return
     configuration, other = (record.head["configuration"] for record in records.values())
     if configuration != other:
         raise ValueError(f"the records in {given.out} are of two configurations: {configuration} and {other}")
     budgets = configuration["budgets"]
-    text = "\n".join(as_markdown(measured, budgets, {name: record.head for name, record in records.items()}))
+    text = "\n".join(as_markdown(measured, budgets, {way: record.head for way, record in records.items()}))
     write_atomically(given.out / "report.md", text + "\n")
     plot(measured, budgets, given.out / "precision.png", stride=STRIDE)
     print(text)
 
 
 class Record:
-    """One precision's file: a line with the configuration and the sessions, then one line for each fit."""
+    """One way's file: a line with the configuration and the sessions, then one line for each fit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -144,7 +157,7 @@ class Record:
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Fit every image with every seed in each precision asked for, except what is stored."""
+    """Fit every image with every seed in each way asked for, except what is stored."""
     setting, device = SETTINGS[given.setting], torch.device(given.device)
     classifier = classifiers.load(setting.classifier, weights=given.weights, device=device)
     clean = correct_images(given, classifier, device)
@@ -160,9 +173,8 @@ def measure(given: argparse.Namespace) -> None:
         "device": device.type,
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    precisions = [given.only_precision] if given.only_precision else get_args(Precision)
-    for precision in precisions:
-        record, session = Record(given.out / f"{precision}.jsonl"), None
+    for way in (given.only,) if given.only else ("fp32", given.against):
+        record, session = Record(given.out / f"{way}.jsonl"), None
         for seed in given.seeds:
             missing = [index for index, name in enumerate(clean.ids) if (seed, name) not in record.fits]
             for chunk in (missing[first : first + setting.batch] for first in range(0, len(missing), setting.batch)):
@@ -170,12 +182,12 @@ def measure(given: argparse.Namespace) -> None:
                     session = record.open_session(configuration, circumstances(device))
                 fits = fit(
                     subset(clean, chunk), attacked[chunk], seed, classifier,
-                    config=setting.config, budgets=configuration["budgets"], precision=precision,
+                    config=setting.config, budgets=configuration["budgets"], way=way,
                 )  # fmt: skip
                 record.add([found | {"session": session} for found in fits])
                 left = len(missing) - missing.index(chunk[-1]) - 1
                 seconds = sum(found["seconds"] for found in fits)
-                print(f"{precision}, seed {seed}: {len(fits)} fitted in {seconds:.0f} s, {left} left", flush=True)
+                print(f"{way}, seed {seed}: {len(fits)} fitted in {seconds:.0f} s, {left} left", flush=True)
 
 
 def correct_images(
@@ -215,13 +227,16 @@ def fit(
     *,
     config: DIPConfig,
     budgets: Sequence[int],
-    precision: Precision,
+    way: Way,
 ) -> list[dict[str, Any]]:
     """One record per image: its loss curve, and at each budget PSNRs, prediction and the true class's confidence."""
     started = time.perf_counter()
-    # Derived from the image, so neither the batch nor the precision changes initial weights and noise.
+    # Derived from the image, so neither the batch nor the way changes initial weights and fixed noise.
     seeds = [derive_seed(seed, "dip", name) for name in clean.ids]
-    run = reconstruct(attacked, budgets=tuple(budgets), config=config, seed=seeds, precision=precision)
+    run = reconstruct(
+        attacked, budgets=tuple(budgets), config=config, seed=seeds,
+        precision="bf16" if way == "bf16" else "fp32", backend="native" if way == "native" else "torch",
+    )  # fmt: skip
     losses = run.losses[STRIDE - 1 :: STRIDE].cpu()
     seconds = (time.perf_counter() - started) / len(clean.ids)
     with torch.inference_mode():

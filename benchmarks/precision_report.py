@@ -1,9 +1,9 @@
-"""The report and the plot of ``precision.py``: bf16 against fp32, relative to the difference of two seeds of fp32."""
+"""The report and the plot of ``precision.py``: two ways to fit, relative to the difference of two seeds of fp32."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Fits = Mapping[tuple[int, str], Mapping[str, Any]]
-"""The records of one precision by (seed, image)."""
+"""The records of one way by (seed, image)."""
 
 QUANTITIES = {
     "log loss": "natural logarithm, mean over the iterations since the last budget",
@@ -26,17 +26,17 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Measured:
-    """The fits that both precisions have of the same images and seeds.
+    """The fits that both ways, fp32 and another, have of the same images and seeds.
 
     Attributes:
         images: ids.
         seeds: at least two.
-        values: by precision and quantity, (seeds, images, budgets); for the decision the predicted class.
-        correct: by precision, (seeds, images, budgets), 1 where the prediction is right.
-        curves: by precision, (seeds, images, stored losses).
+        values: by way and quantity, (seeds, images, budgets); for the decision the predicted class.
+        correct: by way, (seeds, images, budgets), 1 where the prediction is right.
+        curves: by way, (seeds, images, stored losses).
         undefended: by image, whether the classifier alone is right under the attack.
-        seconds: by precision, the mean of a fit.
-        diverged: by precision, the number of fits with a loss that is not finite.
+        seconds: by way, the mean of a fit.
+        diverged: by way, the number of fits with a loss that is not finite.
     """
 
     images: tuple[str, ...]
@@ -49,47 +49,58 @@ class Measured:
     diverged: dict[str, int]
 
 
-def collect(fp32: Fits, bf16: Fits) -> Measured | None:
-    """The fits of the images that both precisions have with every seed; None without such images or two seeds."""
-    seeds = tuple(sorted({seed for seed, _ in (*fp32, *bf16)}))
-    both = fp32.keys() & bf16.keys()
+def collect(ways: Mapping[str, Fits]) -> Measured | None:
+    """The fits of the images that both ways have with every seed; None without such images or two seeds.
+
+    Args:
+        ways: "fp32" and another.
+    """
+    fp32, other = ways["fp32"], ways[_other(ways)]
+    seeds = tuple(sorted({seed for seed, _ in (*fp32, *other)}))
+    both = fp32.keys() & other.keys()
     # A dictionary keeps the order of the run.
     images = tuple(dict.fromkeys(name for _, name in fp32 if all((seed, name) in both for seed in seeds)))
     if len(seeds) < 2 or not images:
         return None
     values, correct, curves, seconds, diverged = {}, {}, {}, {}, {}
-    for precision, fits in {"fp32": fp32, "bf16": bf16}.items():
+    for way, fits in ways.items():
         chosen = [[fits[seed, name] for name in images] for seed in seeds]
 
         def stacked(key: str, chosen: Sequence[Sequence[Mapping[str, Any]]] = chosen) -> Tensor:
             return torch.tensor([[fit[key] for fit in row] for row in chosen], dtype=torch.float64)
 
-        predictions, curves[precision] = stacked("predictions"), stacked("losses")
-        between = curves[precision].log().view(*predictions.shape, -1).mean(dim=3)
+        predictions, curves[way] = stacked("predictions"), stacked("losses")
+        between = curves[way].log().view(*predictions.shape, -1).mean(dim=3)
         named = ("psnr_attacked", "psnr_clean", "confidences")
-        values[precision] = dict(zip(QUANTITIES, (between, *map(stacked, named), predictions), strict=True))
-        correct[precision] = (predictions == stacked("label")[..., None]).double()
-        seconds[precision] = stacked("seconds").mean().item()
-        diverged[precision] = sum(fit["status"] != "ok" for row in chosen for fit in row)
+        values[way] = dict(zip(QUANTITIES, (between, *map(stacked, named), predictions), strict=True))
+        correct[way] = (predictions == stacked("label")[..., None]).double()
+        seconds[way] = stacked("seconds").mean().item()
+        diverged[way] = sum(fit["status"] != "ok" for row in chosen for fit in row)
     first = [fp32[seeds[0], name] for name in images]
     undefended = tuple(fit["undefended"]["prediction"] == fit["label"] for fit in first)
     return Measured(images, seeds, values, correct, curves, undefended, seconds, diverged)
 
 
+def _other(ways: Iterable[str]) -> str:
+    (other,) = (way for way in ways if way != "fp32")
+    return other
+
+
 def differences(measured: Measured, quantity: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The absolute differences of the precisions and of fp32's seeds, and bf16 − fp32; each (images, budgets).
+    """The absolute differences of the two ways and of fp32's seeds, and the other − fp32; each (images, budgets).
 
     The first is the mean over the seeds, the second over the pairs of seeds. Decisions differ by 0 or 1.
     """
-    fp32, bf16 = (measured.values[precision][quantity] for precision in ("fp32", "bf16"))
+    name = _other(measured.values)
+    fp32, other = (measured.values[way][quantity] for way in ("fp32", name))
     decision = quantity == "decision"
 
     def distance(first: Tensor, second: Tensor) -> Tensor:
         return (first != second).double() if decision else (first - second).abs()
 
     pairs = [distance(fp32[a], fp32[b]) for a, b in itertools.combinations(range(len(fp32)), 2)]
-    signed = measured.correct["bf16"] - measured.correct["fp32"] if decision else bf16 - fp32
-    return distance(bf16, fp32).mean(dim=0), torch.stack(pairs).mean(dim=0), signed.mean(dim=0)
+    signed = measured.correct[name] - measured.correct["fp32"] if decision else other - fp32
+    return distance(other, fp32).mean(dim=0), torch.stack(pairs).mean(dim=0), signed.mean(dim=0)
 
 
 def interval(values: Tensor) -> tuple[float, float]:
@@ -102,31 +113,32 @@ def interval(values: Tensor) -> tuple[float, float]:
 def as_markdown(measured: Measured, budgets: Sequence[int], heads: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """The report's lines: circumstances, a verdict for each quantity, and a table of each by budget."""
     configuration = heads["fp32"]["configuration"]
-    yield f"# bf16 against fp32: {configuration['setting']}"
+    other = _other(heads)
+    yield f"# {other} against fp32: {configuration['setting']}"
     yield ""
     yield f"{configuration['classifier']}; {configuration['data']}; {configuration['attack']}."
     yield (
         f"{len(measured.images)} images, seeds {', '.join(map(str, measured.seeds))}, to {budgets[-1]} iterations; "
         f"under the attack the classifier alone gets {sum(measured.undefended)} right."
     )
-    for precision, head in heads.items():
+    for way, head in heads.items():
         yield ""
         yield (
-            f"{precision}: {measured.seconds[precision]:.3g} s a fit, {measured.diverged[precision]} diverged; "
-            f"accuracy at the last budget {measured.correct[precision][..., -1].mean():.1%}"
+            f"{way}: {measured.seconds[way]:.3g} s a fit, {measured.diverged[way]} diverged; "
+            f"accuracy at the last budget {measured.correct[way][..., -1].mean():.1%}"
         )
         for session in head["sessions"]:
             versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
             yield f"- `{session['command']}`, commit {session['commit']}, {session['hardware']}, {versions}"
     yield ""
-    yield "Means over the images, with the 95 % interval of a bootstrap over them. `precisions`: |bf16 − fp32| with the"
+    yield f"Means over the images, with the 95 % interval of a bootstrap over them. `ways`: |{other} − fp32| with the"
     yield "same seed; `seeds`: fp32's difference between two seeds; `excess`: the first less the second, by image;"
-    yield "`signed`: bf16 − fp32. The verdict is of the mean over all budgets: no where the excess is above chance."
+    yield f"`signed`: {other} − fp32. The verdict is of the mean over all budgets: no where the excess is above chance."
     yield ""
     for quantity in QUANTITIES:
-        yield _verdict(quantity, *(part.mean(dim=1) for part in differences(measured, quantity)))
+        yield _verdict(other, quantity, *(part.mean(dim=1) for part in differences(measured, quantity)))
     for quantity, unit in QUANTITIES.items():
-        yield from ("", f"## {quantity} ({unit})", "", "| budget | precisions | seeds | excess | signed |")
+        yield from ("", f"## {quantity} ({unit})", "", "| budget | ways | seeds | excess | signed |")
         yield "| ---: | ---: | ---: | ---: | ---: |"
         for budget, *parts in zip(budgets, *(part.unbind(1) for part in differences(measured, quantity)), strict=True):
             own, yardstick, signed = parts
@@ -136,11 +148,11 @@ def as_markdown(measured: Measured, budgets: Sequence[int], heads: Mapping[str, 
             )
 
 
-def _verdict(quantity: str, own: Tensor, yardstick: Tensor, signed: Tensor) -> str:
+def _verdict(other: str, quantity: str, own: Tensor, yardstick: Tensor, signed: Tensor) -> str:
     # NaN, from a fit that diverged, is within nothing.
     within = "yes" if interval(own - yardstick)[0] <= 0 else "no"
     return (
-        f"- **{quantity}: bf16's difference lies within what two seeds of fp32 differ by: {within}** (precisions "
+        f"- **{quantity}: {other}'s difference lies within what two seeds of fp32 differ by: {within}** (ways "
         f"{own.mean():.4g}, seeds {yardstick.mean():.4g}, excess {_with_interval(own - yardstick)}; "
         f"signed {_with_interval(signed)})"
     )
@@ -152,7 +164,7 @@ def _with_interval(values: Tensor) -> str:
 
 
 def plot(measured: Measured, budgets: Sequence[int], path: Path, *, stride: int) -> None:
-    """Losses, both PSNRs and accuracy against iterations: each precision's mean, and its seeds as faint lines."""
+    """Losses, both PSNRs and accuracy against iterations: each way's mean, and its seeds as faint lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,15 +172,15 @@ def plot(measured: Measured, budgets: Sequence[int], path: Path, *, stride: int)
 
     figure, panels = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
     iterations = [stride * (index + 1) for index in range(measured.curves["fp32"].shape[2])]
-    for precision, colour, style in (("fp32", "C0", "-"), ("bf16", "C1", "--")):
-        psnrs = [measured.values[precision][name] for name in QUANTITIES if name.startswith("PSNR")]
-        curves = measured.curves[precision].log().mean(dim=1).exp()
-        by_seed = [curves, *(value.mean(dim=1) for value in (*psnrs, measured.correct[precision]))]
+    for way, colour, style in (("fp32", "C0", "-"), (_other(measured.curves), "C1", "--")):
+        psnrs = [measured.values[way][name] for name in QUANTITIES if name.startswith("PSNR")]
+        curves = measured.curves[way].log().mean(dim=1).exp()
+        by_seed = [curves, *(value.mean(dim=1) for value in (*psnrs, measured.correct[way]))]
         for panel, seeds in zip(panels.flat, by_seed, strict=True):
             places = iterations if seeds is curves else budgets
             panel.plot(places, seeds.T, color=colour, linestyle=style, alpha=0.3, linewidth=1)
             mean = seeds.log().mean(dim=0).exp() if seeds is curves else seeds.mean(dim=0)
-            panel.plot(places, mean, color=colour, linestyle=style, label=f"{precision}, mean of seeds")
+            panel.plot(places, mean, color=colour, linestyle=style, label=f"{way}, mean of seeds")
     titles = ("loss (geometric mean)", "PSNR to the attacked image (dB)", "PSNR to the clean image (dB)", "accuracy")
     for panel, title in zip(panels.flat, titles, strict=True):
         panel.set(title=title, xlabel="iterations")

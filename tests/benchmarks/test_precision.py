@@ -86,12 +86,24 @@ def test_the_record_has_every_fit_and_how_it_came_about(finished: Path) -> None:
             assert all(0 <= value <= 1 for value in fit["confidences"])
             assert len(fit["predictions"]) == len(fit["confidences"]) == 2
     # From the same initial weights and noise: the precisions differ, but at first by far less than two seeds.
-    own, seeds, _ = precision_report.differences(precision_report.collect(*fits(finished).values()), "log loss")
+    own, seeds, _ = precision_report.differences(precision_report.collect(fits(finished)), "log loss")
     assert 0 < own[:, 0].mean() < seeds[:, 0].mean() / 2
     report = (finished / "report.md").read_text()
     assert report.count("lies within what two seeds of fp32 differ by:") == 5
     assert (finished / "precision.png").stat().st_size > 0
     assert not list(finished.glob(".*"))
+
+
+def test_the_native_kernels_are_compared_likewise(native, tmp_path: Path) -> None:
+    command = [*COMMAND, "--against", "native", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        precision.main([*command, "--only", "bf16"])
+    precision.main(command)
+    ways = {name: Record(tmp_path / f"{name}.jsonl").fits for name in ("fp32", "native")}
+    own, seeds, _ = precision_report.differences(precision_report.collect(ways), "PSNR to the attacked image")
+    # The fresh noise is another, so even the first iterations differ.
+    assert 0 < own.mean() < 3 * seeds.mean()
+    assert "native's difference lies within" in (tmp_path / "report.md").read_text()
 
 
 def test_a_killed_run_resumes_with_the_same_numbers(
@@ -103,7 +115,7 @@ def test_a_killed_run_resumes_with_the_same_numbers(
     def killed(*arguments, **options) -> list:
         if len(calls) == 3:
             raise KeyboardInterrupt
-        calls.append(options["precision"])
+        calls.append(options["way"])
         return fit(*arguments, **options)
 
     command = [*COMMAND, "--out", str(tmp_path)]
@@ -116,13 +128,13 @@ def test_a_killed_run_resumes_with_the_same_numbers(
     calls.clear()
 
     def counted(*arguments, **options) -> list:
-        calls.append(options["precision"])
+        calls.append(options["way"])
         return fit(*arguments, **options)
 
     monkeypatch.setattr(precision, "fit", counted)
     # Two processes share the rest.
     for name in ("fp32", "bf16"):
-        precision.main([*command, "--only-precision", name])
+        precision.main([*command, "--only", name])
     assert calls == ["fp32", *["bf16"] * 4]
     assert len(Record(tmp_path / "fp32.jsonl").head["sessions"]) == 2
     assert fits(tmp_path) == fits(finished)
@@ -176,8 +188,8 @@ def invented(shift: float, between_seeds: float, *, wrong: bool = False) -> dict
     }  # fmt: skip
 
 
-def test_the_differences_are_those_between_precisions_and_between_seeds() -> None:
-    measured = precision_report.collect(invented(0, 0.5), invented(-0.25, 0.5, wrong=True))
+def test_the_differences_are_those_between_ways_and_between_seeds() -> None:
+    measured = precision_report.collect({"fp32": invented(0, 0.5), "bf16": invented(-0.25, 0.5, wrong=True)})
     assert (len(measured.images), measured.seeds, sum(measured.undefended)) == (10, (0, 1), 5)
     for quantity in ("log loss", "PSNR to the attacked image", "PSNR to the clean image"):
         own, seeds, signed = precision_report.differences(measured, quantity)
@@ -192,7 +204,7 @@ def test_the_differences_are_those_between_precisions_and_between_seeds() -> Non
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.25, "yes"), (1.0, "no"), (float("nan"), "no")])
 def test_the_verdict(shift: float, verdict: str) -> None:
-    measured = precision_report.collect(invented(0, 0.5), invented(shift, 0.5))
+    measured = precision_report.collect({"fp32": invented(0, 0.5), "bf16": invented(shift, 0.5)})
     configuration = {"setting": "s", "classifier": "c", "data": "d", "attack": "a"}
     head = {"configuration": configuration, "sessions": []}
     lines = list(precision_report.as_markdown(measured, [10, 20], {"fp32": head, "bf16": head}))
@@ -205,10 +217,10 @@ def test_the_verdict(shift: float, verdict: str) -> None:
 def test_an_image_that_one_precision_lacks_is_left_out() -> None:
     fp32, bf16 = invented(0, 0.5), invented(0, 0.5)
     del bf16[1, "image 3"]
-    measured = precision_report.collect(fp32, bf16)
+    measured = precision_report.collect({"fp32": fp32, "bf16": bf16})
     assert len(measured.images) == 9
     assert "image 3" not in measured.images
-    assert precision_report.collect(fp32, {}) is None
+    assert precision_report.collect({"fp32": fp32, "bf16": {}}) is None
 
 
 def test_the_interval_covers_the_mean() -> None:
