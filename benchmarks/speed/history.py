@@ -1,6 +1,7 @@
 """The time of an iteration at each of several commits: the history of the CPU path.
 
     python benchmarks/speed/history.py 45fec81 43aecb8 HEAD
+    python benchmarks/speed/history.py bf01599 HEAD --backend native
 
 Times `dipdefense.reconstruct` in fp32 on random images, without the first iterations. Every commit has a checkout and
 processes of its own, and the commits take turns, so a drift of the machine affects all of them. Needs git and this
@@ -43,12 +44,12 @@ _TIMED = """
 import statistics, sys, time, torch
 from dipdefense import DIPConfig
 from dipdefense.reconstruct import reconstruct
-preset, side, count, iterations, seed = sys.argv[1], *map(int, sys.argv[2:])
+preset, (side, count, iterations, seed), backend = sys.argv[1], map(int, sys.argv[2:6]), sys.argv[6:]
 torch.manual_seed(seed)
 marks = []
 reconstruct(
     torch.rand(count, 3, side, side), budgets=(iterations,), config=getattr(DIPConfig, preset)(), seed=seed,
-    on_iteration=lambda: marks.append(time.perf_counter()),
+    **({"backend": backend[0]} if backend else {}), on_iteration=lambda: marks.append(time.perf_counter()),
 )
 print(1000 * statistics.median(after - before for before, after in zip(marks[1:-2], marks[2:-1])))
 """
@@ -64,11 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     )
     parser.add_argument("--iterations", type=int, help="instead of the settings' own, to try this script")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--backend", choices=["torch", "native"], help="default: the commit's own")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     given = parser.parse_args(arguments)
     settings = [SETTINGS[number] for number in given.settings]
     known = circumstances(torch.device("cpu"))
-    record: dict[str, Any] = {"circumstances": known, "seed": given.seed, "commits": {}, "settings": []}
+    record: dict[str, Any] = {
+        "circumstances": known,
+        "seed": given.seed,
+        "backend": given.backend,
+        "commits": {},
+        "settings": [],
+    }
     path: Path = given.out / f"history-cpu-{known['started'].split('+')[0].replace(':', '')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with checkouts(given.commits) as folders:
@@ -79,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             for _ in range(given.rounds):
                 for commit, (folder, _) in folders.items():
                     command = [preset, *map(str, (side, count, timed, given.seed))]
+                    command += [given.backend] if given.backend else []
                     rounds[commit].append(milliseconds(folder, command))
             shape = {"preset": preset, "side": side, "batch": count, "iterations": timed}
             record["settings"].append(shape | {"milliseconds": rounds})
