@@ -24,86 +24,93 @@ struct Head {
     }
 };
 
+// 16 pixels of each channel: from planes, or transposed from pixels with the channels innermost.
+template <class T, bool innermost>
+struct Pixels {
+    std::vector<float> values;
+    int64_t channels, pixels;
+
+    Pixels(int64_t channels, int64_t pixels)
+        : values((channels + LANES - 1) / LANES * LANES * LANES), channels(channels), pixels(pixels) {}
+
+    Floats of(const T* image, int64_t channel, int64_t at, int64_t count) const {
+        return innermost ? load(&values[channel * LANES]) : load(image + channel * pixels + at, count);
+    }
+    void set(T* image, int64_t channel, int64_t at, int64_t count, Floats to) {
+        if (innermost)
+            store(&values[channel * LANES], to);
+        else
+            store(image + channel * pixels + at, to, count);
+    }
+    void read(const T* image, int64_t at, int64_t count) {
+        for (int64_t channel = 0; innermost && channel < channels; channel += LANES) {
+            float block[LANES * LANES];
+            for (int64_t pixel = 0; pixel < LANES; ++pixel) {
+                const T* from = image + (at + pixel) * channels + channel;
+                store(block + pixel * LANES, pixel < count ? load(from, channels - channel) : Floats{});
+            }
+            transpose(block, LANES, &values[channel * LANES], LANES);
+        }
+    }
+    void write(T* image, int64_t at, int64_t count) const {
+        for (int64_t channel = 0; innermost && channel < channels; channel += LANES) {
+            float block[LANES * LANES];
+            transpose(&values[channel * LANES], LANES, block, LANES);
+            for (int64_t pixel = 0; pixel < count; ++pixel)
+                store(image + (at + pixel) * channels + channel, load(block + pixel * LANES), channels - channel);
+        }
+    }
+};
+
 template <class T, bool innermost>
 void head(const T* x, T* grad_x, const Head* heads, float* grad_weight, float* grad_bias, float* losses,
           int64_t images, int threads) {
     const int64_t outputs = heads->outputs, channels = heads->channels, pixels = heads->pixels;
-    const int64_t blocks = (pixels + BLOCK - 1) / BLOCK, padded = (channels + LANES - 1) / LANES * LANES;
+    const int64_t blocks = (pixels + BLOCK - 1) / BLOCK;
     // A block's sums: the weight's gradient, the bias's, and the squared errors.
-    const int64_t each = outputs * padded + outputs + 1;
+    const int64_t each = outputs * channels + outputs + 1;
     std::vector<float> partial(images * blocks * each);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Floats> lanes(outputs * channels), pulls(outputs), logits(outputs);
-        // The weight with whole vectors of channels.
-        std::vector<float> rows(outputs * padded);
+        std::vector<Floats> lanes(outputs * channels), pulls(outputs), logits(outputs), bias_sums(outputs);
+        Pixels<T, innermost> own(channels, pixels);
 #pragma omp for collapse(2)
         for (int64_t image = 0; image < images; ++image)
             for (int64_t block = 0; block < blocks; ++block) {
-                const Head& own = heads[image];
+                const Head& head = heads[image];
                 const T* from = x + image * channels * pixels;
                 T* to = grad_x + image * channels * pixels;
                 float* sums = &partial[(image * blocks + block) * each];
-                std::vector<Floats> bias_sums(outputs);
                 Floats squares{};
-                if (innermost)
-                    for (int64_t o = 0; o < outputs; ++o)
-                        std::memcpy(&rows[o * padded], own.weight + o * channels, channels * sizeof(float));
                 for (Floats& lane : lanes) lane = Floats{};
+                for (Floats& bias_sum : bias_sums) bias_sum = Floats{};
                 const int64_t end = (block + 1) * BLOCK < pixels ? (block + 1) * BLOCK : pixels;
                 for (int64_t at = block * BLOCK; at < end; at += LANES) {
                     const int64_t count = end - at < LANES ? end - at : LANES;
+                    own.read(from, at, count);
                     for (Floats& logit : logits) logit = Floats{};
-                    if (innermost) {
-                        for (int64_t lane = 0; lane < count; ++lane)
-                            for (int64_t o = 0; o < outputs; ++o) {
-                                Floats products{};
-                                for (int64_t c = 0; c < channels; c += LANES)
-                                    products += load(&rows[o * padded + c]) *
-                                                load(from + (at + lane) * channels + c, channels - c);
-                                logits[o][lane] = sum(products);
-                            }
-                    } else {
-                        for (int64_t c = 0; c < channels; ++c) {
-                            const Floats values = load(from + c * pixels + at, count);
-                            for (int64_t o = 0; o < outputs; ++o) logits[o] += values * own.weight[o * channels + c];
-                        }
+                    for (int64_t c = 0; c < channels; ++c) {
+                        const Floats values = own.of(from, c, at, count);
+                        for (int64_t o = 0; o < outputs; ++o) logits[o] += values * head.weight[o * channels + c];
                     }
                     for (int64_t o = 0; o < outputs; ++o) {
-                        squares += own.pulled(o, at, count, logits[o], pulls[o]);
+                        squares += head.pulled(o, at, count, logits[o], pulls[o]);
                         bias_sums[o] += pulls[o];
                     }
-                    if (innermost) {
-                        for (int64_t lane = 0; lane < count; ++lane)
-                            for (int64_t c = 0; c < channels; c += LANES) {
-                                const int64_t place = (at + lane) * channels + c;
-                                const Floats values = load(from + place, channels - c);
-                                Floats grad{};
-                                for (int64_t o = 0; o < outputs; ++o) {
-                                    const float pull = pulls[o][lane];
-                                    grad += pull * load(&rows[o * padded + c]);
-                                    float* sum_at = sums + o * padded + c;
-                                    store(sum_at, load(sum_at) + pull * values);
-                                }
-                                store(to + place, grad, channels - c);
-                            }
-                    } else {
-                        for (int64_t c = 0; c < channels; ++c) {
-                            const Floats values = load(from + c * pixels + at, count);
-                            Floats grad{};
-                            for (int64_t o = 0; o < outputs; ++o) {
-                                grad += pulls[o] * own.weight[o * channels + c];
-                                lanes[o * channels + c] += pulls[o] * values;
-                            }
-                            store(to + c * pixels + at, grad, count);
+                    for (int64_t c = 0; c < channels; ++c) {
+                        const Floats values = own.of(from, c, at, count);
+                        Floats grad{};
+                        for (int64_t o = 0; o < outputs; ++o) {
+                            grad += pulls[o] * head.weight[o * channels + c];
+                            lanes[o * channels + c] += pulls[o] * values;
                         }
+                        own.set(to, c, at, count, grad);
                     }
+                    own.write(to, at, count);
                 }
-                if (!innermost)
-                    for (int64_t o = 0; o < outputs; ++o)
-                        for (int64_t c = 0; c < channels; ++c) sums[o * padded + c] = sum(lanes[o * channels + c]);
-                for (int64_t o = 0; o < outputs; ++o) sums[outputs * padded + o] = sum(bias_sums[o]);
-                sums[outputs * padded + outputs] = sum(squares);
+                for (int64_t which = 0; which < outputs * channels; ++which) sums[which] = sum(lanes[which]);
+                for (int64_t o = 0; o < outputs; ++o) sums[outputs * channels + o] = sum(bias_sums[o]);
+                sums[outputs * channels + outputs] = sum(squares);
             }
     }
     for (int64_t image = 0; image < images; ++image) {
@@ -115,10 +122,10 @@ void head(const T* x, T* grad_x, const Head* heads, float* grad_weight, float* g
         };
         for (int64_t o = 0; o < outputs; ++o) {
             for (int64_t c = 0; c < channels; ++c)
-                grad_weight[(image * outputs + o) * channels + c] = float(total(o * padded + c));
-            grad_bias[image * outputs + o] = float(total(outputs * padded + o));
+                grad_weight[(image * outputs + o) * channels + c] = float(total(o * channels + c));
+            grad_bias[image * outputs + o] = float(total(outputs * channels + o));
         }
-        losses[image] = float(total(outputs * padded + outputs) / (outputs * pixels));
+        losses[image] = float(total(outputs * channels + outputs) / (outputs * pixels));
     }
 }
 

@@ -266,7 +266,7 @@ class Network {
 
     const float* transposed(const Run& run, int64_t place, const Weight& of, const Weight& turned_to) const {
         float* to = run.space + turned;
-        transpose(run.parameter + place, of, turned_to.inputs, to, turned_to);
+        exchange(run.parameter + place, of, turned_to.inputs, to, turned_to);
         return to;
     }
 

@@ -104,9 +104,14 @@ void convolve_narrow_backward(const T* x, const T* grad, T* grad_x, float* grad_
                         for (int tap = 0; tap < TAPS; ++tap)
                             store(to + tap * of.padded, load(to + tap * of.padded) + sums[tap]);
                     }
-                    for (int64_t column = 0; column < of.columns; ++column) {
-                        const Floats g = load(pull + column * of.outputs + channel, count);
-                        for (int lane = 0; lane < LANES; ++lane) planes[(channel + lane) * of.width + column] = g[lane];
+                    for (int64_t column = 0; column < of.columns; column += LANES) {
+                        float pixels[LANES * LANES];
+                        const int64_t left = of.columns - column < LANES ? of.columns - column : LANES;
+                        for (int64_t pixel = 0; pixel < LANES; ++pixel) {
+                            const T* from = pull + (column + pixel) * of.outputs + channel;
+                            store(pixels + pixel * LANES, pixel < left ? load(from, count) : Floats{});
+                        }
+                        transpose(pixels, LANES, &planes[channel * of.width + column], of.width);
                     }
                 }
                 for (int64_t input = 0; input < of.inputs; ++input)

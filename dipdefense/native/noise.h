@@ -1,10 +1,6 @@
 // Fresh noise.
 #pragma once
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
 #include "vectors.h"
 
 namespace {

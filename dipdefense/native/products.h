@@ -100,8 +100,14 @@ struct Weight {
 };
 
 // The weight with inputs and outputs exchanged; ``outputs`` of it that are read, fewer than its whole vectors.
-inline void transpose(const float* from, const Weight& of, int64_t outputs, float* to, const Weight& turned) {
-    for (int64_t tap = 0; tap < of.taps; ++tap)
+inline void exchange(const float* from, const Weight& of, int64_t outputs, float* to, const Weight& turned) {
+    const bool even = of.inputs % LANES == 0 && outputs % LANES == 0;
+    for (int64_t tap = 0; even && tap < of.taps; ++tap)
+        for (int64_t out = 0; out < outputs; out += LANES)
+            for (int64_t in = 0; in < of.inputs; in += LANES)
+                transpose(from + of.at(out / of.block, tap) + in * of.block + out % of.block, of.block,
+                          to + turned.at(in / turned.block, tap) + out * turned.block + in % turned.block, turned.block);
+    for (int64_t tap = 0; !even && tap < of.taps; ++tap)
         for (int64_t out = 0; out < outputs; ++out) {
             const float* column = from + of.at(out / of.block, tap) + out % of.block;
             for (int64_t which = 0; which < turned.blocks; ++which) {

@@ -6,6 +6,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int LANES = 16;
@@ -113,6 +117,37 @@ inline Floats exponential(Floats x) {
     for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
         p = p * r + c;
     return (p * r * r + r + 1.0f) * bits_of<Floats>((n + 127) << 23);
+}
+
+// The transpose of 16×16 numbers, whose rows are these distances apart.
+inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+#ifdef __AVX512F__
+    __m512 a[LANES], b[LANES];
+    const auto low = [](__m512 x, __m512 y) { return (__m512)_mm512_unpacklo_pd((__m512d)x, (__m512d)y); };
+    const auto high = [](__m512 x, __m512 y) { return (__m512)_mm512_unpackhi_pd((__m512d)x, (__m512d)y); };
+    for (int i = 0; i < LANES; ++i) a[i] = _mm512_loadu_ps(from + i * from_row);
+    for (int i = 0; i < LANES; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4) {
+        a[i] = low(b[i], b[i + 2]), a[i + 1] = high(b[i], b[i + 2]);
+        a[i + 2] = low(b[i + 1], b[i + 3]), a[i + 3] = high(b[i + 1], b[i + 3]);
+    }
+    // Each quarter of a[4 i + j] has four rows of one column.
+    for (int j = 0; j < 4; ++j) {
+        const __m512 even = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88), odd = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
+        const __m512 more = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88);
+        const __m512 rest = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xdd);
+        _mm512_storeu_ps(to + j * to_row, _mm512_shuffle_f32x4(even, more, 0x88));
+        _mm512_storeu_ps(to + (4 + j) * to_row, _mm512_shuffle_f32x4(odd, rest, 0x88));
+        _mm512_storeu_ps(to + (8 + j) * to_row, _mm512_shuffle_f32x4(even, more, 0xdd));
+        _mm512_storeu_ps(to + (12 + j) * to_row, _mm512_shuffle_f32x4(odd, rest, 0xdd));
+    }
+#else
+    for (int row = 0; row < LANES; ++row)
+        for (int column = 0; column < LANES; ++column) to[column * to_row + row] = from[row * from_row + column];
+#endif
 }
 
 }  // namespace
