@@ -38,7 +38,7 @@ struct Scale {
     int64_t down_weight, down_scale, down_shift, same_weight, same_scale, same_shift, merge_scale, up_weight, up_scale,
         up_shift, mix_weight, mix_scale, mix_shift;
     // Tensors.
-    int64_t input, reduced, activated, kept, deeper, normal, products, merged, mixed_in, mixed, output;
+    int64_t input, reduced, activated, kept, deeper, normal, merged, mixed_in, mixed, output;
     int64_t skip_pixels, skip_planes, skip_activated, skip_normal;
     // Gradients.
     int64_t grad, grad_low, framed, grad_padded, grad_padded_low, grad_skip, grad_input;
@@ -74,7 +74,6 @@ class Network {
             s.input = tensors.take(padded * s.inputs), s.reduced = tensors.take(low * channels);
             s.activated = tensors.take(padded_low * channels), s.kept = tensors.take(low * channels);
             s.deeper = tensors.take(low * channels), s.normal = tensors.take(low * channels);
-            s.products = tensors.take(9 * low * channels);
             s.merged = tensors.take(pixels * channels), s.mixed_in = tensors.take(pixels * channels);
             s.mixed = tensors.take(pixels * channels), s.output = tensors.take(pixels * channels);
             s.skip_pixels = tensors.take(pixels * s.skip.outputs), s.skip_planes = tensors.take(pixels * skips);
@@ -136,7 +135,7 @@ class Network {
         }
     };
 
-    // Grids: of pixels, of a padded tensor's inner pixels, of the taps that a convolution sees there, and of products.
+    // Grids: of pixels, of a padded tensor's inner pixels, and of the taps that a convolution sees there.
     static Grid plain(int64_t columns, int64_t deep) { return {columns * deep, deep}; }
     static Grid inner(int64_t columns, int64_t deep) {
         Grid grid{(columns + 2) * deep, deep};
@@ -146,11 +145,6 @@ class Network {
     static Grid padded(int64_t columns, int64_t deep, int64_t stride) {
         Grid grid{stride * (columns + 2) * deep, stride * deep};
         for (int64_t tap = 0; tap < 9; ++tap) grid.taps[tap] = (tap / 3 * (columns + 2) + tap % 3) * deep;
-        return grid;
-    }
-    static Grid tapped(int64_t columns, int64_t deep) {
-        Grid grid{9 * columns * deep, 3 * deep};
-        for (int64_t tap = 0; tap < 9; ++tap) grid.taps[tap] = (tap / 3 * 3 * columns + tap % 3) * deep;
         return grid;
     }
 
@@ -237,9 +231,8 @@ class Network {
         }
         normalise_upsampled(space + deeper(at), space + s.normal, own + s.merge_scale,
                             run.statistics(*this, s.merge_moments), maps(at), is.norm_eps, threads);
-        multiply(space + s.normal, plain(s.low_columns, channels), own + s.up_weight, s.up, space + s.products,
-                 tapped(s.low_columns, channels), s.low_rows, s.low_columns, true, false, threads);
-        upsample(space + s.products, vertical[at], horizontal[at], channels, space + s.merged, threads);
+        convolve_upsampled(space + s.normal, plain(s.low_columns, channels), own + s.up_weight, s.up, vertical[at],
+                           horizontal[at], space + s.merged, threads);
         if (skips) {
             multiply(space + s.input, inner(s.columns, s.inputs), own + s.skip_weight, s.skip, space + s.skip_pixels,
                      plain(s.columns, s.skip.outputs), s.rows, s.columns, false, false, threads);
@@ -282,7 +275,7 @@ class Network {
 
         activate_backward(run, s.mixed, grad, s.mix_scale, s.mix_shift, s.mix_moments, pixels);
         correlate(space + s.mixed_in, whole_grid, grad, whole_grid, run.grad(*this, s.mix_weight), s.mix, s.rows,
-                  s.columns, partial, threads);
+                  s.columns, false, partial, threads);
         // ``mixed`` is not read again.
         multiply(grad, whole_grid, transposed(run, s.mix_weight, s.mix, back_1), back_1, space + s.mixed, whole_grid,
                  s.rows, s.columns, false, false, threads);
@@ -304,14 +297,11 @@ class Network {
                     space[s.skip_pixels + pixel * s.skip.outputs + skip] = planes[skip * pixels + pixel];
             correlate(space + s.input, inner(s.columns, s.inputs), space + s.skip_pixels,
                       plain(s.columns, s.skip.outputs), run.grad(*this, s.skip_weight), s.skip, s.rows, s.columns,
-                      partial, threads);
+                      false, partial, threads);
         }
-        upsample_backward(merged, vertical[at], horizontal[at], channels, space + s.products, threads);
-        const Grid taps = tapped(s.low_columns, channels);
-        correlate(space + s.normal, low_grid, space + s.products, taps, run.grad(*this, s.up_weight), s.up, s.low_rows,
-                  s.low_columns, partial, threads);
-        multiply(space + s.products, taps, transposed(run, s.up_weight, s.up, back_9), back_9, space + s.normal,
-                 low_grid, s.low_rows, s.low_columns, false, false, threads);
+        convolve_upsampled_backward(merged, space + s.normal, low_grid, transposed(run, s.up_weight, s.up, back_9),
+                                    back_9, s.up, vertical[at], horizontal[at], space + s.normal,
+                                    run.grad(*this, s.up_weight), partial, threads);
         float* const from_deeper = at + 1 < is.scales ? space + all[at + 1].grad : grad_low;
         normalise_upsampled_backward(space + deeper(at), space + s.normal, from_deeper, own + s.merge_scale,
                                      run.statistics(*this, s.merge_moments), run.grad(*this, s.merge_scale), maps(at),
@@ -323,14 +313,14 @@ class Network {
         }
         activate_backward(run, s.kept, pull, s.same_scale, s.same_shift, s.same_moments, low);
         correlate(space + s.activated, padded(s.low_columns, channels, 1), pull, low_grid,
-                  run.grad(*this, s.same_weight), s.same, s.low_rows, s.low_columns, partial, threads);
+                  run.grad(*this, s.same_weight), s.same, s.low_rows, s.low_columns, false, partial, threads);
         frame(pull, s.low_rows, s.low_columns, channels, space + s.framed);
         spread(space + s.framed, s.low_rows, s.low_columns, channels, transposed(run, s.same_weight, s.same, back_9), back_9, 1,
                space + s.grad_padded_low, s.low_rows + 2, s.low_columns + 2, threads);
         fold(space + s.grad_padded_low, s.low_rows, s.low_columns, channels, grad_low, threads);
         activate_backward(run, s.reduced, grad_low, s.down_scale, s.down_shift, s.down_moments, low);
         correlate(space + s.input, padded(s.columns, s.inputs, 2), grad_low, low_grid, run.grad(*this, s.down_weight),
-                  s.down, s.low_rows, s.low_columns, partial, threads);
+                  s.down, s.low_rows, s.low_columns, false, partial, threads);
         if (at == 0) return;
         frame(grad_low, s.low_rows, s.low_columns, channels, space + s.framed);
         spread(space + s.framed, s.low_rows, s.low_columns, channels, transposed(run, s.down_weight, s.down, back_9), back_9, 2,

@@ -142,9 +142,19 @@ inline void multiply(const float* x, const Grid& from, const float* weight, cons
     });
 }
 
+// The sum of a weight's gradients, one of each chunk of rows.
+inline void add_up(const float* partial, int64_t chunks, const Weight& of, float* to, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t at = 0; at < of.size; at += LANES) {
+        Floats total{};
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) total += load(partial + chunk * of.size + at);
+        store(to + at, total);
+    }
+}
+
 // The gradient of a weight: Σ over pixels of x · grad for every tap. ``partial`` is room for rows / CHUNK weights.
 inline void correlate(const float* x, const Grid& from, const float* grad, const Grid& of_grad, float* to,
-                      const Weight& of, int64_t rows, int64_t columns, float* partial, int threads) {
+                      const Weight& of, int64_t rows, int64_t columns, bool add, float* partial, int threads) {
     const int64_t chunks = (rows + CHUNK - 1) / CHUNK, step = std::min(std::max<int64_t>(1, NEAR / columns), CHUNK);
     const int64_t groups = groups_of(chunks, of.blocks, threads);
 #pragma omp parallel for collapse(2) num_threads(threads)
@@ -163,16 +173,10 @@ inline void correlate(const float* x, const Grid& from, const float* grad, const
                                             grad + (begin + i) * of_grad.row + of_grad.taps[tap] + which * of.block};
                             tile_of(end - first, of.vectors)(spans, count, columns, 1, from.pixel, of_grad.pixel,
                                                              sums + of.at(which, tap) + first * of.block, of.block,
-                                                             begin > chunk * CHUNK);
+                                                             add || begin > chunk * CHUNK);
                         });
         }
-    if (chunks == 1) return;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t at = 0; at < of.size; at += LANES) {
-        Floats total{};
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) total += load(partial + chunk * of.size + at);
-        store(to + at, total);
-    }
+    if (chunks > 1) add_up(partial, chunks, of, to, threads);
 }
 
 // The gradient of a padded tensor under a 3×3 convolution of this stride, by the transposed weight. ``grad`` has two

@@ -1,7 +1,7 @@
 // Bilinear upsampling as the three taps of a convolution see it, padded by reflection, and its adjoint.
 #pragma once
 
-#include "vectors.h"
+#include "products.h"
 
 namespace {
 
@@ -80,37 +80,69 @@ inline void combine(const std::vector<Term>& terms, const float* from, int64_t d
     }
 }
 
-// The products of a low-resolution tensor with the nine taps, (low rows, 3, low columns, 3, channels), to the upsampled
-// convolution, (rows, columns, channels). The first 3 are the vertical taps.
-inline void upsample(const float* products, const Axis& vertical, const Axis& horizontal, int64_t channels, float* out,
-                     int threads) {
-    const int64_t low = horizontal.low, length = low * 3 * channels;
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> line(length);
-#pragma omp for
-        for (int64_t y = 0; y < vertical.size; ++y) {
-            combine(vertical.seen[y], products, length, line.data(), length);
-            for (int64_t x = 0; x < horizontal.size; ++x)
-                combine(horizontal.seen[x], line.data(), channels, out + (y * horizontal.size + x) * channels, channels);
+// Where the products of a low-resolution line with the nine taps are: (3, low columns, 3, channels), the vertical taps
+// first.
+inline Grid tapped(int64_t columns, int64_t channels) {
+    Grid grid{9 * columns * channels, 3 * channels};
+    for (int64_t tap = 0; tap < 9; ++tap) grid.taps[tap] = (tap / 3 * 3 * columns + tap % 3) * channels;
+    return grid;
+}
+
+// The convolution of an upsampled tensor, from (low rows, low columns, inputs) to (rows, columns, outputs).
+inline void convolve_upsampled(const float* x, const Grid& from, const float* weight, const Weight& of,
+                               const Axis& vertical, const Axis& horizontal, float* out, int threads) {
+    constexpr int64_t KEPT = 4;  // lines of products: two upsampled lines need three
+    const int64_t channels = of.outputs, low = horizontal.low, third = 3 * low * channels, parts = threads;
+    const Grid to = tapped(low, channels);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t part = 0; part < parts; ++part) {
+        std::vector<float> products(KEPT * 3 * third), line(third);
+        std::vector<Term> terms;
+        const int64_t begin = vertical.low * part / parts, end = vertical.low * (part + 1) / parts;
+        int64_t made = std::max<int64_t>(begin - 1, 0);
+        for (int64_t row = begin; row < end; ++row) {
+            for (; made <= std::min(row + 1, vertical.low - 1); ++made)
+                multiply(x + made * from.row, from, weight, of, &products[made % KEPT * 3 * third], to, 1, low, true,
+                         false, 1);
+            for (int64_t y = 2 * row; y < std::min(2 * row + 2, vertical.size); ++y) {
+                terms.clear();
+                for (const Term& term : vertical.seen[y])
+                    terms.push_back({term.line / 3 % KEPT * 3 + term.line % 3, term.weight});
+                combine(terms, products.data(), third, line.data(), third);
+                for (int64_t at = 0; at < horizontal.size; ++at)
+                    combine(horizontal.seen[at], line.data(), channels, out + (y * horizontal.size + at) * channels,
+                            channels);
+            }
         }
     }
 }
 
-inline void upsample_backward(const float* grad, const Axis& vertical, const Axis& horizontal, int64_t channels,
-                              float* products, int threads) {
-    const int64_t low = horizontal.low, length = horizontal.size * channels;
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> line(length);
-#pragma omp for
-        for (int64_t place = 0; place < 3 * vertical.low; ++place) {
-            combine(vertical.given[place], grad, length, line.data(), length);
-            for (int64_t at = 0; at < 3 * low; ++at)
-                combine(horizontal.given[at], line.data(), channels,
-                        products + (place * 3 * low + at) * channels, channels);
+// Its gradients; that of x may take the place of x. ``turned`` is the transposed weight, and ``partial`` room for a
+// weight for each CHUNK of low-resolution rows.
+inline void convolve_upsampled_backward(const float* grad, const float* x, const Grid& from, const float* turned,
+                                        const Weight& back, const Weight& of, const Axis& vertical,
+                                        const Axis& horizontal, float* grad_x, float* grad_weight, float* partial,
+                                        int threads) {
+    const int64_t channels = of.outputs, low = horizontal.low, third = 3 * low * channels;
+    const int64_t length = horizontal.size * channels, chunks = (vertical.low + CHUNK - 1) / CHUNK;
+    const Grid taps = tapped(low, channels);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        std::vector<float> products(3 * third), line(length);
+        float* const sums = chunks > 1 ? partial + chunk * of.size : grad_weight;
+        const int64_t begin = chunk * CHUNK, end = std::min(vertical.low, begin + CHUNK);
+        for (int64_t row = begin; row < end; ++row) {
+            for (int64_t tap = 0; tap < 3; ++tap) {
+                combine(vertical.given[3 * row + tap], grad, length, line.data(), length);
+                for (int64_t at = 0; at < 3 * low; ++at)
+                    combine(horizontal.given[at], line.data(), channels, &products[tap * third + at * channels],
+                            channels);
+            }
+            correlate(x + row * from.row, from, products.data(), taps, sums, of, 1, low, row > begin, nullptr, 1);
+            multiply(products.data(), taps, turned, back, grad_x + row * from.row, from, 1, low, false, false, 1);
         }
     }
+    if (chunks > 1) add_up(partial, chunks, of, grad_weight, threads);
 }
 
 }  // namespace
