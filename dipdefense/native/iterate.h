@@ -11,7 +11,8 @@
 
 namespace {
 
-inline int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+// Channels and parameters are padded with zeros to a multiple of 16.
+inline int64_t whole(int64_t count) { return (count + NARROW - 1) / NARROW * NARROW; }
 
 // The network and its optimiser, as library.py passes them.
 struct Shape {

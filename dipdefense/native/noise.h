@@ -7,13 +7,17 @@ namespace {
 
 // The two halves of each number's product with a factor.
 inline void multiply(Words numbers, uint32_t factor, Words& high, Words& low) {
-#ifdef __AVX512F__
-    // The instruction for it, which g++ does not find: of every second number.
+#ifdef __AVX2__
+    // By the instruction for every second number, which g++ does not find.
     typedef uint64_t Pairs __attribute__((vector_size(4 * LANES)));
-    const __m512i factors = _mm512_set1_epi64(factor);
-    const Pairs pairs = bits_of<Pairs>(numbers);
-    const Pairs even = (Pairs)_mm512_mul_epu32((__m512i)pairs, factors);
-    const Pairs odd = (Pairs)_mm512_mul_epu32((__m512i)(pairs >> 32), factors);
+    const auto products = [=](Pairs pairs) {
+#ifdef __AVX512F__
+        return (Pairs)_mm512_mul_epu32((__m512i)pairs, _mm512_set1_epi64(factor));
+#else
+        return (Pairs)_mm256_mul_epu32((__m256i)pairs, _mm256_set1_epi64x(factor));
+#endif
+    };
+    const Pairs pairs = bits_of<Pairs>(numbers), even = products(pairs), odd = products(pairs >> 32);
     low = bits_of<Words>((even & 0xffffffffu) | (odd << 32));
     high = bits_of<Words>((even >> 32) | (odd & 0xffffffff00000000u));
 #else
@@ -23,7 +27,7 @@ inline void multiply(Words numbers, uint32_t factor, Words& high, Words& low) {
 #endif
 }
 
-// Philox 4×32-10 (Salmon et al. 2011) of 16 counters.
+// Philox 4×32-10 (Salmon et al. 2011) of a vector of counters.
 inline void philox(uint64_t key, Words counter, uint32_t iteration, Words out[4]) {
     Words a = counter, b = Words{} + iteration, c = Words{}, d = Words{};
     uint32_t low = uint32_t(key), high = uint32_t(key >> 32);
@@ -60,28 +64,30 @@ inline void normal(Words radius, Words angle, Floats& first, Floats& second) {
     second = length * bits_of<Floats>(bits_of<Words>(y) ^ sign_y);
 }
 
+// 16 counters give 64 numbers: 16 of each of their four words, in any width of vectors.
 template <class T>
 void perturb(const float* fixed, T* out, const int64_t* seeds, int64_t images, int64_t size, int64_t iteration,
              float deviation, int threads) {
-    constexpr int64_t EACH = 4 * LANES;
+    constexpr int64_t COUNTERS = 16, EACH = 4 * COUNTERS;
     const int64_t chunks = (size + EACH - 1) / EACH;
     Words lane{};
     for (int i = 0; i < LANES; ++i) lane[i] = i;
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (int64_t image = 0; image < images; ++image)
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            Words words[4];
-            Floats values[4];
-            philox(uint64_t(seeds[image]), lane + uint32_t(chunk * LANES), uint32_t(iteration), words);
-            normal(words[0], words[1], values[0], values[1]);
-            normal(words[2], words[3], values[2], values[3]);
-            for (int part = 0; part < 4; ++part) {
-                const int64_t at = chunk * EACH + part * LANES, count = size - at;
-                if (count <= 0) break;
-                const int64_t place = image * size + at;
-                store(out + place, load(fixed + place, count) + deviation * values[part], count);
+        for (int64_t chunk = 0; chunk < chunks; ++chunk)
+            for (int64_t first = 0; first < COUNTERS; first += LANES) {
+                Words words[4];
+                Floats values[4];
+                philox(uint64_t(seeds[image]), lane + uint32_t(chunk * COUNTERS + first), uint32_t(iteration), words);
+                normal(words[0], words[1], values[0], values[1]);
+                normal(words[2], words[3], values[2], values[3]);
+                for (int part = 0; part < 4; ++part) {
+                    const int64_t at = chunk * EACH + part * COUNTERS + first, count = size - at;
+                    if (count <= 0) break;
+                    const int64_t place = image * size + at;
+                    store(out + place, load(fixed + place, count) + deviation * values[part], count);
+                }
             }
-        }
 }
 
 }  // namespace

@@ -8,20 +8,21 @@
 
 namespace {
 
-// Pixels or input channels of a tile by the vectors of its outputs: as many sums as there are registers for.
-#ifdef __AVX512F__
-constexpr int TALL[] = {0, 14, 12};
+// Outputs beside each other in a block of a weight, and pixels or input channels of a tile: as many sums as there are
+// registers for.
+constexpr int NARROW = 16, WIDE = 32;
+#if defined __AVX512F__
+constexpr int NARROW_TILE = 14, WIDE_TILE = 12;
+#elif defined __AVX__ || defined __aarch64__
+constexpr int NARROW_TILE = 6, WIDE_TILE = 3;
 #else
-constexpr int TALL[] = {0, 6, 3};
+constexpr int NARROW_TILE = 3, WIDE_TILE = 1;
 #endif
 constexpr int MOST_TAPS = 9;
 constexpr int64_t CACHED = 6 * 1024;  // floats of a weight that are read again and again: they stay in the first cache
 constexpr int64_t STRIP = 8;          // rows of pixels that a thread takes at once
 constexpr int64_t NEAR = 128;         // pixels over which a weight's gradient is summed up before it is stored
 constexpr int64_t CHUNK = 32;         // rows of pixels that one thread adds up for a weight's gradient
-
-// Outputs, and their vectors in a block of a weight.
-inline int vectors_of(int64_t outputs) { return outputs % (2 * LANES) ? 1 : 2; }
 
 // Where the next terms of a tile's sums begin.
 struct Span {
@@ -56,15 +57,15 @@ Tile tile_of(int64_t rows, std::integer_sequence<int, M...>) {
     return tiles[rows - 1];
 }
 
-inline Tile tile_of(int64_t rows, int vectors) {
-    return vectors == 1 ? tile_of<1>(rows, std::make_integer_sequence<int, TALL[1]>())
-                        : tile_of<2>(rows, std::make_integer_sequence<int, TALL[2]>());
+inline Tile tile_of(int64_t rows, int64_t block) {
+    return block == NARROW ? tile_of<NARROW / LANES>(rows, std::make_integer_sequence<int, NARROW_TILE>())
+                           : tile_of<WIDE / LANES>(rows, std::make_integer_sequence<int, WIDE_TILE>());
 }
 
 // Calls visit(begin, end) for tiles of about the same size.
 template <class Visit>
-inline void for_tiles(int64_t size, int vectors, Visit visit) {
-    const int64_t tiles = (size + TALL[vectors] - 1) / TALL[vectors];
+inline void for_tiles(int64_t size, int64_t block, Visit visit) {
+    const int64_t most = block == NARROW ? NARROW_TILE : WIDE_TILE, tiles = (size + most - 1) / most;
     for (int64_t at = 0; at < tiles; ++at) visit(size * at / tiles, size * (at + 1) / tiles);
 }
 
@@ -90,11 +91,10 @@ struct Grid {
     int64_t taps[MOST_TAPS] = {};
 };
 
-// A weight: (outputs / block, taps, inputs, block), blocks of one or two vectors; outputs are whole vectors.
+// A weight: (outputs / block, taps, inputs, block); outputs are a multiple of 16.
 struct Weight {
     int64_t taps, inputs, outputs;
-    int vectors = vectors_of(outputs);
-    int64_t block = vectors * LANES, blocks = outputs / block, size = taps * inputs * outputs;
+    int64_t block = outputs % WIDE ? NARROW : WIDE, blocks = outputs / block, size = taps * inputs * outputs;
     int64_t at(int64_t which, int64_t tap) const { return (which * taps + tap) * inputs * block; }
     int64_t cached = std::max<int64_t>(1, std::min<int64_t>(taps, CACHED / (inputs * block)));  // taps at once
 };
@@ -128,12 +128,12 @@ inline void multiply(const float* x, const Grid& from, const float* weight, cons
         for (int64_t first = 0; first < of.taps; first += together) {
             const int64_t count = std::min(together, of.taps - first);
             for (int64_t row = strip * STRIP; row < last; ++row)
-                for_tiles(columns, of.vectors, [&](int64_t begin, int64_t end) {
+                for_tiles(columns, of.block, [&](int64_t begin, int64_t end) {
                     Span spans[MOST_TAPS];
                     for (int64_t tap = first; tap < first + count; ++tap)
                         spans[tap - first] = {x + row * from.row + begin * from.pixel + from.taps[tap],
                                               weight + of.at(which, tap)};
-                    tile_of(end - begin, of.vectors)(
+                    tile_of(end - begin, of.block)(
                         spans, count, of.inputs, from.pixel, 1, of.block,
                         out + row * to.row + begin * to.pixel + to.taps[first] + which * of.block, to.pixel,
                         add || (!apart && first));
@@ -165,13 +165,13 @@ inline void correlate(const float* x, const Grid& from, const float* grad, const
             for (int64_t begin = chunk * CHUNK; begin < last; begin += step)
                 for (int64_t which = of.blocks * group / groups; which < of.blocks * (group + 1) / groups; ++which)
                     for (int64_t tap = 0; tap < of.taps; ++tap)
-                        for_tiles(of.inputs, of.vectors, [&](int64_t first, int64_t end) {
+                        for_tiles(of.inputs, of.block, [&](int64_t first, int64_t end) {
                             Span spans[CHUNK];
                             const int64_t count = std::min(step, last - begin);
                             for (int64_t i = 0; i < count; ++i)
                                 spans[i] = {x + (begin + i) * from.row + from.taps[tap] + first,
                                             grad + (begin + i) * of_grad.row + of_grad.taps[tap] + which * of.block};
-                            tile_of(end - first, of.vectors)(spans, count, columns, 1, from.pixel, of_grad.pixel,
+                            tile_of(end - first, of.block)(spans, count, columns, 1, from.pixel, of_grad.pixel,
                                                              sums + of.at(which, tap) + first * of.block, of.block,
                                                              add || begin > chunk * CHUNK);
                         });
@@ -189,8 +189,8 @@ inline void spread(const float* grad, int64_t rows, int64_t columns, int64_t dee
         const int64_t last = std::min(padded_rows, (strip + 1) * STRIP);
         for (int64_t row = strip * STRIP; row < last; ++row)
             for (int64_t column = 0; column < padded_columns; ++column)
-                for (int64_t v = 0; v < turned.vectors; ++v)
-                    store(out + (row * padded_columns + column) * outputs + which * turned.block + v * LANES, Floats{});
+                for (int64_t at = which * turned.block; at < (which + 1) * turned.block; at += LANES)
+                    store(out + (row * padded_columns + column) * outputs + at, Floats{});
         for (int64_t first = 0; first < turned.taps; first += turned.cached)
             for (int64_t row = strip * STRIP; row < last; ++row)
                 for (int64_t parity = 0; parity < stride; ++parity) {
@@ -205,11 +205,11 @@ inline void spread(const float* grad, int64_t rows, int64_t columns, int64_t dee
                     if (!count) continue;
                     float* const to = out + (row * padded_columns + parity) * outputs + which * turned.block;
                     const int64_t pixels = (padded_columns - parity + stride - 1) / stride;
-                    for_tiles(pixels, turned.vectors, [&](int64_t begin, int64_t end) {
+                    for_tiles(pixels, turned.block, [&](int64_t begin, int64_t end) {
                         Span moved[MOST_TAPS];
                         for (int64_t i = 0; i < count; ++i)
                             moved[i] = {spans[i].left + begin * deep, spans[i].right};
-                        tile_of(end - begin, turned.vectors)(moved, count, inputs, deep, 1, turned.block,
+                        tile_of(end - begin, turned.block)(moved, count, inputs, deep, 1, turned.block,
                                                              to + begin * stride * outputs, stride * outputs, true);
                     });
                 }

@@ -1,4 +1,4 @@
-// Vectors of 16 numbers, in memory as fp32 or bf16, and vector forms of functions that C++ has for scalars only.
+// Vectors of numbers, in memory as fp32 or bf16, and vector forms of functions that C++ has for scalars only.
 #pragma once
 
 #include <cmath>
@@ -6,13 +6,20 @@
 #include <cstring>
 #include <vector>
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
 namespace {
 
+// As the processor has them: what compilers make of wider ones is many times slower.
+#if defined __AVX512F__
 constexpr int LANES = 16;
+#elif defined __AVX__
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
 constexpr int64_t BLOCK = 1024;  // values of a plane that are summed up in fp32
 constexpr int64_t PIXELS = 256;  // pixels likewise, where channels are innermost
 constexpr int64_t ROWS = 8;      // rows of pixels likewise
@@ -119,7 +126,7 @@ inline Floats exponential(Floats x) {
     return (p * r * r + r + 1.0f) * bits_of<Floats>((n + 127) << 23);
 }
 
-// The transpose of 16×16 numbers, whose rows are these distances apart.
+// The transpose of LANES² numbers, whose rows are these distances apart.
 inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
 #ifdef __AVX512F__
     __m512 a[LANES], b[LANES];
