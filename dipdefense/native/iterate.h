@@ -11,6 +11,8 @@
 
 namespace {
 
+constexpr int64_t CHUNK_BLOCKS = 16;  // of pixels that one thread adds up for a weight's gradient
+
 // Channels and parameters are padded with zeros to a multiple of 16.
 inline int64_t whole(int64_t count) { return (count + NARROW - 1) / NARROW * NARROW; }
 
@@ -39,7 +41,7 @@ struct Scale {
     int64_t down_weight, down_scale, down_shift, same_weight, same_scale, same_shift, merge_scale, up_weight, up_scale,
         up_shift, mix_weight, mix_scale, mix_shift;
     // Tensors.
-    int64_t input, reduced, activated, kept, deeper, normal, merged, mixed_in, mixed, output;
+    int64_t input, reduced, activated, kept, deeper, normal, merged, mixed, output;
     int64_t skip_pixels, skip_planes, skip_activated, skip_normal;
     // Gradients.
     int64_t grad, grad_low, framed, grad_padded, grad_padded_low, grad_skip, grad_input;
@@ -75,8 +77,8 @@ class Network {
             s.input = tensors.take(padded * s.inputs), s.reduced = tensors.take(low * channels);
             s.activated = tensors.take(padded_low * channels), s.kept = tensors.take(low * channels);
             s.deeper = tensors.take(low * channels), s.normal = tensors.take(low * channels);
-            s.merged = tensors.take(pixels * channels), s.mixed_in = tensors.take(pixels * channels);
-            s.mixed = tensors.take(pixels * channels), s.output = tensors.take(pixels * channels);
+            s.merged = tensors.take(pixels * channels), s.mixed = tensors.take(pixels * channels);
+            s.output = tensors.take(pixels * channels);
             s.skip_pixels = tensors.take(pixels * s.skip.outputs), s.skip_planes = tensors.take(pixels * skips);
             s.skip_activated = tensors.take(pixels * skips), s.skip_normal = tensors.take(pixels * skips);
             s.grad = tensors.take(pixels * channels), s.grad_low = tensors.take(low * channels);
@@ -91,6 +93,7 @@ class Network {
                 transposed = std::max(transposed, weight->taps * whole(weight->inputs) * weight->outputs);
                 partial = std::max(partial, weight->size * ((rows + CHUNK - 1) / CHUNK));
             }
+            partial = std::max(partial, s.mix.size * (pixels / (PIXELS * CHUNK_BLOCKS) + 1));
             all.push_back(s);
             vertical.emplace_back(rows), horizontal.emplace_back(columns);
             rows = low_rows, columns = low_columns;
@@ -193,6 +196,13 @@ class Network {
                         columns * deep * sizeof(float));
     }
 
+    using Norm = PixelNorm<float>;
+
+    Norm norm(const Run& run, int64_t scale, int64_t shift, int64_t statistics, int64_t pixels) const {
+        return {pixels, channels, run.parameter + scale, run.parameter + shift, run.statistics(*this, statistics),
+                float(is.leaky_slope)};
+    }
+
     void activate(const Run& run, int64_t x, int64_t y, int64_t scale, int64_t shift, int64_t statistics,
                   int64_t pixels) const {
         normalise_pixels(run.space + x, run.space + y, run.parameter + scale, run.parameter + shift,
@@ -249,10 +259,26 @@ class Network {
             convolve_narrow(space + s.skip_normal, space + s.merged, space + s.merged,
                             {own + s.up_skip_weight, skips, channels, s.rows, s.columns}, threads);
         }
-        activate(run, s.merged, s.mixed_in, s.up_scale, s.up_shift, s.up_moments, pixels);
-        multiply(space + s.mixed_in, plain(s.columns, channels), own + s.mix_weight, s.mix, space + s.mixed,
-                 plain(s.columns, channels), s.rows, s.columns, false, false, threads);
-        activate(run, s.mixed, s.output, s.mix_scale, s.mix_shift, s.mix_moments, pixels);
+        // Activation, 1×1 convolution and its moments a block at a time; the activated block is not kept.
+        Norm before = norm(run, s.up_scale, s.up_shift, s.up_moments, pixels);
+        Norm after = norm(run, s.mix_scale, s.mix_shift, s.mix_moments, pixels);
+        const auto all_blocks = [&](auto visit) {
+#pragma omp parallel for num_threads(threads)
+            for (int64_t block = 0; block < before.blocks; ++block) visit(block, before.begin(block) * channels);
+        };
+        all_blocks([&](int64_t block, int64_t place) { before.measure(block, space + s.merged + place); });
+        before.finish(is.norm_eps);
+        all_blocks([&](int64_t block, int64_t place) {
+            std::vector<float> mixed_in(PIXELS * channels);
+            before.apply(block, space + s.merged + place, mixed_in.data());
+            multiply(mixed_in.data(), plain(PIXELS, channels), own + s.mix_weight, s.mix, space + s.mixed + place,
+                     plain(PIXELS, channels), 1, before.count(block), false, false, 1);
+            after.measure(block, space + s.mixed + place);
+        });
+        after.finish(is.norm_eps);
+        all_blocks([&](int64_t block, int64_t place) {
+            after.apply(block, space + s.mixed + place, space + s.output + place);
+        });
     }
 
     // Where a scale's upsampled tensor was before: the next scale's output, or its own at the last.
@@ -271,17 +297,43 @@ class Network {
         float *const grad_low = space + s.grad_low, *const partial = space + partials;
         const int threads = run.threads;
         const int64_t pixels = s.rows * s.columns, low = s.low_rows * s.low_columns;
-        const Grid whole_grid = plain(s.columns, channels), low_grid = plain(s.low_columns, channels);
+        const Grid low_grid = plain(s.low_columns, channels);
         const Weight back_1{1, is.channels, channels}, back_9{9, is.channels, channels};
 
-        activate_backward(run, s.mixed, grad, s.mix_scale, s.mix_shift, s.mix_moments, pixels);
-        correlate(space + s.mixed_in, whole_grid, grad, whole_grid, run.grad(*this, s.mix_weight), s.mix, s.rows,
-                  s.columns, false, partial, threads);
-        // ``mixed`` is not read again.
-        multiply(grad, whole_grid, transposed(run, s.mix_weight, s.mix, back_1), back_1, space + s.mixed, whole_grid,
-                 s.rows, s.columns, false, false, threads);
-        float* const merged = space + s.mixed;
-        activate_backward(run, s.merged, merged, s.up_scale, s.up_shift, s.up_moments, pixels);
+        // The same backwards: neither the gradient of the convolution's result nor the activated block is kept.
+        Norm before = norm(run, s.up_scale, s.up_shift, s.up_moments, pixels);
+        Norm after = norm(run, s.mix_scale, s.mix_shift, s.mix_moments, pixels);
+        before.prepare(), after.prepare();
+        const float* const mix = transposed(run, s.mix_weight, s.mix, back_1);
+        const int64_t chunks = (before.blocks + CHUNK_BLOCKS - 1) / CHUNK_BLOCKS;
+        float *const merged = space + s.mixed, *const mix_sums = chunks > 1 ? partial : run.grad(*this, s.mix_weight);
+        const auto all_blocks = [&](auto visit) {
+#pragma omp parallel for num_threads(threads)
+            for (int64_t block = 0; block < before.blocks; ++block) visit(block, before.begin(block) * channels);
+        };
+        all_blocks([&](int64_t block, int64_t place) { after.pull(block, space + s.mixed + place, grad + place); });
+        after.finish_backward(run.grad(*this, s.mix_scale), run.grad(*this, s.mix_shift));
+#pragma omp parallel for num_threads(threads)
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            std::vector<float> pulled(PIXELS * channels), mixed_in(PIXELS * channels);
+            const Grid local = plain(PIXELS, channels);
+            const int64_t first = chunk * CHUNK_BLOCKS, last = std::min(before.blocks, first + CHUNK_BLOCKS);
+            for (int64_t block = first; block < last; ++block) {
+                const int64_t place = before.begin(block) * channels, count = before.count(block);
+                after.apply_backward(block, space + s.mixed + place, grad + place, pulled.data());
+                before.apply(block, space + s.merged + place, mixed_in.data());
+                correlate(mixed_in.data(), local, pulled.data(), local, mix_sums + (chunks > 1) * chunk * s.mix.size,
+                          s.mix, 1, count, block > first, nullptr, 1);
+                // ``mixed`` is not read again; the gradient of the activated block takes its place.
+                multiply(pulled.data(), local, mix, back_1, merged + place, local, 1, count, false, false, 1);
+                before.pull(block, space + s.merged + place, merged + place);
+            }
+        }
+        if (chunks > 1) add_up(partial, chunks, s.mix, run.grad(*this, s.mix_weight), threads);
+        before.finish_backward(run.grad(*this, s.up_scale), run.grad(*this, s.up_shift));
+        all_blocks([&](int64_t block, int64_t place) {
+            before.apply_backward(block, space + s.merged + place, merged + place, merged + place);
+        });
         if (skips) {
             float* const planes = space + s.grad_skip;
             convolve_narrow_backward(space + s.skip_normal, merged, planes, run.grad(*this, s.up_skip_weight),
@@ -330,7 +382,7 @@ class Network {
         if (!skips) return;
         const Weight back_skip{1, skips, channels};
         multiply(space + s.skip_pixels, plain(s.columns, s.skip.outputs), transposed(run, s.skip_weight, s.skip, back_skip),
-                 back_skip, space + s.grad_input, whole_grid, s.rows, s.columns, false, true, threads);
+                 back_skip, space + s.grad_input, plain(s.columns, channels), s.rows, s.columns, false, true, threads);
     }
 
     void adam(float* parameter, float* first, float* second, const float* gradient, int64_t iteration,

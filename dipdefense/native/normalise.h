@@ -1,6 +1,8 @@
 // Normalisation and LeakyReLU in one pass, forward and backward.
 #pragma once
 
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace {
@@ -113,124 +115,163 @@ void normalise_planes_backward(const T* x, const T* grad, T* grad_x, const float
     }
 }
 
-// Two sums over the pixels of an image for each channel, in double; ``add`` sums over a block for 16 channels.
-template <class Add>
-void sum_pixels(int64_t pixels, int64_t channels, double* first, double* second, int threads, Add add) {
-    const int64_t blocks = (pixels + PIXELS - 1) / PIXELS, padded = (channels + LANES - 1) / LANES * LANES;
-    std::vector<float> partial(2 * blocks * padded);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t begin = block * PIXELS, end = begin + PIXELS < pixels ? begin + PIXELS : pixels;
-        for (int64_t channel = 0; channel < channels; channel += LANES) {
-            Floats sums[2] = {};
-            add(channel, begin, end, sums);
-            for (int which = 0; which < 2; ++which)
-                store(&partial[(2 * block + which) * padded + channel], sums[which]);
-        }
-    }
-    for (int64_t channel = 0; channel < channels; ++channel) {
-        first[channel] = second[channel] = 0;
-        for (int64_t block = 0; block < blocks; ++block) {
-            first[channel] += partial[2 * block * padded + channel];
-            second[channel] += partial[(2 * block + 1) * padded + channel];
-        }
-    }
-}
+// The same of one image with the channels innermost, block by block, so that what comes before and after can be done with
+// a block while it is in the cache. Pointers are to the block's first pixel.
+template <class T>
+class PixelNorm {
+  public:
+    const int64_t pixels, channels, blocks;
 
-// ``apply`` writes the pixels from begin to end for 16 channels.
-template <class Apply>
-void for_pixels(int64_t pixels, int64_t channels, int threads, Apply apply) {
-#pragma omp parallel for num_threads(threads)
-    for (int64_t begin = 0; begin < pixels; begin += PIXELS)
-        for (int64_t channel = 0; channel < channels; channel += LANES)
-            apply(channel, begin, begin + PIXELS < pixels ? begin + PIXELS : pixels);
-}
+    PixelNorm(int64_t pixels, int64_t channels, const float* scale, const float* shift, double* statistics, float slope)
+        : pixels(pixels), channels(channels), blocks((pixels + PIXELS - 1) / PIXELS), scale(scale), shift(shift),
+          statistics(statistics), slope(slope), padded((channels + LANES - 1) / LANES * LANES),
+          partial(2 * blocks * padded), table(6 * padded) {}
+
+    static int64_t begin(int64_t block) { return block * PIXELS; }
+    int64_t count(int64_t block) const { return std::min(PIXELS, pixels - block * PIXELS); }
+
+    // A block's mean of each channel, and the sum of squares about it.
+    void measure(int64_t block, const T* x) {
+        const int64_t size = count(block);
+        for (int64_t channel = 0; channel < channels; channel += LANES) {
+            const int64_t left = channels - channel;
+            const Floats origin = load(x + channel, left);
+            Floats first{}, second{};
+            for (int64_t pixel = 0; pixel < size; ++pixel) {
+                const Floats centred = load(x + pixel * channels + channel, left) - origin;
+                first += centred;
+                second += centred * centred;
+            }
+            store(sums(block, 0) + channel, origin + first / float(size));
+            store(sums(block, 1) + channel, second - first * first / float(size));
+        }
+    }
+
+    // The statistics, once every block is measured.
+    void finish(double eps) {
+        for (int64_t channel = 0; channel < channels; ++channel) {
+            double first = 0, second = 0;
+            for (int64_t block = 0; block < blocks; ++block) first += count(block) * double(sums(block, 0)[channel]);
+            const double mean = first / pixels;
+            for (int64_t block = 0; block < blocks; ++block) {
+                const double off = sums(block, 0)[channel] - mean;
+                second += sums(block, 1)[channel] + count(block) * off * off;
+            }
+            statistics[2 * channel] = mean;
+            // ``<`` rather than a maximum, which would hide a NaN.
+            statistics[2 * channel + 1] = 1 / std::sqrt((second < 0 ? 0 : second / pixels) + eps);
+        }
+        prepare();
+    }
+
+    // The affine maps with and without scale and shift, by the statistics.
+    void prepare() {
+        for (int64_t channel = 0; channel < channels; ++channel) {
+            const double mean = statistics[2 * channel], inverse = statistics[2 * channel + 1];
+            const Affine a = affine(mean, inverse, scale[channel], shift ? shift[channel] : 0);
+            const Affine hat = affine(mean, inverse, 1, 0);
+            const float values[] = {a.factor, a.offset, hat.factor, hat.offset};
+            for (int row = 0; row < 4; ++row) table[row * padded + channel] = values[row];
+        }
+    }
+
+    void apply(int64_t block, const T* x, T* y) const {
+        const int64_t size = count(block);
+        for (int64_t channel = 0; channel < channels; channel += LANES) {
+            const int64_t left = channels - channel;
+            const Floats factor = row(0, channel), offset = row(1, channel);
+            for (int64_t at = channel; at < size * channels; at += channels)
+                store(y + at, activated(load(x + at, left), factor, offset, slope), left);
+        }
+    }
+
+    // A block's sums for the gradients.
+    void pull(int64_t block, const T* x, const T* grad) {
+        const int64_t size = count(block);
+        for (int64_t channel = 0; channel < channels; channel += LANES) {
+            const int64_t left = channels - channel;
+            const Floats factor = row(0, channel), offset = row(1, channel);
+            const Floats hat_factor = row(2, channel), hat_offset = row(3, channel);
+            Floats first{}, second{};
+            for (int64_t at = channel; at < size * channels; at += channels) {
+                const Floats values = load(x + at, left), g = load(grad + at, left);
+                const Floats before = values * factor + offset > 0.0f ? g : g * slope;
+                first += before;
+                second += before * (values * hat_factor + hat_offset);
+            }
+            store(sums(block, 0) + channel, first);
+            store(sums(block, 1) + channel, second);
+        }
+    }
+
+    // The gradients of scale and shift, once every block is pulled.
+    void finish_backward(float* grad_scale, float* grad_shift) {
+        for (int64_t channel = 0; channel < channels; ++channel) {
+            double totals[2] = {};
+            for (int64_t block = 0; block < blocks; ++block)
+                for (int which = 0; which < 2; ++which) totals[which] += sums(block, which)[channel];
+            grad_scale[channel] = float(totals[1]);
+            if (grad_shift) grad_shift[channel] = float(totals[0]);
+            for (int which = 0; which < 2; ++which)
+                table[(4 + which) * padded + channel] = float(totals[which] / pixels);
+        }
+    }
+
+    void apply_backward(int64_t block, const T* x, const T* grad, T* grad_x) const {
+        const int64_t size = count(block);
+        for (int64_t channel = 0; channel < channels; channel += LANES) {
+            const int64_t left = channels - channel;
+            const Floats factor = row(0, channel), offset = row(1, channel);
+            const Floats hat_factor = row(2, channel), hat_offset = row(3, channel);
+            const Floats mean_g = row(4, channel), mean_product = row(5, channel);
+            for (int64_t at = channel; at < size * channels; at += channels) {
+                const Floats values = load(x + at, left), g = load(grad + at, left);
+                const Floats before = values * factor + offset > 0.0f ? g : g * slope;
+                const Floats normal = values * hat_factor + hat_offset;
+                store(grad_x + at, factor * (before - mean_g - normal * mean_product), left);
+            }
+        }
+    }
+
+  private:
+    const float *scale, *shift;
+    double* statistics;
+    const float slope;
+    const int64_t padded;
+    // Of each block two numbers a channel; and rows of the affine maps' four numbers and the gradients' two means.
+    std::vector<float> partial, table;
+
+    float* sums(int64_t block, int which) { return &partial[(2 * block + which) * padded]; }
+    Floats row(int which, int64_t channel) const { return load(&table[which * padded + channel]); }
+};
 
 template <class T>
 void normalise_pixels(const T* x, T* y, const float* scale, const float* shift, double* statistics, int64_t channels,
                       int64_t pixels, double eps, float slope, int threads) {
-    std::vector<double> first(channels), second(channels);
-    sum_pixels(pixels, channels, first.data(), second.data(), threads,
-               [=](int64_t channel, int64_t begin, int64_t end, Floats* sums) {
-                   const int64_t count = channels - channel;
-                   const Floats origin = load(x + channel, count);
-                   Floats first{}, second{};
-                   for (int64_t pixel = begin; pixel < end; ++pixel) {
-                       const Floats centred = load(x + pixel * channels + channel, count) - origin;
-                       first += centred;
-                       second += centred * centred;
-                   }
-                   sums[0] = first, sums[1] = second;
-               });
-    const int64_t padded = (channels + LANES - 1) / LANES * LANES;
-    std::vector<float> factor(padded), offset(padded);
-    for (int64_t channel = 0; channel < channels; ++channel) {
-        double* own = statistics + 2 * channel;
-        moments(first[channel], second[channel], load(x + channel, 1)[0], pixels, eps, own);
-        const Affine a = affine(own[0], own[1], scale[channel], shift ? shift[channel] : 0);
-        factor[channel] = a.factor, offset[channel] = a.offset;
-    }
-    for_pixels(pixels, channels, threads, [&](int64_t channel, int64_t begin, int64_t end) {
-        const int64_t count = channels - channel;
-        const Floats f = load(&factor[channel]), o = load(&offset[channel]);
-        for (int64_t pixel = begin; pixel < end; ++pixel) {
-            const int64_t at = pixel * channels + channel;
-            store(y + at, activated(load(x + at, count), f, o, slope), count);
-        }
-    });
+    PixelNorm<T> norm(pixels, channels, scale, shift, statistics, slope);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < norm.blocks; ++block) norm.measure(block, x + norm.begin(block) * channels);
+    norm.finish(eps);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < norm.blocks; ++block)
+        norm.apply(block, x + norm.begin(block) * channels, y + norm.begin(block) * channels);
 }
 
 template <class T>
 void normalise_pixels_backward(const T* x, const T* grad, T* grad_x, const float* scale, const float* shift,
                                const double* statistics, float* grad_scale, float* grad_shift, int64_t channels,
                                int64_t pixels, float slope, int threads) {
-    const int64_t padded = (channels + LANES - 1) / LANES * LANES;
-    // Rows: the affine map's two numbers, those without scale and shift, and the two means.
-    std::vector<float> table(6 * padded);
-    float* const rows = table.data();
-    for (int64_t channel = 0; channel < channels; ++channel) {
-        const double mean = statistics[2 * channel], inverse = statistics[2 * channel + 1];
-        const Affine a = affine(mean, inverse, scale[channel], shift ? shift[channel] : 0);
-        const Affine hat = affine(mean, inverse, 1, 0);
-        const float values[] = {a.factor, a.offset, hat.factor, hat.offset};
-        for (int row = 0; row < 4; ++row) rows[row * padded + channel] = values[row];
+    PixelNorm<T> norm(pixels, channels, scale, shift, const_cast<double*>(statistics), slope);
+    norm.prepare();
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < norm.blocks; ++block)
+        norm.pull(block, x + norm.begin(block) * channels, grad + norm.begin(block) * channels);
+    norm.finish_backward(grad_scale, grad_shift);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < norm.blocks; ++block) {
+        const int64_t at = norm.begin(block) * channels;
+        norm.apply_backward(block, x + at, grad + at, grad_x + at);
     }
-    const auto row = [=](int which, int64_t channel) { return load(rows + which * padded + channel); };
-    std::vector<double> first(channels), second(channels);
-    sum_pixels(pixels, channels, first.data(), second.data(), threads,
-               [=](int64_t channel, int64_t begin, int64_t end, Floats* sums) {
-                   const int64_t count = channels - channel;
-                   const Floats factor = row(0, channel), offset = row(1, channel);
-                   const Floats hat_factor = row(2, channel), hat_offset = row(3, channel);
-                   Floats first{}, second{};
-                   for (int64_t pixel = begin; pixel < end; ++pixel) {
-                       const int64_t at = pixel * channels + channel;
-                       const Floats values = load(x + at, count), g = load(grad + at, count);
-                       const Floats before = values * factor + offset > 0.0f ? g : g * slope;
-                       first += before;
-                       second += before * (values * hat_factor + hat_offset);
-                   }
-                   sums[0] = first, sums[1] = second;
-               });
-    for (int64_t channel = 0; channel < channels; ++channel) {
-        grad_scale[channel] = float(second[channel]);
-        if (grad_shift) grad_shift[channel] = float(first[channel]);
-        rows[4 * padded + channel] = float(first[channel] / pixels);
-        rows[5 * padded + channel] = float(second[channel] / pixels);
-    }
-    for_pixels(pixels, channels, threads, [&](int64_t channel, int64_t begin, int64_t end) {
-        const int64_t count = channels - channel;
-        const Floats factor = row(0, channel), offset = row(1, channel);
-        const Floats hat_factor = row(2, channel), hat_offset = row(3, channel);
-        const Floats mean_g = row(4, channel), mean_product = row(5, channel);
-        for (int64_t pixel = begin; pixel < end; ++pixel) {
-            const int64_t at = pixel * channels + channel;
-            const Floats values = load(x + at, count), g = load(grad + at, count);
-            const Floats before = values * factor + offset > 0.0f ? g : g * slope;
-            const Floats normal = values * hat_factor + hat_offset;
-            store(grad_x + at, factor * (before - mean_g - normal * mean_product), count);
-        }
-    });
 }
 
 }  // namespace
