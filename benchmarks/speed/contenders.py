@@ -16,6 +16,7 @@ from dipdefense.checks import Precision, operand_dtype
 from dipdefense.config import DIPConfig
 from dipdefense.engine import compiled
 from dipdefense.native import loading
+from dipdefense.native.iteration import Iteration
 from dipdefense.reconstruct import Reconstruction, Status, reconstruct
 from speed.check import PUBLISHED, Contender
 from speed.networks import (
@@ -49,8 +50,9 @@ def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, C
         found.append(Contender("dipdefense, bf16", library, as_library, fit, operands=torch.bfloat16))
     if device.type == "cpu" and loading.loaded().kernels is not None:
         for operands, name in _OPERANDS.items():
+            build = whole_iterations if operands == torch.float32 else between_convolutions
             fit = functools.partial(reconstruct, precision=name, backend="native")
-            found.append(Contender(f"{NATIVE}, {name}", natively, as_library, fit, operands=operands))
+            found.append(Contender(f"{NATIVE}, {name}", build, as_library, fit, operands=operands))
     if importlib.util.find_spec("deepinv") is not None:
         found.append(dataclasses.replace(published, name="deepinv", fit=_deepinv))
     if expendable:
@@ -68,8 +70,48 @@ def untried() -> list[Contender]:
     ]
 
 
-def natively(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
-    """The networks of ``library``, run by the kernels that are compiled on this machine."""
+def whole_iterations(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
+    """The networks of ``library``, run by the native kernels' iterations.
+
+    An iteration has the loss's gradient built in. So any gradient of the outputs is had from a target that gives it,
+    and the parameters' from an update with a large ε.
+    """
+    parameters, _ = library(config, image_channels, scales, count, device)
+    names, rows = list(parameters), torch.arange(count)
+    rate, eps = 1e6, 1e3
+    config = dataclasses.replace(config, noise_std=0.0, learning_rate=rate, adam_eps=eps)
+
+    def iterate(noise: Tensor, target: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The outputs and the updated weights."""
+        outputs, losses = torch.empty_like(target), target.new_empty(count)
+        iteration = Iteration(
+            loading.required(), dict(zip(names, weights, strict=True)), noise, target, range(count), config=config,
+            scales=scales, outputs=outputs, losses=losses,
+        )  # fmt: skip
+        iteration()
+        return outputs, iteration.weights(rows)
+
+    class Passes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, noise: Tensor, *weights: Tensor) -> Tensor:
+            outputs, _ = iterate(noise, noise.new_zeros(count, image_channels, *noise.shape[2:]), weights)
+            ctx.save_for_backward(noise, outputs, *weights)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            noise, outputs, *weights = ctx.saved_tensors
+            _, after = iterate(noise, outputs - grads[0] * (outputs[0].numel() / 2), weights)
+            shares = [(before - after[name]) / rate for name, before in zip(names, weights, strict=True)]
+            return None, *(eps * share / (1 - share.abs()) for share in shares)
+
+    return Networks(parameters, lambda noise: Passes.apply(noise, *parameters.values()))
+
+
+def between_convolutions(
+    config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device
+) -> Networks:
+    """The networks of ``library``, run by torch's convolutions and the native kernels between them."""
     parameters, networks = library(config, image_channels, scales, count, device)
 
     def run(noise: Tensor) -> Tensor:
