@@ -176,6 +176,23 @@ def test_the_automatic_chunk_follows_free_memory(monkeypatch) -> None:
         assert images_that_fit(request) == expected
 
 
+@pytest.mark.parametrize(
+    ("backend", "operands", "side", "threads", "expected"),
+    [
+        ("torch", torch.float32, 224, 3, 1), ("native", torch.float32, 224, 3, 3), ("native", torch.bfloat16, 224, 3, 1),
+        ("torch", torch.float32, 32, 3, 32), ("native", torch.float32, 32, 3, 30), ("native", torch.float32, 32, 64, 64),
+    ],
+)  # fmt: skip
+def test_whole_native_iterations_have_an_image_for_each_thread(backend, operands, side, threads, expected) -> None:
+    config, images = DIPConfig(scales=2, channels=16), torch.empty(500, 3, side, side)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert images_that_fit(Request(images, (1,), config, (), operands, backend)) == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_diverging_image_is_named(images: torch.Tensor) -> None:
     config = DIPConfig(scales=2, channels=4, learning_rate=1e30)
     with pytest.warns(RuntimeWarning, match=r"images at \[0, 1, 2\] diverged"):

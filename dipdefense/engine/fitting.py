@@ -274,7 +274,7 @@ class BetweenConvolutions:
 
 def _by_native(fitting: Fitting) -> Iterations:
     """Torch's convolutions are left where they gain from bf16, and for many skip channels."""
-    whole = fitting.request.operands == torch.float32 and fits(fitting.request.config)
+    whole = fits(fitting.request.config, fitting.request.operands)
     return ByNative(fitting) if whole else BetweenConvolutions(fitting)
 
 

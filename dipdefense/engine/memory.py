@@ -14,6 +14,7 @@ import torch
 from dipdefense.checks import Request
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.engine import free, heap
+from dipdefense.native.iteration import fits
 
 T = TypeVar("T")
 
@@ -119,7 +120,12 @@ def images_that_fit(request: Request) -> int:
         return 1
     fitting = int(_SHARE * _free_bytes(images.device)) // bytes_of_one(request)
     if images.device.type == "cpu":
-        fitting = min(fitting, _CPU_PIXELS // images[0, 0].numel())
+        most = _CPU_PIXELS // images[0, 0].numel()
+        if request.backend == "native" and fits(request.config, request.operands):
+            # These iterations do each image in a thread of its own.
+            threads = torch.get_num_threads()
+            most = max(threads, most // threads * threads)
+        fitting = min(fitting, most)
     return max(1, fitting)
 
 

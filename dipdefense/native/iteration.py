@@ -17,9 +17,9 @@ _LANES = 16
 _MOST_SKIP_CHANNELS = 16
 
 
-def fits(config: DIPConfig) -> bool:
-    """Whether these networks can be fitted so."""
-    return not config.variants() and config.skip_channels <= _MOST_SKIP_CHANNELS
+def fits(config: DIPConfig, operands: torch.dtype) -> bool:
+    """Whether these networks are fitted so, with operands of this dtype."""
+    return operands == torch.float32 and not config.variants() and config.skip_channels <= _MOST_SKIP_CHANNELS
 
 
 class Iteration:
