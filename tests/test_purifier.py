@@ -179,10 +179,14 @@ def test_the_automatic_chunk_follows_free_memory(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("backend", "operands", "side", "threads", "expected"),
     [
-        ("torch", torch.float32, 224, 3, 1), ("native", torch.float32, 224, 3, 3), ("native", torch.bfloat16, 224, 3, 1),
-        ("torch", torch.float32, 32, 3, 32), ("native", torch.float32, 32, 3, 30), ("native", torch.float32, 32, 64, 64),
+        ("torch", torch.float32, 224, 3, 1),
+        ("native", torch.float32, 224, 3, 3),
+        ("native", torch.bfloat16, 224, 3, 1),
+        ("torch", torch.float32, 32, 3, 32),
+        ("native", torch.float32, 32, 3, 30),
+        ("native", torch.float32, 32, 64, 64),
     ],
-)  # fmt: skip
+)
 def test_whole_native_iterations_have_an_image_for_each_thread(backend, operands, side, threads, expected) -> None:
     config, images = DIPConfig(scales=2, channels=16), torch.empty(500, 3, side, side)
     before = torch.get_num_threads()
