@@ -190,7 +190,8 @@ class Network {
     }
 
     // With two pixels of zeros beside each row, which are there already.
-    static void frame(const float* from, int64_t rows, int64_t columns, int64_t deep, float* to) {
+    static void frame(const float* from, int64_t rows, int64_t columns, int64_t deep, float* to, int threads) {
+#pragma omp parallel for num_threads(threads)
         for (int64_t row = 0; row < rows; ++row)
             std::memcpy(to + (row * (columns + 4) + 2) * deep, from + row * columns * deep,
                         columns * deep * sizeof(float));
@@ -247,6 +248,7 @@ class Network {
         if (skips) {
             multiply(space + s.input, inner(s.columns, s.inputs), own + s.skip_weight, s.skip, space + s.skip_pixels,
                      plain(s.columns, s.skip.outputs), s.rows, s.columns, false, false, threads);
+#pragma omp parallel for num_threads(threads)
             for (int64_t pixel = 0; pixel < pixels; ++pixel)
                 for (int64_t skip = 0; skip < skips; ++skip)
                     space[s.skip_planes + skip * pixels + pixel] = space[s.skip_pixels + pixel * s.skip.outputs + skip];
@@ -286,7 +288,7 @@ class Network {
 
     const float* transposed(const Run& run, int64_t place, const Weight& of, const Weight& turned_to) const {
         float* to = run.space + turned;
-        exchange(run.parameter + place, of, turned_to.inputs, to, turned_to);
+        exchange(run.parameter + place, of, turned_to.inputs, to, turned_to, run.threads);
         return to;
     }
 
@@ -345,6 +347,7 @@ class Network {
             normalise_planes_backward(space + s.skip_planes, planes, planes, own + s.skip_scale, own + s.skip_shift,
                                       run.statistics(*this, s.skip_moments), run.grad(*this, s.skip_scale),
                                       run.grad(*this, s.skip_shift), skips, pixels, float(is.leaky_slope), threads);
+#pragma omp parallel for num_threads(threads)
             for (int64_t pixel = 0; pixel < pixels; ++pixel)
                 for (int64_t skip = 0; skip < skips; ++skip)
                     space[s.skip_pixels + pixel * s.skip.outputs + skip] = planes[skip * pixels + pixel];
@@ -367,7 +370,7 @@ class Network {
         activate_backward(run, s.kept, pull, s.same_scale, s.same_shift, s.same_moments, low);
         correlate(space + s.activated, padded(s.low_columns, channels, 1), pull, low_grid,
                   run.grad(*this, s.same_weight), s.same, s.low_rows, s.low_columns, false, partial, threads);
-        frame(pull, s.low_rows, s.low_columns, channels, space + s.framed);
+        frame(pull, s.low_rows, s.low_columns, channels, space + s.framed, threads);
         spread(space + s.framed, s.low_rows, s.low_columns, channels, transposed(run, s.same_weight, s.same, back_9), back_9, 1,
                space + s.grad_padded_low, s.low_rows + 2, s.low_columns + 2, threads);
         fold(space + s.grad_padded_low, s.low_rows, s.low_columns, channels, grad_low, threads);
@@ -375,7 +378,7 @@ class Network {
         correlate(space + s.input, padded(s.columns, s.inputs, 2), grad_low, low_grid, run.grad(*this, s.down_weight),
                   s.down, s.low_rows, s.low_columns, false, partial, threads);
         if (at == 0) return;
-        frame(grad_low, s.low_rows, s.low_columns, channels, space + s.framed);
+        frame(grad_low, s.low_rows, s.low_columns, channels, space + s.framed, threads);
         spread(space + s.framed, s.low_rows, s.low_columns, channels, transposed(run, s.down_weight, s.down, back_9), back_9, 2,
                space + s.grad_padded, s.rows + 2, s.columns + 2, threads);
         fold(space + s.grad_padded, s.rows, s.columns, channels, space + s.grad_input, threads);

@@ -100,21 +100,20 @@ struct Weight {
 };
 
 // The weight with inputs and outputs exchanged; ``outputs`` of it that are read, fewer than its whole vectors.
-inline void exchange(const float* from, const Weight& of, int64_t outputs, float* to, const Weight& turned) {
+inline void exchange(const float* from, const Weight& of, int64_t outputs, float* to, const Weight& turned,
+                     int threads) {
     const bool even = of.inputs % LANES == 0 && outputs % LANES == 0;
-    for (int64_t tap = 0; even && tap < of.taps; ++tap)
-        for (int64_t out = 0; out < outputs; out += LANES)
-            for (int64_t in = 0; in < of.inputs; in += LANES)
-                transpose(from + of.at(out / of.block, tap) + in * of.block + out % of.block, of.block,
-                          to + turned.at(in / turned.block, tap) + out * turned.block + in % turned.block, turned.block);
-    for (int64_t tap = 0; !even && tap < of.taps; ++tap)
-        for (int64_t out = 0; out < outputs; ++out) {
-            const float* column = from + of.at(out / of.block, tap) + out % of.block;
-            for (int64_t which = 0; which < turned.blocks; ++which) {
-                float* row = to + turned.at(which, tap) + out * turned.block;
-                const int64_t begin = which * turned.block, left = std::min(turned.block, of.inputs - begin);
-                for (int64_t in = 0; in < left; ++in) row[in] = column[(begin + in) * of.block];
-                for (int64_t in = std::max<int64_t>(left, 0); in < turned.block; ++in) row[in] = 0;
+    const int64_t step = even ? LANES : 1;
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (int64_t tap = 0; tap < of.taps; ++tap)
+        for (int64_t out = 0; out < outputs; out += step) {
+            const float* const columns = from + of.at(out / of.block, tap) + out % of.block;
+            for (int64_t in = 0; in < turned.outputs; in += step) {
+                float* const rows = to + turned.at(in / turned.block, tap) + out * turned.block + in % turned.block;
+                if (even)
+                    transpose(columns + in * of.block, of.block, rows, turned.block);
+                else
+                    *rows = in < of.inputs ? columns[in * of.block] : 0;
             }
         }
 }
