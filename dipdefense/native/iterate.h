@@ -413,14 +413,18 @@ inline void iterate(const Shape& shape, float* parameter, float* first, float* s
     const Network network(shape);
     const int64_t pixels = shape.height * shape.width, out = pixels * shape.image_channels;
     const int outer = images >= threads ? threads : 1, inner = outer > 1 ? 1 : threads;
-#pragma omp parallel for num_threads(outer) schedule(static)
-    for (int64_t worker = 0; worker < outer; ++worker)
+    const auto work = [&](int64_t worker) {
         for (int64_t image = worker; image < images; image += outer) {
             const int64_t own = image * network.parameters;
             network.iterate(parameter + own, first + own, second + own, fixed + image * pixels * shape.input_channels,
                             target + image * out, outputs + image * out, losses + image, seeds[image], iteration,
                             space + worker * network.floats, inner);
         }
+    };
+    // Not in a region of one thread: those inside it would start their threads anew each time.
+    if (outer == 1) return work(0);
+#pragma omp parallel for num_threads(outer) schedule(static)
+    for (int64_t worker = 0; worker < outer; ++worker) work(worker);
 }
 
 }  // namespace
