@@ -199,34 +199,6 @@ def _layout(target: Tensor) -> torch.memory_format:
     return torch.channels_last if innermost else torch.contiguous_format
 
 
-class ByNative:
-    """Whole iterations in fp32 by the kernels compiled on this machine.
-
-    Raises:
-        ValueError: there are no such kernels here; the message says why.
-    """
-
-    def __init__(self, fitting: Fitting) -> None:
-        request, networks = fitting.request, fitting.networks
-        self._own = Iteration(
-            loading.required(), {name: each.detach() for name, each in networks.named_parameters()},
-            fitting.fixed_noise, fitting.target, request.seeds, config=request.config, scales=networks.scales,
-            outputs=fitting.outputs, losses=fitting.losses,
-        )  # fmt: skip
-
-    def __call__(self) -> None:
-        """See :class:`Iterations`."""
-        self._own()
-
-    def fresh_noise(self) -> Tensor:
-        """See :class:`Iterations`."""
-        return self._own.fresh_noise()
-
-    def weights(self, rows: Tensor) -> Mapping[str, Tensor]:
-        """See :class:`Iterations`."""
-        return self._own.weights(rows)
-
-
 class BetweenConvolutions:
     """Iterations by torch's convolutions, and by the kernels compiled on this machine for what lies between them.
 
@@ -272,10 +244,20 @@ class BetweenConvolutions:
         return {name: parameter.detach()[rows] for name, parameter in self._networks.named_parameters()}
 
 
-def _by_native(fitting: Fitting) -> Iterations:
-    """Torch's convolutions are left where they gain from bf16, and for many skip channels."""
-    whole = fits(fitting.request.config, fitting.request.operands)
-    return ByNative(fitting) if whole else BetweenConvolutions(fitting)
+def by_native(fitting: Fitting) -> Iterations:
+    """Iterations by the compiled kernels: whole ones in fp32, else what lies between torch's convolutions.
+
+    Raises:
+        ValueError: there are no such kernels here; the message says why.
+    """
+    request, networks = fitting.request, fitting.networks
+    if not fits(request.config, request.operands):
+        return BetweenConvolutions(fitting)
+    return Iteration(
+        loading.required(), {name: each.detach() for name, each in networks.named_parameters()}, fitting.fixed_noise,
+        fitting.target, request.seeds, config=request.config, scales=networks.scales, outputs=fitting.outputs,
+        losses=fitting.losses,
+    )  # fmt: skip
 
 
 class ByKernels:
@@ -310,7 +292,7 @@ BACKENDS: dict[Backend, Callable[[Fitting], Iterations]] = {
     "torch": ByTorch,
     "cudagraphs": functools.partial(ByTorch, replayed=True),
     "triton": ByKernels,
-    "native": _by_native,
+    "native": by_native,
 }
 """Each backend's way to iterate over the networks of a :class:`Fitting`."""
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from dipdefense.config import DIPConfig
 from dipdefense.native.library import Kernels, Shape
 
-# Channels and parameters are padded with zeros to whole vectors of so many numbers.
-_LANES = 16
+# As in products.h: channels and parameters are padded with zeros to a multiple of the first, and a weight's outputs are
+# beside each other in blocks of the second where it divides their number.
+_NARROW, _WIDE = 16, 32
 # More channels in a skip branch are faster by torch's convolutions.
 _MOST_SKIP_CHANNELS = 16
 
@@ -24,6 +25,8 @@ def fits(config: DIPConfig, operands: torch.dtype) -> bool:
 
 class Iteration:
     """The networks of several images and their optimiser. Each call does the next iteration.
+
+    It runs in as many threads as torch has when it is made.
 
     Args:
         kernels: compiled.
@@ -93,12 +96,12 @@ class Iteration:
 
 
 def _whole(count: int) -> int:
-    return -(-count // _LANES) * _LANES
+    return -(-count // _NARROW) * _NARROW
 
 
 def _block(outputs: int) -> int:
     """Outputs beside each other in memory."""
-    return 2 * _LANES if outputs % (2 * _LANES) == 0 else _LANES
+    return _NARROW if outputs % _WIDE else _WIDE
 
 
 def _ordered(name: str, weight: Tensor) -> Tensor:
@@ -117,7 +120,7 @@ def _size(name: str, shape: Sequence[int]) -> int:
 
 
 def _packed(name: str, weight: Tensor) -> Tensor:
-    """(N, …) to (N, whole vectors): how the kernels read a parameter."""
+    """(N, …) to (N, a multiple of 16): how the kernels read a parameter."""
     if _blocked(name):
         weight = _ordered(name, weight)
         count, outputs, inputs, kernel, _ = weight.shape

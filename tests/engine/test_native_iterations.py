@@ -9,9 +9,11 @@ import torch
 
 from dipdefense import DIPConfig, DIPPurifier, reconstruct
 from dipdefense.checks import Request, check_backend, explain
+from dipdefense.engine import fitting as fitting_module
 from dipdefense.engine import trial
-from dipdefense.engine.fitting import BACKENDS, BetweenConvolutions, ByNative, Fitting, surroundings
+from dipdefense.engine.fitting import BetweenConvolutions, Fitting, surroundings
 from dipdefense.evaluation.defences import deep_image_prior
+from dipdefense.native.iteration import Iteration
 from dipdefense.native.library import Kernels
 
 # In fp32 the kernels do whole iterations, but for networks with many skip channels; in bf16 what lies between torch's
@@ -36,18 +38,14 @@ def test_it_does_what_torch_does(native: Kernels, tiny: DIPConfig, shape, change
         trial.prove(request, "native")
 
 
-class Wrong(ByNative):
-    def __init__(self, fitting: Fitting) -> None:
-        super().__init__(fitting)
-        self._outputs = fitting.outputs
-
+class Wrong(Iteration):
     def __call__(self) -> None:
         super().__call__()
         self._outputs += 0.01
 
 
 def test_that_comparison_can_fail(native: Kernels, tiny: DIPConfig, monkeypatch) -> None:
-    monkeypatch.setitem(BACKENDS, "native", Wrong)
+    monkeypatch.setattr(fitting_module, "Iteration", Wrong)
     request = Request(torch.rand(1, 3, 32, 32), (8,), tiny, (0,), torch.float32, "native")
     with surroundings(torch.device("cpu")), pytest.raises(trial.Mismatch):
         trial.prove(request, "native")
@@ -55,7 +53,11 @@ def test_that_comparison_can_fail(native: Kernels, tiny: DIPConfig, monkeypatch)
 
 @pytest.mark.parametrize(
     ("operands", "skips", "kind"),
-    [(torch.float32, 16, ByNative), (torch.float32, 17, BetweenConvolutions), (torch.bfloat16, 4, BetweenConvolutions)],
+    [
+        (torch.float32, 16, Iteration),
+        (torch.float32, 17, BetweenConvolutions),
+        (torch.bfloat16, 4, BetweenConvolutions),
+    ],
 )
 def test_whole_iterations_are_in_fp32(native: Kernels, tiny: DIPConfig, operands, skips, kind) -> None:
     config = dataclasses.replace(tiny, skip_channels=skips)
