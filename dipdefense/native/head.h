@@ -24,7 +24,7 @@ struct Head {
     }
 };
 
-// 16 pixels of each channel: from planes, or transposed from pixels with the channels innermost.
+// A vector of pixels of each channel: from planes, or transposed from pixels with the channels innermost.
 template <class T, bool innermost>
 struct Pixels {
     std::vector<float> values;
@@ -43,14 +43,9 @@ struct Pixels {
             store(image + channel * pixels + at, to, count);
     }
     void read(const T* image, int64_t at, int64_t count) {
-        for (int64_t channel = 0; innermost && channel < channels; channel += LANES) {
-            float block[LANES * LANES];
-            for (int64_t pixel = 0; pixel < LANES; ++pixel) {
-                const T* from = image + (at + pixel) * channels + channel;
-                store(block + pixel * LANES, pixel < count ? load(from, channels - channel) : Floats{});
-            }
-            transpose(block, LANES, &values[channel * LANES], LANES);
-        }
+        for (int64_t channel = 0; innermost && channel < channels; channel += LANES)
+            read_channels(image + at * channels + channel, channels, count, channels - channel,
+                          &values[channel * LANES], LANES);
     }
     void write(T* image, int64_t at, int64_t count) const {
         for (int64_t channel = 0; innermost && channel < channels; channel += LANES) {

@@ -125,7 +125,7 @@ class Network {
 
   private:
     const Shape is;
-    const int64_t channels, skips;  // channels in whole vectors
+    const int64_t channels, skips;  // channels with their padding
     std::vector<Scale> all;
     std::vector<Axis> vertical, horizontal;
     int64_t output_weight, output_bias, noise, gradients, turned, partials, moments_at;
@@ -199,9 +199,8 @@ class Network {
 
     using Norm = PixelNorm<float>;
 
-    Norm norm(const Run& run, int64_t scale, int64_t shift, int64_t statistics, int64_t pixels) const {
-        return {pixels, channels, run.parameter + scale, run.parameter + shift, run.statistics(*this, statistics),
-                float(is.leaky_slope)};
+    Norm norm(const Run& run, int64_t scale, int64_t shift, int64_t pixels) const {
+        return {pixels, channels, run.parameter + scale, run.parameter + shift, float(is.leaky_slope)};
     }
 
     void activate(const Run& run, int64_t x, int64_t y, int64_t scale, int64_t shift, int64_t statistics,
@@ -262,23 +261,20 @@ class Network {
                             {own + s.up_skip_weight, skips, channels, s.rows, s.columns}, threads);
         }
         // Activation, 1×1 convolution and its moments a block at a time; the activated block is not kept.
-        Norm before = norm(run, s.up_scale, s.up_shift, s.up_moments, pixels);
-        Norm after = norm(run, s.mix_scale, s.mix_shift, s.mix_moments, pixels);
-        const auto all_blocks = [&](auto visit) {
-#pragma omp parallel for num_threads(threads)
-            for (int64_t block = 0; block < before.blocks; ++block) visit(block, before.begin(block) * channels);
-        };
-        all_blocks([&](int64_t block, int64_t place) { before.measure(block, space + s.merged + place); });
-        before.finish(is.norm_eps);
-        all_blocks([&](int64_t block, int64_t place) {
+        Norm before = norm(run, s.up_scale, s.up_shift, pixels), after = norm(run, s.mix_scale, s.mix_shift, pixels);
+        before.for_blocks(threads, [&](int64_t block, int64_t place) {
+            before.measure(block, space + s.merged + place);
+        });
+        before.finish(is.norm_eps, run.statistics(*this, s.up_moments));
+        before.for_blocks(threads, [&](int64_t block, int64_t place) {
             std::vector<float> mixed_in(PIXELS * channels);
             before.apply(block, space + s.merged + place, mixed_in.data());
             multiply(mixed_in.data(), plain(PIXELS, channels), own + s.mix_weight, s.mix, space + s.mixed + place,
                      plain(PIXELS, channels), 1, before.count(block), false, false, 1);
             after.measure(block, space + s.mixed + place);
         });
-        after.finish(is.norm_eps);
-        all_blocks([&](int64_t block, int64_t place) {
+        after.finish(is.norm_eps, run.statistics(*this, s.mix_moments));
+        before.for_blocks(threads, [&](int64_t block, int64_t place) {
             after.apply(block, space + s.mixed + place, space + s.output + place);
         });
     }
@@ -303,17 +299,15 @@ class Network {
         const Weight back_1{1, is.channels, channels}, back_9{9, is.channels, channels};
 
         // The same backwards: neither the gradient of the convolution's result nor the activated block is kept.
-        Norm before = norm(run, s.up_scale, s.up_shift, s.up_moments, pixels);
-        Norm after = norm(run, s.mix_scale, s.mix_shift, s.mix_moments, pixels);
-        before.prepare(), after.prepare();
+        Norm before = norm(run, s.up_scale, s.up_shift, pixels), after = norm(run, s.mix_scale, s.mix_shift, pixels);
+        before.prepare(run.statistics(*this, s.up_moments)), after.prepare(run.statistics(*this, s.mix_moments));
         const float* const mix = transposed(run, s.mix_weight, s.mix, back_1);
         const int64_t chunks = (before.blocks + CHUNK_BLOCKS - 1) / CHUNK_BLOCKS;
-        float *const merged = space + s.mixed, *const mix_sums = chunks > 1 ? partial : run.grad(*this, s.mix_weight);
-        const auto all_blocks = [&](auto visit) {
-#pragma omp parallel for num_threads(threads)
-            for (int64_t block = 0; block < before.blocks; ++block) visit(block, before.begin(block) * channels);
-        };
-        all_blocks([&](int64_t block, int64_t place) { after.pull(block, space + s.mixed + place, grad + place); });
+        const Chunks gradient{s.mix, run.grad(*this, s.mix_weight), partial, chunks};
+        float* const merged = space + s.mixed;
+        after.for_blocks(threads, [&](int64_t block, int64_t place) {
+            after.pull(block, space + s.mixed + place, grad + place);
+        });
         after.finish_backward(run.grad(*this, s.mix_scale), run.grad(*this, s.mix_shift));
 #pragma omp parallel for num_threads(threads)
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -321,19 +315,19 @@ class Network {
             const Grid local = plain(PIXELS, channels);
             const int64_t first = chunk * CHUNK_BLOCKS, last = std::min(before.blocks, first + CHUNK_BLOCKS);
             for (int64_t block = first; block < last; ++block) {
-                const int64_t place = before.begin(block) * channels, count = before.count(block);
+                const int64_t place = before.place(block), count = before.count(block);
                 after.apply_backward(block, space + s.mixed + place, grad + place, pulled.data());
                 before.apply(block, space + s.merged + place, mixed_in.data());
-                correlate(mixed_in.data(), local, pulled.data(), local, mix_sums + (chunks > 1) * chunk * s.mix.size,
-                          s.mix, 1, count, block > first, nullptr, 1);
+                correlate(mixed_in.data(), local, pulled.data(), local, gradient.sums(chunk), s.mix, 1, count,
+                          block > first, nullptr, 1);
                 // ``mixed`` is not read again; the gradient of the activated block takes its place.
                 multiply(pulled.data(), local, mix, back_1, merged + place, local, 1, count, false, false, 1);
                 before.pull(block, space + s.merged + place, merged + place);
             }
         }
-        if (chunks > 1) add_up(partial, chunks, s.mix, run.grad(*this, s.mix_weight), threads);
+        gradient.add_up(threads);
         before.finish_backward(run.grad(*this, s.up_scale), run.grad(*this, s.up_shift));
-        all_blocks([&](int64_t block, int64_t place) {
+        before.for_blocks(threads, [&](int64_t block, int64_t place) {
             before.apply_backward(block, space + s.merged + place, merged + place, merged + place);
         });
         if (skips) {
@@ -371,21 +365,24 @@ class Network {
         correlate(space + s.activated, padded(s.low_columns, channels, 1), pull, low_grid,
                   run.grad(*this, s.same_weight), s.same, s.low_rows, s.low_columns, false, partial, threads);
         frame(pull, s.low_rows, s.low_columns, channels, space + s.framed, threads);
-        spread(space + s.framed, s.low_rows, s.low_columns, channels, transposed(run, s.same_weight, s.same, back_9), back_9, 1,
-               space + s.grad_padded_low, s.low_rows + 2, s.low_columns + 2, threads);
+        spread(space + s.framed, s.low_rows, s.low_columns, channels,
+               transposed(run, s.same_weight, s.same, back_9), back_9, 1, space + s.grad_padded_low,
+               s.low_rows + 2, s.low_columns + 2, threads);
         fold(space + s.grad_padded_low, s.low_rows, s.low_columns, channels, grad_low, threads);
         activate_backward(run, s.reduced, grad_low, s.down_scale, s.down_shift, s.down_moments, low);
         correlate(space + s.input, padded(s.columns, s.inputs, 2), grad_low, low_grid, run.grad(*this, s.down_weight),
                   s.down, s.low_rows, s.low_columns, false, partial, threads);
         if (at == 0) return;
         frame(grad_low, s.low_rows, s.low_columns, channels, space + s.framed, threads);
-        spread(space + s.framed, s.low_rows, s.low_columns, channels, transposed(run, s.down_weight, s.down, back_9), back_9, 2,
-               space + s.grad_padded, s.rows + 2, s.columns + 2, threads);
+        spread(space + s.framed, s.low_rows, s.low_columns, channels,
+               transposed(run, s.down_weight, s.down, back_9), back_9, 2, space + s.grad_padded,
+               s.rows + 2, s.columns + 2, threads);
         fold(space + s.grad_padded, s.rows, s.columns, channels, space + s.grad_input, threads);
         if (!skips) return;
         const Weight back_skip{1, skips, channels};
-        multiply(space + s.skip_pixels, plain(s.columns, s.skip.outputs), transposed(run, s.skip_weight, s.skip, back_skip),
-                 back_skip, space + s.grad_input, plain(s.columns, channels), s.rows, s.columns, false, true, threads);
+        multiply(space + s.skip_pixels, plain(s.columns, s.skip.outputs),
+                 transposed(run, s.skip_weight, s.skip, back_skip), back_skip, space + s.grad_input,
+                 plain(s.columns, channels), s.rows, s.columns, false, true, threads);
     }
 
     void adam(float* parameter, float* first, float* second, const float* gradient, int64_t iteration,

@@ -8,8 +8,6 @@ namespace {
 constexpr int TAPS = 9;
 constexpr int TILE = 8;  // pixels whose sums are in registers at once
 
-inline int64_t reflected(int64_t at, int64_t size) { return at < 0 ? -at : at < size ? at : 2 * (size - 1) - at; }
-
 // One image: (inputs, rows, columns) to rows · columns pixels of ``outputs`` channels, by (outputs, inputs, 9) weights.
 struct Narrow {
     const float* weight;
@@ -104,15 +102,9 @@ void convolve_narrow_backward(const T* x, const T* grad, T* grad_x, float* grad_
                         for (int tap = 0; tap < TAPS; ++tap)
                             store(to + tap * of.padded, load(to + tap * of.padded) + sums[tap]);
                     }
-                    for (int64_t column = 0; column < of.columns; column += LANES) {
-                        float pixels[LANES * LANES];
-                        const int64_t left = of.columns - column < LANES ? of.columns - column : LANES;
-                        for (int64_t pixel = 0; pixel < LANES; ++pixel) {
-                            const T* from = pull + (column + pixel) * of.outputs + channel;
-                            store(pixels + pixel * LANES, pixel < left ? load(from, count) : Floats{});
-                        }
-                        transpose(pixels, LANES, &planes[channel * of.width + column], of.width);
-                    }
+                    for (int64_t column = 0; column < of.columns; column += LANES)
+                        read_channels(pull + column * of.outputs + channel, of.outputs, of.columns - column, count,
+                                      &planes[channel * of.width + column], of.width);
                 }
                 for (int64_t input = 0; input < of.inputs; ++input)
                     for (int64_t column = 0; column < of.columns; column += LANES) {

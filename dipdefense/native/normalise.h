@@ -115,19 +115,26 @@ void normalise_planes_backward(const T* x, const T* grad, T* grad_x, const float
     }
 }
 
-// The same of one image with the channels innermost, block by block, so that what comes before and after can be done with
-// a block while it is in the cache. Pointers are to the block's first pixel.
+// The same of one image with the channels innermost, block by block, so that what comes before and after can be done
+// with a block while it is in the cache. Pointers are to the block's first pixel.
 template <class T>
 class PixelNorm {
   public:
     const int64_t pixels, channels, blocks;
 
-    PixelNorm(int64_t pixels, int64_t channels, const float* scale, const float* shift, double* statistics, float slope)
+    PixelNorm(int64_t pixels, int64_t channels, const float* scale, const float* shift, float slope)
         : pixels(pixels), channels(channels), blocks((pixels + PIXELS - 1) / PIXELS), scale(scale), shift(shift),
-          statistics(statistics), slope(slope), padded((channels + LANES - 1) / LANES * LANES),
+          slope(slope), padded((channels + LANES - 1) / LANES * LANES),
           partial(2 * blocks * padded), table(6 * padded) {}
 
-    static int64_t begin(int64_t block) { return block * PIXELS; }
+    // Calls visit(block, place) for each block, with the place of its first number.
+    template <class Visit>
+    void for_blocks(int threads, Visit visit) const {
+#pragma omp parallel for num_threads(threads)
+        for (int64_t block = 0; block < blocks; ++block) visit(block, place(block));
+    }
+
+    int64_t place(int64_t block) const { return block * PIXELS * channels; }
     int64_t count(int64_t block) const { return std::min(PIXELS, pixels - block * PIXELS); }
 
     // A block's mean of each channel, and the sum of squares about it.
@@ -148,7 +155,7 @@ class PixelNorm {
     }
 
     // The statistics, once every block is measured.
-    void finish(double eps) {
+    void finish(double eps, double* statistics) {
         for (int64_t channel = 0; channel < channels; ++channel) {
             double first = 0, second = 0;
             for (int64_t block = 0; block < blocks; ++block) first += count(block) * double(sums(block, 0)[channel]);
@@ -161,11 +168,11 @@ class PixelNorm {
             // ``<`` rather than a maximum, which would hide a NaN.
             statistics[2 * channel + 1] = 1 / std::sqrt((second < 0 ? 0 : second / pixels) + eps);
         }
-        prepare();
+        prepare(statistics);
     }
 
     // The affine maps with and without scale and shift, by the statistics.
-    void prepare() {
+    void prepare(const double* statistics) {
         for (int64_t channel = 0; channel < channels; ++channel) {
             const double mean = statistics[2 * channel], inverse = statistics[2 * channel + 1];
             const Affine a = affine(mean, inverse, scale[channel], shift ? shift[channel] : 0);
@@ -235,7 +242,6 @@ class PixelNorm {
 
   private:
     const float *scale, *shift;
-    double* statistics;
     const float slope;
     const int64_t padded;
     // Of each block two numbers a channel; and rows of the affine maps' four numbers and the gradients' two means.
@@ -248,30 +254,23 @@ class PixelNorm {
 template <class T>
 void normalise_pixels(const T* x, T* y, const float* scale, const float* shift, double* statistics, int64_t channels,
                       int64_t pixels, double eps, float slope, int threads) {
-    PixelNorm<T> norm(pixels, channels, scale, shift, statistics, slope);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t block = 0; block < norm.blocks; ++block) norm.measure(block, x + norm.begin(block) * channels);
-    norm.finish(eps);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t block = 0; block < norm.blocks; ++block)
-        norm.apply(block, x + norm.begin(block) * channels, y + norm.begin(block) * channels);
+    PixelNorm<T> norm(pixels, channels, scale, shift, slope);
+    norm.for_blocks(threads, [&](int64_t block, int64_t place) { norm.measure(block, x + place); });
+    norm.finish(eps, statistics);
+    norm.for_blocks(threads, [&](int64_t block, int64_t place) { norm.apply(block, x + place, y + place); });
 }
 
 template <class T>
 void normalise_pixels_backward(const T* x, const T* grad, T* grad_x, const float* scale, const float* shift,
                                const double* statistics, float* grad_scale, float* grad_shift, int64_t channels,
                                int64_t pixels, float slope, int threads) {
-    PixelNorm<T> norm(pixels, channels, scale, shift, const_cast<double*>(statistics), slope);
-    norm.prepare();
-#pragma omp parallel for num_threads(threads)
-    for (int64_t block = 0; block < norm.blocks; ++block)
-        norm.pull(block, x + norm.begin(block) * channels, grad + norm.begin(block) * channels);
+    PixelNorm<T> norm(pixels, channels, scale, shift, slope);
+    norm.prepare(statistics);
+    norm.for_blocks(threads, [&](int64_t block, int64_t place) { norm.pull(block, x + place, grad + place); });
     norm.finish_backward(grad_scale, grad_shift);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t block = 0; block < norm.blocks; ++block) {
-        const int64_t at = norm.begin(block) * channels;
-        norm.apply_backward(block, x + at, grad + at, grad_x + at);
-    }
+    norm.for_blocks(threads, [&](int64_t block, int64_t place) {
+        norm.apply_backward(block, x + place, grad + place, grad_x + place);
+    });
 }
 
 }  // namespace

@@ -99,7 +99,7 @@ struct Weight {
     int64_t cached = std::max<int64_t>(1, std::min<int64_t>(taps, CACHED / (inputs * block)));  // taps at once
 };
 
-// The weight with inputs and outputs exchanged; ``outputs`` of it that are read, fewer than its whole vectors.
+// The weight with inputs and outputs exchanged; ``outputs`` of it are read, without the padding.
 inline void exchange(const float* from, const Weight& of, int64_t outputs, float* to, const Weight& turned,
                      int threads) {
     const bool even = of.inputs % LANES == 0 && outputs % LANES == 0;
@@ -141,25 +141,34 @@ inline void multiply(const float* x, const Grid& from, const float* weight, cons
     });
 }
 
-// The sum of a weight's gradients, one of each chunk of rows.
-inline void add_up(const float* partial, int64_t chunks, const Weight& of, float* to, int threads) {
+// A weight's gradient in chunks, each summed up by one thread: in ``partial``, or at once where there is only one.
+struct Chunks {
+    const Weight& of;
+    float *to, *partial;
+    int64_t count;
+
+    float* sums(int64_t chunk) const { return count > 1 ? partial + chunk * of.size : to; }
+    void add_up(int threads) const {
+        if (count == 1) return;
 #pragma omp parallel for num_threads(threads)
-    for (int64_t at = 0; at < of.size; at += LANES) {
-        Floats total{};
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) total += load(partial + chunk * of.size + at);
-        store(to + at, total);
+        for (int64_t at = 0; at < of.size; at += LANES) {
+            Floats total{};
+            for (int64_t chunk = 0; chunk < count; ++chunk) total += load(partial + chunk * of.size + at);
+            store(to + at, total);
+        }
     }
-}
+};
 
 // The gradient of a weight: Σ over pixels of x · grad for every tap. ``partial`` is room for rows / CHUNK weights.
 inline void correlate(const float* x, const Grid& from, const float* grad, const Grid& of_grad, float* to,
                       const Weight& of, int64_t rows, int64_t columns, bool add, float* partial, int threads) {
     const int64_t chunks = (rows + CHUNK - 1) / CHUNK, step = std::min(std::max<int64_t>(1, NEAR / columns), CHUNK);
     const int64_t groups = groups_of(chunks, of.blocks, threads);
+    const Chunks gradient{of, to, partial, chunks};
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
         for (int64_t group = 0; group < groups; ++group) {
-            float* sums = chunks > 1 ? partial + chunk * of.size : to;
+            float* const sums = gradient.sums(chunk);
             const int64_t last = std::min(rows, (chunk + 1) * CHUNK);
             for (int64_t begin = chunk * CHUNK; begin < last; begin += step)
                 for (int64_t which = of.blocks * group / groups; which < of.blocks * (group + 1) / groups; ++which)
@@ -175,14 +184,15 @@ inline void correlate(const float* x, const Grid& from, const float* grad, const
                                                              add || begin > chunk * CHUNK);
                         });
         }
-    if (chunks > 1) add_up(partial, chunks, of, to, threads);
+    gradient.add_up(threads);
 }
 
 // The gradient of a padded tensor under a 3×3 convolution of this stride, by the transposed weight. ``grad`` has two
 // pixels of zeros before and after each row's ``columns``, and pixels of ``deep`` numbers; ``out`` is (padded_rows,
 // padded_columns, turned.outputs).
-inline void spread(const float* grad, int64_t rows, int64_t columns, int64_t deep, const float* weight, const Weight& turned,
-                   int stride, float* out, int64_t padded_rows, int64_t padded_columns, int threads) {
+inline void spread(const float* grad, int64_t rows, int64_t columns, int64_t deep, const float* weight,
+                   const Weight& turned, int stride, float* out, int64_t padded_rows, int64_t padded_columns,
+                   int threads) {
     const int64_t inputs = turned.inputs, outputs = turned.outputs, line = (columns + 4) * deep;
     for_parts((padded_rows + STRIP - 1) / STRIP, turned.blocks, threads, [&](int64_t strip, int64_t which) {
         const int64_t last = std::min(padded_rows, (strip + 1) * STRIP);

@@ -29,9 +29,7 @@ struct Axis {
                 table[low + own[0].line] += own[0].weight * own[1].weight;
             for (int which = 0; which < 2; ++which) table[2 * low + own[which].line] += own[which].weight / float(size);
             for (int64_t tap = 0; tap < 3; ++tap) {
-                int64_t place = at + tap - 1;
-                place = place < 0 ? -place : place < size ? place : 2 * (size - 1) - place;
-                const Term* terms = sources(place);
+                const Term* terms = sources(reflected(at + tap - 1, size));
                 for (int which = 0; which < 2; ++which) add(seen[at], 3 * terms[which].line + tap, terms[which].weight);
             }
         }
@@ -126,10 +124,11 @@ inline void convolve_upsampled_backward(const float* grad, const float* x, const
     const int64_t channels = of.outputs, low = horizontal.low, third = 3 * low * channels;
     const int64_t length = horizontal.size * channels, chunks = (vertical.low + CHUNK - 1) / CHUNK;
     const Grid taps = tapped(low, channels);
+    const Chunks gradient{of, grad_weight, partial, chunks};
 #pragma omp parallel for num_threads(threads)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         std::vector<float> products(3 * third), line(length);
-        float* const sums = chunks > 1 ? partial + chunk * of.size : grad_weight;
+        float* const sums = gradient.sums(chunk);
         const int64_t begin = chunk * CHUNK, end = std::min(vertical.low, begin + CHUNK);
         for (int64_t row = begin; row < end; ++row) {
             for (int64_t tap = 0; tap < 3; ++tap) {
@@ -142,7 +141,7 @@ inline void convolve_upsampled_backward(const float* grad, const float* x, const
             multiply(products.data(), taps, turned, back, grad_x + row * from.row, from, 1, low, false, false, 1);
         }
     }
-    if (chunks > 1) add_up(partial, chunks, of, grad_weight, threads);
+    gradient.add_up(threads);
 }
 
 }  // namespace

@@ -126,6 +126,9 @@ inline Floats exponential(Floats x) {
     return (p * r * r + r + 1.0f) * bits_of<Floats>((n + 127) << 23);
 }
 
+// Where padding by reflection takes a line from.
+inline int64_t reflected(int64_t at, int64_t size) { return at < 0 ? -at : at < size ? at : 2 * (size - 1) - at; }
+
 // The transpose of LANES² numbers, whose rows are these distances apart.
 inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
 #ifdef __AVX512F__
@@ -143,7 +146,8 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
     }
     // Each quarter of a[4 i + j] has four rows of one column.
     for (int j = 0; j < 4; ++j) {
-        const __m512 even = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88), odd = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
+        const __m512 even = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88);
+        const __m512 odd = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
         const __m512 more = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88);
         const __m512 rest = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xdd);
         _mm512_storeu_ps(to + j * to_row, _mm512_shuffle_f32x4(even, more, 0x88));
@@ -155,6 +159,17 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
     for (int row = 0; row < LANES; ++row)
         for (int column = 0; column < LANES; ++column) to[column * to_row + row] = from[row * from_row + column];
 #endif
+}
+
+// Reads a vector of channels of each of a vector of pixels, ``distance`` apart, and writes a row for each channel. Only
+// the first ``pixels`` and ``channels`` are read; the others are zero.
+template <class T>
+inline void read_channels(const T* from, int64_t distance, int64_t pixels, int64_t channels, float* to,
+                          int64_t to_row) {
+    float block[LANES * LANES];
+    for (int64_t pixel = 0; pixel < LANES; ++pixel)
+        store(block + pixel * LANES, pixel < pixels ? load(from + pixel * distance, channels) : Floats{});
+    transpose(block, LANES, to, to_row);
 }
 
 }  // namespace
