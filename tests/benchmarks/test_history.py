@@ -33,6 +33,29 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_backend_reaches_the_commits(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def noted(_: Path, command: list[str]) -> float:
+        commands.append(command)
+        return 1.0
+
+    monkeypatch.setattr(history, "milliseconds", noted)
+    arguments = ["HEAD", "--rounds", "1", "--settings", "4", "--iterations", "5", "--out", str(temporary)]
+    path = history.main([*arguments, "--backend", "torch"])
+    assert json.loads(path.read_text())["backend"] == "torch"
+    history.main(arguments)
+    assert [command[5:] for command in commands] == [["torch"], []]
+
+
+def test_a_run_takes_the_backend_that_it_is_given() -> None:
+    command = ["architecture_2", "32", "1", "5", "0"]
+    assert history.milliseconds(ROOT, [*command, "torch"]) > 0
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        history.milliseconds(ROOT, [*command, "cudagraphs"])
+    assert "cudagraphs" in failed.value.stderr
+
+
 def test_commits_take_turns_and_leave_nothing_behind(
     temporary: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
