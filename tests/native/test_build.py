@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -160,3 +162,19 @@ def test_the_source_is_in_the_package() -> None:
     # By name: the package that runs here may be the installed one.
     assert packaged >= {path.name for path in (build.SOURCE, *build.HEADERS)}
     assert len(build.HEADERS) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("narrower", ["-mno-avx512f", "-march=x86-64"])
+def test_narrower_vectors_do_what_torchs_operators_do(narrower: str, tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None or platform.machine() != "x86_64":
+        pytest.skip("needs g++ on an x86 processor")
+    script = tmp_path / "narrower"
+    script.write_text(f'#!/bin/sh\nexec {compiler} "$@" {narrower}\n')
+    script.chmod(0o755)
+    environment = {**os.environ, "CXX": str(script), "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("DIPDEFENSE_NATIVE", None)
+    code = "from dipdefense.native import loading; loading.required()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
