@@ -112,10 +112,14 @@ def plot(record: Record, path: Path) -> None:
             panel.axhline(seconds, color="grey", linestyle=style, label=f"floor, {dtype}")
         panel.set(title=setting["name"], xlabel="images at once", xscale="log", yscale="log")
         _label(panel, {row["batch"]: str(row["batch"]) for row in rows})
-        panel.legend(fontsize="x-small")
     panels[0, 0].set_ylabel("seconds an image and 1,000 iterations")
     _against_pixels(panels[0, -1], record, colours)
     figure.suptitle(record["circumstances"]["hardware"], fontsize="small")
+    # One for all panels, outside of them, where it hides no point.
+    labels = {
+        label: line for panel in panels[0] for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -133,7 +137,6 @@ def _against_pixels(panel: Any, record: Record, colours: Mapping[str, str]) -> N
         panel.plot([pixels for pixels, _ in points], [time for _, time in points], "o-", color=colour, label=name)
     panel.set(title="each at its fastest batch size", xlabel="pixels an image", xscale="log", yscale="log")
     _label(panel, {side**2: f"{side}×{side}" for side in first})
-    panel.legend(fontsize="x-small")
 
 
 def _label(panel: Any, names: Mapping[int, str]) -> None:
