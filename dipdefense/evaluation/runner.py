@@ -4,6 +4,9 @@ The images are cut into fixed batches of the run's order, and a batch with an ou
 images always meet in the same batch, and a run that was killed and resumed has the numbers of one that was not: to the
 bit on a CPU, where sums are taken in a fixed order for a given number of threads. A file that has left the data set
 since shifts the batches of what is still missing, which changes roundings alone; what is stored stays.
+
+An outcome depends on the pixels and the seed, and the seed on no attack: two conditions that give a batch the same
+pixels, such as FGSM and one step of BI at ε = 1, are measured once and stored under both names.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from tqdm.auto import tqdm
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.defences import Defence, Outcome
 from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_digest, read
+from dipdefense.evaluation.provenance import digest
 from dipdefense.evaluation.records import Key, Record
 from dipdefense.evaluation.store import Store
 from dipdefense.seeds import derive_seed
@@ -106,7 +110,18 @@ def run(
     todo = _todo(store.done(key), contents, conditions, defences, seeds, asked, batch)
     remaining = sum(len(piece.positions) for piece in todo)
     measuring = _Measuring(
-        data, chosen.indices, contents, places, classifier, conditions, defences, seeds[0], device, batch, session
+        data,
+        chosen.indices,
+        contents,
+        places,
+        classifier,
+        conditions,
+        defences,
+        seeds[0],
+        device,
+        batch,
+        session,
+        _Known(),
     )
     with tqdm(total=remaining, unit="image", desc="images × conditions", disable=not progress) as bar:
         for number, parts in _each(measuring, todo) if spread is None else spread(measuring.whole, todo):
@@ -125,6 +140,24 @@ Part = tuple[Mapping[str, str], Sequence[Record]]
 """Why images can no longer be read, by id, and outcomes that became known together."""
 
 
+_Decided = tuple[str, int, tuple[int, ...], tuple[int, ...]]
+"""What decides a batch's outcomes: the digest of its pixels, the defence's place, its seeds and its budgets."""
+
+
+class _Known:
+    """The outcomes that one batch has so far, under any condition."""
+
+    def __init__(self) -> None:
+        self._positions = range(0)
+        self._outcomes: dict[_Decided, list[Outcome]] = {}
+
+    def of(self, positions: range) -> dict[_Decided, list[Outcome]]:
+        """Those of the batch at these positions; another batch's are let go."""
+        if positions != self._positions:
+            self._positions, self._outcomes = positions, {}
+        return self._outcomes
+
+
 class _Measuring(NamedTuple):
     """How a piece of a run is measured, in this process or another."""
 
@@ -139,6 +172,7 @@ class _Measuring(NamedTuple):
     device: torch.device | str
     batch: int
     session: int
+    known: _Known
 
     def parts(self, piece: _Piece) -> Iterator[Part]:
         """The piece's outcomes as they become known."""
@@ -150,7 +184,9 @@ class _Measuring(NamedTuple):
         if (attack := self.conditions[piece.condition]) is not None:
             attack_seeds = [derive_seed(self.attack_seed, piece.condition, name) for name in found.ids]
             images = attack(self.classifier, images, labels, batch_size=self.batch, seed=attack_seeds)
-        for defence, seed, outcome in _outcomes(piece, self.defences, found.ids, images, self.classifier):
+        for defence, seed, outcome in _outcomes(
+            piece, self.defences, found.ids, images, self.classifier, self.known.of(piece.positions)
+        ):
             known = {"condition": piece.condition, "defence": defence.name, "seed": seed, "session": self.session}
             yield {}, list(_records(outcome, found, self.places, self.contents, known))
 
@@ -167,14 +203,24 @@ def _each(measuring: _Measuring, todo: Sequence[_Piece]) -> Iterator[tuple[int, 
 # As a decorator it is off between two outcomes: the caller's gradients stay on, however the run ends.
 @torch.no_grad()
 def _outcomes(
-    piece: _Piece, defences: Sequence[Defence], ids: Sequence[str], images: Tensor, classifier: nn.Module
+    piece: _Piece,
+    defences: Sequence[Defence],
+    ids: Sequence[str],
+    images: Tensor,
+    classifier: nn.Module,
+    known: dict[_Decided, list[Outcome]],
 ) -> Iterator[tuple[Defence, int, Outcome]]:
-    """A batch's outcomes behind each defence, with each seed, at each budget."""
+    """A batch's outcomes behind each defence, with each seed, at each budget; those that are known are not sought."""
+    pixels = digest([images.cpu().numpy().tobytes()])
     for place, seed, budgets in piece.work:
         defence = defences[place]
         own_seeds = [derive_seed(seed, defence.family or defence.name, name) for name in ids]
-        for outcome in defence.classify(classifier, images, budgets, own_seeds):
+        decided = pixels, place, tuple(own_seeds), tuple(budgets)
+        found = []
+        for outcome in known.get(decided) or defence.classify(classifier, images, budgets, own_seeds):
+            found.append(outcome)
             yield defence, seed, outcome
+        known[decided] = found
 
 
 def _reread(

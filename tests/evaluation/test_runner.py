@@ -133,6 +133,25 @@ def test_a_defence_has_the_same_seed_for_an_image_whatever_the_attack(store: Sto
     assert len({seed for seeds in seen.values() for seed in seeds}) == 8
 
 
+def test_two_attacks_that_come_to_the_same_pixels_are_measured_once(store: Store, tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+
+    def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]):
+        seen.append(list(seeds))
+        for budget in budgets:
+            yield Outcome(budget, classifier(images) * budget, None, ["ok"] * len(images), 0.1)
+
+    asked = {"images": 4, "batch": 2, "defences": [Defence("dip", (1, 2), classify)], "seeds": (0, 1)}
+    # One step of BI is FGSM; at epsilon 5 they differ.
+    together = tiny_run(store, conditions=("fgsm-1", "bi-1", "fgsm-5", "bi-5"), **asked)
+    assert len(seen) == 2 * 2 * 3
+    with Store(tmp_path / "alone.sqlite") as other:
+        for condition in ("fgsm-1", "bi-1", "fgsm-5", "bi-5"):
+            alone = tiny_run(other, conditions=(condition,), **asked)
+    assert timeless(together) == timeless(alone)
+    assert len(seen) == 2 * 2 * 3 + 2 * 2 * 4
+
+
 def test_the_noise_of_two_images_differs(store: Store) -> None:
     noisy: list[Tensor] = []
 
