@@ -44,12 +44,12 @@ def attacked(report: AdaptiveReport) -> str:
 
 
 def verdict(reports: Sequence[AdaptiveReport]) -> str:
-    """A sentence for each record and budget: the accuracy of the reconstruction under the strongest attack."""
+    """A sentence on what attackers who know the defence leave of it, and a line for each record and budget."""
     found: list[str] = []
     nothing: list[float] = []
     lowered: list[str] = []
     for report in reports:
-        epsilon = report.epsilons[-1]
+        epsilon, configuration = report.epsilons[-1], report.run.configuration
         for column in report.columns:
             left = report.judged(WORST_CASE, column, epsilon)
             strongest = report.strongest(column, epsilon)
@@ -58,34 +58,29 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
                 continue
             parts = named(strongest.condition)
             assert parts is not None
-            configuration = report.run.configuration
-            where = (
-                f"{column_title(column)} ({configuration['dip']['channels']} channels, {configuration['classifier']}), "
-                f'attacks of level "{configuration["adaptive"]["level"]}", n = {left.n}'
-            )
             nothing += [epsilon] if min(left.mean, left.majority) <= NOTHING else []
             lowered.append(
                 f"At ε = {epsilon:g}, attackers who know the defence lower its accuracy from {100 * clean.mean:.0f} to "
                 f"{100 * left.mean:.0f} %."
             )
-            sentence = (
-                f"{where}: {_cell(clean)} % on clean images; at ε = {epsilon:g}, under attackers who know it, "
-                f"{_cell(left)} % by a single draw and "
-                f"{100 * left.majority:.1f} % by majority vote, strongest attack {title(parts.attack)}"
-            )
             unaware = report.judged("transfer", column, epsilon)
             found.append(
-                sentence + (f"; {_cell(unaware)} % under the defence-unaware transfer attack" if unaware else "")
+                f"- {column_title(column)}, {configuration['dip']['channels']} channels, "
+                f'{configuration["classifier"]}, level "{configuration["adaptive"]["level"]}", n = {left.n}: '
+                f"**{_cell(left)} %** under the strongest attack found ({title(parts.attack)}, ε = {epsilon:g}), "
+                f"{100 * left.majority:.1f} % by majority vote"
+                + (f"; {_cell(unaware)} % under a defence-unaware transfer attack" if unaware else "")
+                + f"; {_cell(clean)} % on clean images."
             )
     if not found:
         return "Attackers who know the defence have not been measured yet."
-    reduced = any(report.run.configuration["adaptive"]["level"] != "full" for report in reports)
-    end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
     if nothing:
         head = f"At ε = {max(nothing):g}, attackers who know the defence leave next to nothing of it."
     else:
         head = " ".join(lowered)
-    return f"**{head}** {'. '.join(found)}.{end}"
+    reduced = any(report.run.configuration["adaptive"]["level"] != "full" for report in reports)
+    end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
+    return "\n".join([f"**{head}**{end} Accuracy of a single random draw, with 95 % intervals:", "", *found])
 
 
 def _cell(judged: Verdict) -> str:

@@ -44,17 +44,19 @@ STANDING = {"clean": 8, "transfer-8": 6, "bpda-8@dip-500": 5, "trajectory-8@dip-
 
 def test_nothing_left_is_said_so() -> None:
     text = verdict([adaptive(FALLEN)])
-    assert text.startswith("**At ε = 8, attackers who know the defence leave next to nothing of it.** DIP 500")
-    assert "at ε = 8, under attackers who know it, 0.0 [0.0, 27.8] % by a single draw" in text
-    assert "strongest attack trajectory; 60.0 [31.3, 83.2] % under the defence-unaware transfer attack" in text
+    assert text.startswith("**At ε = 8, attackers who know the defence leave next to nothing of it.** The attacks are")
+    line = text.splitlines()[-1]
+    assert line.startswith("- DIP 500")
+    assert "**0.0 [0.0, 27.8] %** under the strongest attack found (trajectory, ε = 8)" in line
+    assert "; 60.0 [31.3, 83.2] % under a defence-unaware transfer attack; 80.0 [" in line
     assert "stronger ones can only leave less" in text
 
 
 def test_something_left_is_a_figure_and_no_robustness() -> None:
     text = verdict([adaptive(STANDING)])
     assert "nothing" not in text
-    assert text.startswith("**At ε = 8, attackers who know the defence lower its accuracy from 80 to 50 %.** DIP 500")
-    assert "50.0 [23.7, 76.3] % by a single draw and 50.0 % by majority vote, strongest attack BPDA" in text
+    assert text.startswith("**At ε = 8, attackers who know the defence lower its accuracy from 80 to 50 %.** The")
+    assert "**50.0 [23.7, 76.3] %** under the strongest attack found (BPDA, ε = 8), 50.0 % by majority vote" in text
     assert "robust" not in text
     assert verdict([]) == "Attackers who know the defence have not been measured yet."
 
