@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipdefense.engine.interpolation import upsampling_matrix
-from dipdefense.native.library import Kernels, table_of
+from dipdefense.native.library import Kernels
 
 _current: ContextVar[Kernels | None] = ContextVar("kernels", default=None)
 
@@ -62,8 +60,8 @@ class NormaliseUpsampled(torch.autograd.Function):
     def forward(ctx: Any, low: Tensor, scale: Tensor, height: int, width: int, eps: float, kernels: Kernels) -> Tensor:
         """The statistics in one pass, the result in another."""
         low = low.contiguous(memory_format=_format_of(low))
-        ctx.tables, ctx.pixels, ctx.kernels = (_axis(height), _axis(width)), height * width, kernels
-        out, ctx.statistics = kernels.normalise_upsampled(low, scale, ctx.tables, pixels=ctx.pixels, eps=eps)
+        out, ctx.statistics = kernels.normalise_upsampled(low, scale, height=height, width=width, eps=eps)
+        ctx.height, ctx.width, ctx.kernels = height, width, kernels
         ctx.save_for_backward(low, scale)
         return out
 
@@ -73,7 +71,7 @@ class NormaliseUpsampled(torch.autograd.Function):
         low, scale = ctx.saved_tensors
         grad = grad.contiguous(memory_format=_format_of(low))
         gradients = ctx.kernels.normalise_upsampled_backward(
-            low, grad, scale, ctx.statistics, ctx.tables, pixels=ctx.pixels
+            low, grad, scale, ctx.statistics, height=ctx.height, width=ctx.width
         )
         return (*gradients, None, None, None, None)
 
@@ -95,11 +93,6 @@ class ConvolveNarrow(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         return (*ctx.kernels.convolve_narrow_backward(x, weight, grad), grad, None)
-
-
-@functools.lru_cache(maxsize=64)
-def _axis(size: int) -> Tensor:
-    return table_of(upsampling_matrix(size, torch.float64, torch.device("cpu")))
 
 
 def _format_of(x: Tensor) -> torch.memory_format:

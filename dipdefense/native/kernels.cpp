@@ -13,6 +13,22 @@
 #include "normalise.h"
 #include "upsampled.h"
 
+namespace {
+
+// The tables of both sides of an upsampled tensor.
+struct Sides {
+    int64_t height, width;
+    std::vector<float> vertical = upsampling_table(height), horizontal = upsampling_table(width);
+
+    Sides(int64_t height, int64_t width) : height(height), width(width) {}
+    Maps maps(int64_t count, int64_t inner) const {
+        return {vertical.data(), horizontal.data(), count, (height + 1) / 2, (width + 1) / 2, inner,
+                double(height * width)};
+    }
+};
+
+}  // namespace
+
 // The functions that library.py calls, each for fp32 and for bf16.
 #define INTERFACE(NAME, T)                                                                                            \
     void perturb_##NAME(const float* fixed, T* out, const int64_t* seeds, int64_t images, int64_t size,               \
@@ -30,18 +46,15 @@
         const auto run = innermost ? normalise_pixels_backward<T> : normalise_planes_backward<T>;                     \
         run(x, grad, grad_x, scale, shift, statistics, grad_scale, grad_shift, channels, pixels, slope, threads);     \
     }                                                                                                                 \
-    void normalise_upsampled_##NAME(const T* x, T* y, const float* scale, double* statistics, const float* vertical,   \
-                                    const float* horizontal, int64_t maps, int64_t rows, int64_t columns,             \
-                                    int64_t inner, double pixels, double eps, int threads) {                          \
-        normalise_upsampled(x, y, scale, statistics, {vertical, horizontal, maps, rows, columns, inner, pixels}, eps, \
-                            threads);                                                                                 \
+    void normalise_upsampled_##NAME(const T* x, T* y, const float* scale, double* statistics, int64_t maps,           \
+                                    int64_t height, int64_t width, int64_t inner, double eps, int threads) {          \
+        normalise_upsampled(x, y, scale, statistics, Sides(height, width).maps(maps, inner), eps, threads);           \
     }                                                                                                                 \
     void normalise_upsampled_backward_##NAME(const T* x, const T* grad, T* grad_x, const float* scale,                \
-                                             const double* statistics, float* grad_scale, const float* vertical,      \
-                                             const float* horizontal, int64_t maps, int64_t rows, int64_t columns,    \
-                                             int64_t inner, double pixels, int threads) {                             \
+                                             const double* statistics, float* grad_scale, int64_t maps,               \
+                                             int64_t height, int64_t width, int64_t inner, int threads) {             \
         normalise_upsampled_backward(x, grad, grad_x, scale, statistics, grad_scale,                                  \
-                                     {vertical, horizontal, maps, rows, columns, inner, pixels}, threads);            \
+                                     Sides(height, width).maps(maps, inner), threads);                                \
     }                                                                                                                 \
     void convolve_narrow_##NAME(const T* x, const T* addend, T* out, const float* weight, int64_t inputs,             \
                                 int64_t outputs, int64_t rows, int64_t columns, int threads) {                        \

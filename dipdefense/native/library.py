@@ -15,8 +15,8 @@ _SIGNATURES = {
     "perturb": "PPPLLLFI",
     "normalise": "PPPPPLLIDFI",
     "normalise_backward": "PPPPPPPPLLIFI",
-    "normalise_upsampled": "PPPPPPLLLLDDI",
-    "normalise_upsampled_backward": "PPPPPPPPLLLLDI",
+    "normalise_upsampled": "PPPPLLLLDI",
+    "normalise_upsampled_backward": "PPPPPPLLLLI",
     "convolve_narrow": "PPPPLLLLI",
     "convolve_narrow_backward": "PPPPPLLLLI",
     "head": "PPPPPPPPPLLLLII",
@@ -138,15 +138,15 @@ class Kernels:
         return grad_x, grad_scale, grad_shift
 
     def normalise_upsampled(
-        self, low: Tensor, scale: Tensor, tables: tuple[Tensor, Tensor], *, pixels: int, eps: float
+        self, low: Tensor, scale: Tensor, *, height: int, width: int, eps: float
     ) -> tuple[Tensor, Tensor]:
         """Divide by the standard deviation of the upsampled tensor, and multiply by the scale.
 
         Args:
-            low: (N, C, h, w).
+            low: (N, C, ceil(height / 2), ceil(width / 2)).
             scale: (N, C).
-            tables: of either axis, by :func:`table_of`.
-            pixels: of the upsampled tensor.
+            height: of the upsampled tensor.
+            width: likewise.
             eps: added to the biased variance.
 
         Returns:
@@ -154,26 +154,19 @@ class Kernels:
         """
         out, statistics = torch.empty_like(low), scale.new_empty(2 * scale.numel(), dtype=torch.float64)
         self._functions["normalise_upsampled", low.dtype](
-            low.data_ptr(), out.data_ptr(), scale.data_ptr(), statistics.data_ptr(), *_maps(low, tables, pixels), eps,
+            low.data_ptr(), out.data_ptr(), scale.data_ptr(), statistics.data_ptr(), *_maps(low, height, width), eps,
             torch.get_num_threads(),
         )  # fmt: skip
         return out, statistics
 
     def normalise_upsampled_backward(
-        self,
-        low: Tensor,
-        grad: Tensor,
-        scale: Tensor,
-        statistics: Tensor,
-        tables: tuple[Tensor, Tensor],
-        *,
-        pixels: int,
+        self, low: Tensor, grad: Tensor, scale: Tensor, statistics: Tensor, *, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
         """The gradients of ``low`` and scale, given that of the result in the memory format of ``low``."""
         grad_low, grad_scale = torch.empty_like(low), torch.empty_like(scale)
         self._functions["normalise_upsampled_backward", low.dtype](
             low.data_ptr(), grad.data_ptr(), grad_low.data_ptr(), scale.data_ptr(), statistics.data_ptr(),
-            grad_scale.data_ptr(), *_maps(low, tables, pixels), torch.get_num_threads(),
+            grad_scale.data_ptr(), *_maps(low, height, width), torch.get_num_threads(),
         )  # fmt: skip
         return grad_low, grad_scale
 
@@ -274,23 +267,8 @@ def _declared(library: ctypes.CDLL, name: str, signature: str) -> Callable[..., 
     return cast(Callable[..., None], function)
 
 
-def table_of(upsampling: Tensor) -> Tensor:
-    """The description of upsampling along an axis that the kernels read.
-
-    Args:
-        upsampling: (size, ceil(size / 2)), its matrix, whose Gram matrix is tridiagonal.
-
-    Returns:
-        (3, ceil(size / 2)) fp32: the diagonal of the Gram matrix, the entries beside it (the last is not read), and
-        each pixel's share in the upsampled mean.
-    """
-    gram = upsampling.T @ upsampling
-    beside = torch.cat([gram.diagonal(1), gram.new_zeros(1)])
-    return torch.stack([gram.diagonal(), beside, upsampling.mean(dim=0)]).float()
-
-
-def _maps(low: Tensor, tables: tuple[Tensor, Tensor], pixels: int) -> tuple[int | float, ...]:
-    """The arguments that describe a low-resolution tensor: maps of one channel, or one map of all channels."""
-    count, channels, rows, columns = low.shape
+def _maps(low: Tensor, height: int, width: int) -> tuple[int, ...]:
+    """The arguments that describe an upsampled tensor: maps of one channel, or one map of all channels."""
+    count, channels = low.shape[:2]
     maps, inner = (count * channels, 1) if low.is_contiguous() else (1, channels)
-    return tables[0].data_ptr(), tables[1].data_ptr(), maps, rows, columns, inner, float(pixels)
+    return maps, height, width, inner

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dipdefense.config import DIPConfig
 from dipdefense.native.iteration import Iteration
-from dipdefense.native.library import Kernels, table_of
+from dipdefense.native.library import Kernels
 
 # Odd sizes leave incomplete vectors and blocks. The channels of one image may be innermost, those of two may not.
 _SHAPES = ((1, 19, 33, 31), (2, 3, 5, 7))
@@ -83,20 +83,14 @@ def _normalise_upsampled(kernels: Kernels, low: Tensor, grad: Tensor) -> None:
     scale, (rows, columns) = _rows(*low.shape[:2]), low.shape[2:]
     # An even height and an odd width.
     height, width = 2 * rows, 2 * columns - 1
-    tables = _upsampling_table(rows, height), _upsampling_table(columns, width)
-    out, statistics = kernels.normalise_upsampled(low, scale, tables, pixels=height * width, eps=_EPS)
-    gradients = kernels.normalise_upsampled_backward(low, grad, scale, statistics, tables, pixels=height * width)
+    out, statistics = kernels.normalise_upsampled(low, scale, height=height, width=width, eps=_EPS)
+    gradients = kernels.normalise_upsampled_backward(low, grad, scale, statistics, height=height, width=width)
     inputs = [each.float().clone().requires_grad_() for each in (low, scale)]
     upsampled = F.interpolate(inputs[0], scale_factor=2, mode="bilinear")[..., :width]
     deviation = (upsampled.var(dim=(2, 3), correction=0) + _EPS).sqrt()
     plain = inputs[0] * (inputs[1] / deviation)[..., None, None]
     exact = (plain, *torch.autograd.grad(plain, inputs, grad.float()))
     _compare("upsampled tensor's normalisation", (out, *gradients), exact, low.dtype)
-
-
-def _upsampling_table(low: int, size: int) -> Tensor:
-    unit = torch.eye(low, dtype=torch.float64)
-    return table_of(F.interpolate(unit[None], scale_factor=2, mode="linear")[0].T[:size])
 
 
 def _convolve_narrow(kernels: Kernels, addend: Tensor, grad: Tensor) -> None:

@@ -2,53 +2,27 @@
 #pragma once
 
 #include "products.h"
+#include "upsampled.h"
 
 namespace {
-
-// One term of a sum over lines: which, and its weight.
-struct Term {
-    int64_t line;
-    float weight;
-};
 
 // Upsampling ×2 along one axis, without aligned corners, cropped to ``size``.
 struct Axis {
     int64_t size, low;
     std::vector<std::vector<Term>> seen;   // for each upsampled line: terms of 3 · low-resolution line + tap
     std::vector<std::vector<Term>> given;  // the adjoint: for each of those, terms of upsampled lines
-    std::vector<float> table;              // see Maps
+    std::vector<float> table = upsampling_table(size);
 
-    explicit Axis(int64_t size) : size(size), low((size + 1) / 2), seen(size), given(3 * low), table(3 * low) {
-        for (int64_t at = 0; at < size; ++at) {
-            const Term* own = sources(at);
-            table[own[0].line] += own[0].weight * own[0].weight;
-            table[own[1].line] += own[1].weight * own[1].weight;
-            if (own[0].line == own[1].line)
-                table[own[0].line] += 2 * own[0].weight * own[1].weight;
-            else
-                table[low + own[0].line] += own[0].weight * own[1].weight;
-            for (int which = 0; which < 2; ++which) table[2 * low + own[which].line] += own[which].weight / float(size);
-            for (int64_t tap = 0; tap < 3; ++tap) {
-                const Term* terms = sources(reflected(at + tap - 1, size));
-                for (int which = 0; which < 2; ++which) add(seen[at], 3 * terms[which].line + tap, terms[which].weight);
-            }
-        }
+    explicit Axis(int64_t size) : size(size), low((size + 1) / 2), seen(size), given(3 * low) {
+        for (int64_t at = 0; at < size; ++at)
+            for (int64_t tap = 0; tap < 3; ++tap)
+                for (const Term& term : sources(reflected(at + tap - 1, size), low))
+                    add(seen[at], 3 * term.line + tap, term.weight);
         for (int64_t at = 0; at < size; ++at)
             for (const Term& term : seen[at]) given[term.line].push_back({at, term.weight});
     }
 
   private:
-    Term both[2] = {};
-
-    // The two low-resolution lines of an upsampled one, in ascending order; the same one twice at either end.
-    const Term* sources(int64_t at) {
-        const int64_t centre = at / 2, other = at % 2 ? centre + 1 : centre - 1;
-        const int64_t inside = other < 0 ? 0 : other < low ? other : low - 1;
-        const Term near{centre, 0.75f}, far{inside, 0.25f};
-        both[0] = inside < centre ? far : near, both[1] = inside < centre ? near : far;
-        return both;
-    }
-
     static void add(std::vector<Term>& terms, int64_t line, float weight) {
         for (Term& term : terms)
             if (term.line == line) {

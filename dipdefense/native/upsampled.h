@@ -1,15 +1,48 @@
 // Normalisation of an upsampled tensor, applied to the low-resolution one.
 #pragma once
 
+#include <array>
+
 #include "vectors.h"
 
 namespace {
 
-// Maps of rows · columns pixels of ``inner`` channels: N·C maps of one channel, or one image's map of C. Upsampling's
-// Gram matrix along either axis is tridiagonal, and the upsampled mean is a weighted one. The table of an axis has
-// three rows: the diagonal, the entries beside it (from each pixel to the next), and the weights of the mean.
+// One term of a sum over lines: which, and its weight.
+struct Term {
+    int64_t line;
+    float weight;
+};
+
+// The two of ``low`` lines that an upsampled one is a sum of, in ascending order; the same one twice at either end.
+inline std::array<Term, 2> sources(int64_t at, int64_t low) {
+    const int64_t centre = at / 2, other = at % 2 ? centre + 1 : centre - 1;
+    const Term near{centre, 0.75f}, far{other < 0 ? 0 : other < low ? other : low - 1, 0.25f};
+    if (far.line < centre) return {far, near};
+    return {near, far};
+}
+
+// Upsampling ×2 along an axis, without aligned corners, cropped to ``size``: its Gram matrix is tridiagonal, and its
+// mean a weighted one. Three rows: the diagonal, the entries beside it (from each pixel to the next), and the weights
+// of the mean.
+inline std::vector<float> upsampling_table(int64_t size) {
+    const int64_t low = (size + 1) / 2;
+    std::vector<float> table(3 * low);
+    for (int64_t at = 0; at < size; ++at) {
+        const auto [first, second] = sources(at, low);
+        table[first.line] += first.weight * first.weight;
+        table[second.line] += second.weight * second.weight;
+        if (first.line == second.line)
+            table[first.line] += 2 * first.weight * second.weight;
+        else
+            table[low + first.line] += first.weight * second.weight;
+        for (const Term& term : {first, second}) table[2 * low + term.line] += term.weight / float(size);
+    }
+    return table;
+}
+
+// Maps of rows · columns pixels of ``inner`` channels: N·C maps of one channel, or one image's map of C.
 struct Maps {
-    const float *vertical, *horizontal;  // (3, rows) and (3, columns)
+    const float *vertical, *horizontal;  // an upsampling_table each
     int64_t maps, rows, columns, inner;
     double pixels;  // of the upsampled tensor
     int64_t length = columns * inner, size = rows * length, padded = (length + LANES - 1) / LANES * LANES;

@@ -183,14 +183,14 @@ def test_the_number_of_threads_changes_no_bit(native: Kernels, dtype) -> None:
 def test_an_image_alone_has_the_same_bits_as_in_a_batch(native: Kernels, dtype) -> None:
     x, grad, scale = tensor(3, 5, 37, 33, dtype=dtype), tensor(3, 5, 37, 33, dtype=dtype), tensor(3, 5)
     weight, bias, target = tensor(3, 3, 5), tensor(3, 3), torch.rand(3, 3, 37, 33)
-    table = tuple(compiled._axis(2 * side) for side in x.shape[2:])
+    size = {"height": 2 * 37, "width": 2 * 33}
 
     def everything(rows: slice) -> list[Tensor]:
         own_x, own_grad, own_scale = x[rows], grad[rows], scale[rows]
         out, statistics = native.normalise(own_x, own_scale, own_scale, eps=EPS, slope=0.2)
         found = [out, *native.normalise_backward(own_x, own_grad, own_scale, own_scale, statistics, slope=0.2)]
-        out, statistics = native.normalise_upsampled(own_x, own_scale, table, pixels=4 * 37 * 33, eps=EPS)
-        found += native.normalise_upsampled_backward(own_x, own_grad, own_scale, statistics, table, pixels=4 * 37 * 33)
+        out, statistics = native.normalise_upsampled(own_x, own_scale, **size, eps=EPS)
+        found += native.normalise_upsampled_backward(own_x, own_grad, own_scale, statistics, **size)
         return [out, *found, *native.head(own_x, weight[rows], bias[rows], target[rows])]
 
     together = everything(slice(None))
