@@ -72,10 +72,13 @@ def network(function: F) -> F:
     """``--config``, ``--seed``, ``--precision``, ``--backend`` and ``--device``."""
     for option in (
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
-        click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
+        click.option(
+            "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
+            help="torch's operators; native (a CPU with a C++ compiler); cudagraphs or triton (an NVIDIA GPU).",
+        ),
         click.option(
             "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
-            help="Precision of the convolutions; auto takes bf16 where it is faster.",
+            help="Precision of the convolutions; auto takes bf16 on GPUs that have it and on CPUs with AMX.",
         ),
         click.option(
             "--seed", type=SEED, default=0, show_default=True,

@@ -27,7 +27,7 @@ ARGUMENTS = {
     "bare on a GPU": ("--device cuda", {"images": None, "classes": None, "batch": 32, "budgets": (500, 750, 1000)}),
     "the paper's": (
         "--device cuda --data val --classifier resnet18",
-        {"images": 500, "classes": 200, "data": Path("val")},
+        {"images": 500, "classes": None, "data": Path("val")},
     ),
     "seeds": ("--device cpu --seed 4 5 4", {"seeds": (4, 5)}),
     "conditions": ("--device cpu --conditions bi-10 clean", {"conditions": ("clean", "bi-10")}),

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dipdefense.attacks.adaptive.autoattack import autoattack
 from dipdefense.attacks.adaptive.losses import margin
 from dipdefense.attacks.adaptive.samples import derived, sampled
 from dipdefense.attacks.adaptive.task import AdaptiveAttack, Task, check_counts
-from dipdefense.attacks.adaptive.transfer import autoattack
 
 # A margin that no image has.
 _UNKNOWN = 1e6

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from dipdefense.attacks.adaptive.autoattack import autoattack
 from dipdefense.attacks.adaptive.losses import LossName, margin
 from dipdefense.attacks.adaptive.samples import sampled
 from dipdefense.attacks.adaptive.task import AdaptiveAttack, Task, check_counts
@@ -67,22 +66,3 @@ class Transfer(AdaptiveAttack):
             # The iterate of the greatest loss: AutoAttack's other mode leaves an image alone once it is misclassified.
             adversarial: Tensor = attack.perturb(task.clean, task.labels, best_loss=True)
         return adversarial
-
-
-@contextmanager
-def autoattack(module: str) -> Iterator[Any]:
-    """AutoAttack's module of this name, without its warnings of zero gradients.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    import importlib
-    import warnings
-
-    try:
-        library = importlib.import_module(f"pyautoattack.{module}")
-    except ImportError as error:
-        raise ImportError('this attack is AutoAttack\'s; install it with: pip install "dipdefense[attacks]"') from error
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*points with zero gradient")
-        yield library

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import dipdefense
 from dipdefense.arguments import choice, integer, several
 from dipdefense.attacks.adaptive import Threat
+from dipdefense.attacks.adaptive.autoattack import check_autoattack
 from dipdefense.attacks.adaptive.samples import purified
 from dipdefense.attacks.checking import check_attacked, check_labels_below, detached
 from dipdefense.checks import check_logits
@@ -86,6 +87,7 @@ def evaluate(
 
     Raises:
         TypeError, ValueError: an argument is not as described; nothing has been run yet.
+        ImportError: the level has an attack of AutoAttack's, which is not installed.
 
     Example:
         >>> purifier, classifier = nn.Identity(), nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
@@ -102,6 +104,7 @@ def evaluate(
     if isinstance(level, str):
         choice("level", level, LEVELS)
         level = LEVELS[level]
+    check_autoattack(level.attacks)
     epsilons = _epsilons(epsilon, norm)
     seed, batch_size = integer("seed", seed, low=0, high=2**62), integer("batch_size", batch_size, low=1)
     with evaluated(classifier):

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from dipdefense.attacks.adaptive.autoattack import check_autoattack
 from dipdefense.evaluation import command_line
 from dipdefense.evaluation.adaptive.benchmark import (
     AdaptiveSetting,
@@ -40,6 +41,7 @@ def reproduce(description: str | None) -> None:
     store = setting.out / STORE
     with command_line.script(store):
         with command_line.usage():
+            check_autoattack(setting.attackers)
             subject = open_subject(setting)
             against = opponents(setting, subject)
         few = subject.data.stack(subject.chosen.indices[: setting.batch]).images.to(setting.device)

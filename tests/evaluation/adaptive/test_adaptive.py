@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -354,3 +355,14 @@ def test_bad_arguments_are_refused_before_any_work(
     with pytest.raises(kind, match=message):
         evaluate(*arguments, **({"tell": None, "folder": tmp_path / "new"} | changes))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_library_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack.square", None)
+    told: list[str] = []
+    with pytest.raises(ImportError, match=r'AutoAttack\'s attacks: pip install "dipdefense\[attacks\]"'):
+        call(folder=tmp_path / "new", tell=told.append)
+    assert not told
+    assert not (tmp_path / "new").exists()
+    own = Level(name="own", attacks={"bpda": {"steps": 1}}, draws=1)
+    assert call(level=own).epsilons == [16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,19 @@ def test_a_dry_run_prints_the_plan_and_stops(
     out = capsys.readouterr().out
     assert 'Plan of the level "brief"' in out
     assert "purifications an image" in out
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_library_ends_it_in_one_line_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack.square", None)
+    setting = tiny_setting(tmp_path / "new")
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.parse_arguments", lambda _: setting)
+    with pytest.raises(SystemExit) as ended:
+        reproduce(None)
+    assert ended.value.code == 2
+    assert "pip install" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
