@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dipdefense.evaluation import AdaptiveReport
-from dipdefense.evaluation.adaptive.judging import Verdict
+from dipdefense.evaluation.adaptive.judging import Verdict, attackers
 from dipdefense.evaluation.adaptive.names import WORST_CASE, Column, column_title, is_known, named, title
 
 NOTHING = 0.05
@@ -45,42 +45,46 @@ def attacked(report: AdaptiveReport) -> str:
 
 def verdict(reports: Sequence[AdaptiveReport]) -> str:
     """A sentence on what attackers who know the defence leave of it, and a line for each record and budget."""
-    found: list[str] = []
-    nothing: list[float] = []
-    lowered: list[str] = []
+    lines: list[str] = []
+    least: dict[str, tuple[float, Verdict, Verdict]] = {}
     for report in reports:
         epsilon, configuration = report.epsilons[-1], report.run.configuration
+        classifier = configuration["classifier"]
         for column in report.columns:
-            left = report.judged(WORST_CASE, column, epsilon)
+            left, clean = report.judged(WORST_CASE, column, epsilon), report.judged("clean", column)
             strongest = report.strongest(column, epsilon)
-            clean = report.judged("clean", column)
             if column[0] != "dip" or left is None or strongest is None or clean is None:
                 continue
-            parts = named(strongest.condition)
-            assert parts is not None
-            nothing += [epsilon] if min(left.mean, left.majority) <= NOTHING else []
-            lowered.append(
-                f"At ε = {epsilon:g}, attackers who know the defence lower its accuracy from {100 * clean.mean:.0f} to "
-                f"{100 * left.mean:.0f} %."
-            )
+            if classifier not in least or left.mean < least[classifier][1].mean:
+                least[classifier] = epsilon, left, clean
+            ran = ", ".join(_attack(each) for each in attackers(report.verdicts, column, epsilon))
             unaware = report.judged("transfer", column, epsilon)
-            found.append(
-                f"- {column_title(column)}, {configuration['dip']['channels']} channels, "
-                f'{configuration["classifier"]}, level "{configuration["adaptive"]["level"]}", n = {left.n}: '
-                f"**{_cell(left)} %** under the strongest attack found ({title(parts.attack)}, ε = {epsilon:g}), "
-                f"{100 * left.majority:.1f} % by majority vote"
+            lines.append(
+                f"- {column_title(column)}, {configuration['dip']['channels']} channels, {classifier}, "
+                f'level "{configuration["adaptive"]["level"]}" ({ran}), n = {left.n}, ε = {epsilon:g}: '
+                f"**{_cell(left)} %** under the worst case of these attacks, {100 * left.majority:.1f} % by majority "
+                f"vote; {_cell(strongest)} % under {_attack(strongest)} alone"
                 + (f"; {_cell(unaware)} % under a defence-unaware transfer attack" if unaware else "")
                 + f"; {_cell(clean)} % on clean images."
             )
-    if not found:
+    if not least:
         return "Attackers who know the defence have not been measured yet."
-    if nothing:
-        head = f"At ε = {max(nothing):g}, attackers who know the defence leave next to nothing of it."
-    else:
-        head = " ".join(lowered)
+    lowered = " and ".join(
+        f"from {100 * clean.mean:.0f} to {100 * left.mean:.0f} % (ε = {epsilon:g}, {classifier})"
+        for classifier, (epsilon, left, clean) in least.items()
+    )
+    head = f"Attackers who know the defence lower its accuracy {lowered}"
+    if all(min(left.mean, left.majority) <= NOTHING for _, left, _ in least.values()):
+        head += ": next to nothing is left"
     reduced = any(report.run.configuration["adaptive"]["level"] != "full" for report in reports)
     end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
-    return "\n".join([f"**{head}**{end} Accuracy of a single random draw, with 95 % intervals:", "", *found])
+    return "\n".join([f"**{head}.**{end} Accuracy of a single random draw, with 95 % intervals:", "", *lines])
+
+
+def _attack(judged: Verdict) -> str:
+    parts = named(judged.condition)
+    assert parts is not None
+    return title(parts.attack)
 
 
 def _cell(judged: Verdict) -> str:

@@ -68,8 +68,15 @@ def pgd_l2(
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Each image of a batch (N, …) scaled to L2 length 1; one of zeros stays."""
-    return F.normalize(vectors.flatten(1)).view_as(vectors)
+    """Each image of a batch (N, C, H, W) brought to L2 norm 1, however small or large it is; zero stays zero.
+
+    Example:
+        >>> unit(torch.full((1, 1, 2, 2), 1e-30)).norm()
+        tensor(1.)
+    """
+    # Its squares alone would be zero or infinite in float32.
+    scaled = vectors / vectors.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
+    return scaled / scaled.square().sum(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def _within(images: Tensor, moved: Tensor, epsilon: float) -> Tensor:

@@ -19,6 +19,7 @@ from dipdefense.evaluation.protocol import attack_named, condition_order, condit
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance
 from dipdefense.evaluation.statistics import Cell, Interval, compare, holm, summarise, wilson
 from dipdefense.files import write_atomically
+from dipdefense.stopping import stoppable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +44,7 @@ def compare_rules(*, description: str | None, arguments: Sequence[str] | None = 
     setting = Setting(**command_line.subject_of(given))
     with command_line.script(setting.out / STORE):
         with command_line.usage():
+            stoppable(given.backend)
             conditions = {name: attack_named(name) for name in given.conditions}
             if unknown := [name for name, attack in conditions.items() if attack is None and name != "clean"]:
                 raise ValueError(f"--conditions takes clean and attacks such as fgsm-5, got {', '.join(unknown)}")

@@ -9,6 +9,7 @@ from measuring import tiny_classifier
 from torch import Tensor
 
 from dipdefense.attacks import pgd_l2
+from dipdefense.attacks.l2 import unit
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 
@@ -67,6 +68,11 @@ def test_an_image_without_a_gradient_stays(images: Tensor) -> None:
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 5))
     torch.nn.init.zeros_(flat[1].weight)
     torch.testing.assert_close(pgd_l2(flat, images, LABELS, epsilon=0.5, step=0.1, steps=3), images)
+
+
+def test_a_tiny_gradient_is_a_whole_step(images: Tensor) -> None:
+    torch.testing.assert_close(unit(images * 1e-30), unit(images))
+    torch.testing.assert_close(unit(images).flatten(1).norm(dim=1), torch.ones(len(images)))
 
 
 @pytest.mark.parametrize("change", [{"epsilon": 0}, {"epsilon": float("nan")}, {"step": -0.1}, {"steps": 0}], ids=str)

@@ -19,11 +19,13 @@ from readme_adaptive import attacked, verdict
 ATTACKS = {"transfer": {"steps": 20}, "bpda": {"steps": 10}, "trajectory": {"steps": 10}}
 
 
-def adaptive(correct: Mapping[str, int], *, level: str = "quick", budget: int = 500) -> AdaptiveReport:
+def adaptive(
+    correct: Mapping[str, int], *, level: str = "quick", classifier: str = "efficientnet-lite0"
+) -> AdaptiveReport:
     """Ten images, of which each condition leaves so many correct: behind DIP, and without a defence if clean."""
     records = [
         record(
-            f"{position}.png", condition=condition, defence=defence, budget=budget if defence == "dip" else 0,
+            f"{position}.png", condition=condition, defence=defence, budget=500 if defence == "dip" else 0,
             position=position, prediction=3 if position < left else 4, session=1,
         )
         for condition, kept in correct.items()
@@ -32,7 +34,7 @@ def adaptive(correct: Mapping[str, int], *, level: str = "quick", budget: int = 
         for position in range(10)
     ]  # fmt: skip
     configuration = CONFIGURATION | {
-        "classifier": "efficientnet-lite0",
+        "classifier": classifier,
         "adaptive": {"level": level, "attacks": ATTACKS, "controls": {}},
     }
     return AdaptiveReport(Run(configuration, tuple(records), {1: CIRCUMSTANCES}))
@@ -44,10 +46,14 @@ STANDING = {"clean": 8, "transfer-8": 6, "bpda-8@dip-500": 5, "trajectory-8@dip-
 
 def test_nothing_left_is_said_so() -> None:
     text = verdict([adaptive(FALLEN)])
-    assert text.startswith("**At ε = 8, attackers who know the defence leave next to nothing of it.** The attacks are")
+    head = "**Attackers who know the defence lower its accuracy from 80 to 0 % (ε = 8, efficientnet-lite0): "
+    assert text.startswith(head + "next to nothing is left.** The attacks are")
     line = text.splitlines()[-1]
     assert line.startswith("- DIP 500")
-    assert "**0.0 [0.0, 27.8] %** under the strongest attack found (trajectory, ε = 8)" in line
+    assert (
+        'level "quick" (transfer, BPDA, trajectory), n = 10, ε = 8: **0.0 [0.0, 27.8] %** under the worst case' in line
+    )
+    assert "; 0.0 [0.0, 27.8] % under trajectory alone; " in line
     assert "; 60.0 [31.3, 83.2] % under a defence-unaware transfer attack; 80.0 [" in line
     assert "stronger ones can only leave less" in text
 
@@ -55,10 +61,18 @@ def test_nothing_left_is_said_so() -> None:
 def test_something_left_is_a_figure_and_no_robustness() -> None:
     text = verdict([adaptive(STANDING)])
     assert "nothing" not in text
-    assert text.startswith("**At ε = 8, attackers who know the defence lower its accuracy from 80 to 50 %.** The")
-    assert "**50.0 [23.7, 76.3] %** under the strongest attack found (BPDA, ε = 8), 50.0 % by majority vote" in text
+    assert text.startswith(
+        "**Attackers who know the defence lower its accuracy from 80 to 50 % (ε = 8, efficientnet-lite0).** The"
+    )
+    assert "**50.0 [23.7, 76.3] %** under the worst case of these attacks, 50.0 % by majority vote" in text
     assert "robust" not in text
     assert verdict([]) == "Attackers who know the defence have not been measured yet."
+
+
+def test_the_strongest_record_of_each_classifier_is_named() -> None:
+    text = verdict([adaptive(STANDING), adaptive(FALLEN, level="standard"), adaptive(STANDING, classifier="other")])
+    assert "from 80 to 0 % (ε = 8, efficientnet-lite0) and from 80 to 50 % (ε = 8, other).**" in text
+    assert text.count("\n- DIP 500") == 3
 
 
 def test_the_tables_have_the_strongest_attack_beside_the_defence_unaware_one() -> None:

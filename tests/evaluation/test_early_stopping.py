@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from measuring import CONFIG, CONFIGURATION, record, tiny_measure
 
 from dipdefense.evaluation import Run, deep_image_prior
@@ -113,3 +114,14 @@ def test_conditions_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]
         compare_rules(description="", arguments=["--device", "cpu", "--conditions", "clean", "dark"])
     assert exit_.value.code == 2
     assert "--conditions takes clean and attacks such as fgsm-5, got dark" in capsys.readouterr().err
+
+
+def test_a_backend_that_cannot_stop_an_image_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(SystemExit) as exit_:
+        compare_rules(description="", arguments=["--device", "cuda", "--backend", "cudagraphs"])
+    assert exit_.value.code == 2
+    assert 'stopping needs backend="torch", got "cudagraphs"' in capsys.readouterr().err

@@ -58,11 +58,13 @@ class Progress:
         checkpoint: the file, or none.
         identity: the digest of attack, images, labels, threat, seed and the classifier's weights.
         defence: the fingerprint of the defence. Files of earlier versions have none, and are taken for this defence's.
+        device: of the state.
     """
 
     checkpoint: Checkpoint | None
     identity: str
     defence: str = ""
+    device: torch.device | str = "cpu"
     _written: float = field(default_factory=time.monotonic)
 
     def load(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Progress:
             return {}
         path = self.checkpoint.path
         try:
-            saved = torch.load(path, weights_only=True)
+            saved = torch.load(path, weights_only=True, map_location=self.device)
             known = saved["identity"], saved.get("defence", self.defence)
             state = dict(saved["state"])
         except Exception as error:  # broken bytes raise many kinds
@@ -101,10 +103,27 @@ class Progress:
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """A digest of what distinguishes modules: how they print, their configurations, and their weights."""
-    configurations = (getattr(part, "config", None) for module in modules for part in module.modules())
-    weights = (value for module in modules for value in module.state_dict().values())
-    return identity(*modules, *configurations, *weights)
+    """A digest of what distinguishes modules: how they print, their weights, and their parts' public attributes.
+
+    Of the attributes those count that are numbers, strings, tuples or lists of them, tensors, and ``config``.
+    """
+    weights = (part for module in modules for named in module.state_dict().items() for part in named)
+    attributes = (
+        part
+        for module in modules
+        for owner in module.modules()
+        for name, value in sorted(vars(owner).items())
+        if not name.startswith("_") and name != "training" and (name == "config" or _plain(value))
+        for part in (type(owner).__qualname__, name, value)
+    )
+    return identity(*modules, *weights, *attributes)
+
+
+def _plain(value: object) -> bool:
+    """Whether a value prints as what it is, or is a tensor."""
+    if isinstance(value, tuple | list):
+        return all(_plain(each) and not isinstance(each, Tensor) for each in value)
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype | Tensor)
 
 
 def identity(*parts: object) -> str:

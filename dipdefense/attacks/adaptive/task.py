@@ -64,6 +64,15 @@ class Adaptive(Protocol):
             TypeError, ValueError: an argument is not as described; no gradient has been taken yet.
         """
 
+    def check(
+        self, defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor, *, threat: Threat
+    ) -> None:
+        """Refuse what a call would refuse, after one pass of the classifier.
+
+        Raises:
+            TypeError, ValueError: this attack cannot be run on the defence, the classifier or the images.
+        """
+
 
 @dataclass(frozen=True)
 class Task:
@@ -159,11 +168,18 @@ class AdaptiveAttack(abc.ABC):
                 if own_checkpoint is not None:
                     weights = classifier.state_dict().values()
                     key = identity(self, defence, ball.clean, own_labels, threat, own_seed, *weights)
-                    progress = Progress(own_checkpoint, key, fingerprint(defence))
+                    progress = Progress(own_checkpoint, key, fingerprint(defence), images.device)
                 task = Task(defence, classifier, own_labels, ball, own_seed, progress)
                 self._refuse(task)
                 adversarial[part] = ball.project(self._attack(task))
         return adversarial
+
+    def check(
+        self, defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor, *, threat: Threat
+    ) -> None:
+        """See :class:`Adaptive`."""
+        with evaluated(classifier):
+            self._refuse(Task(defence, classifier, labels.long(), Ball(images, threat), 0, Progress(None, "")))
 
     def _refuse(self, task: Task) -> None:
         with torch.no_grad():

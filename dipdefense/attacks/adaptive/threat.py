@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dipdefense.arguments import choice, real
 from dipdefense.attacks.checking import check_epsilon
+from dipdefense.attacks.l2 import unit
 
 Norm = Literal["Linf", "L2"]
 
@@ -88,18 +89,6 @@ class Ball:
         else:
             noise = unit(torch.randn(shape, generator=generator, device="cpu"))
         return self.project(self.clean + self.threat.radius * noise.to(self.clean.device))
-
-
-def unit(gradient: Tensor) -> Tensor:
-    """Each image's gradient (N, C, H, W) brought to L2 norm 1, however small or large it is; zero stays zero.
-
-    Example:
-        >>> unit(torch.full((1, 1, 2, 2), 1e-30)).norm()
-        tensor(1.)
-    """
-    # Its squares alone would be zero or infinite in float32.
-    scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
-    return scaled / _norm(scaled).clamp(min=_TINY)
 
 
 def _norm(images: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from dipdefense.attacks.adaptive.gradients import Estimate, Estimator, estimated
 from dipdefense.attacks.adaptive.losses import Objective
 from dipdefense.attacks.adaptive.samples import sampled
 from dipdefense.attacks.adaptive.task import Task, check_counts
-from dipdefense.attacks.adaptive.threat import unit
 from dipdefense.attacks.adaptive.unroll import unrolled
+from dipdefense.attacks.l2 import unit
 from dipdefense.checks import resolve_seeds
 from dipdefense.purifier import DIPPurifier
 
@@ -38,6 +38,7 @@ class Unrolled(GradientAttack):
 
     Raises:
         TypeError: at the call, the defence is no DIPPurifier.
+        ValueError: at the call, its network is a variant of the original one.
     """
 
     kind: ClassVar[str] = "unrolled"
@@ -61,6 +62,11 @@ class Unrolled(GradientAttack):
         if not isinstance(task.defence, DIPPurifier):
             raise TypeError(
                 f"defence must be a DIPPurifier, whose iterations can be unrolled, got {type(task.defence).__name__}; "
+                'use "bpda-eot" or "stand-in"'
+            )
+        if variants := task.defence.config.variants():
+            raise ValueError(
+                f"only the original network can be unrolled, and the defence's has {', '.join(variants)}; "
                 'use "bpda-eot" or "stand-in"'
             )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+import dipdefense
 from dipdefense.attacks import Attack
 from dipdefense.attacks.adaptive import ATTACKS, Adaptive, Checkpoint, Threat
 from dipdefense.attacks.adaptive.checkpoint import OtherAttackError, fingerprint
@@ -96,7 +97,8 @@ class Attacked:
             return attack()
         self.folder.mkdir(parents=True, exist_ok=True)
         contents = (content_digest(image, label) for image, label in zip(images.cpu(), labels.tolist(), strict=True))
-        key = digest(f"{part}\n".encode() for part in (self.name, self.attack, self.threat, own, *contents))
+        told = (dipdefense.__version__, images.device.type, self.name, self.attack, self.threat, own, *contents)
+        key = digest(f"{part}\n".encode() for part in told)
         state = self.folder / f"{self.name}-{key}.pt"
         try:
             return attack(checkpoint=Checkpoint(state))
@@ -149,6 +151,19 @@ def conditions(
     return found
 
 
+def check_conditions(
+    found: Mapping[str, Condition | None], classifier: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    """Refuse an attacker that cannot be run on the images or the classifier, before any attack.
+
+    Raises:
+        TypeError, ValueError: the message says which and why.
+    """
+    for condition in found.values():
+        if isinstance(condition, Attacked):
+            condition.attack.check(condition.purifier, classifier, images, labels, threat=condition.threat)
+
+
 def attacks_on(target: Target, level: Level) -> Iterator[tuple[str, Adaptive]]:
     """The level's attackers that can be run on this defence, but the transfer attack."""
     for name, settings in level.attacks.items():
@@ -161,7 +176,7 @@ def applies(attack: str, target: Target) -> bool:
     if attack == "trajectory":
         return isinstance(target.purifier, HasTrajectory)
     if attack == "unrolled":
-        return isinstance(target.purifier, DIPPurifier)
+        return isinstance(target.purifier, DIPPurifier) and not target.purifier.config.variants()
     return attack != "stand-in" or target.keeps_shape
 
 

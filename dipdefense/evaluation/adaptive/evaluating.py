@@ -16,6 +16,7 @@ import dipdefense
 from dipdefense.arguments import choice, integer, several
 from dipdefense.attacks.adaptive import Threat
 from dipdefense.attacks.adaptive.autoattack import check_autoattack
+from dipdefense.attacks.adaptive.checkpoint import fingerprint
 from dipdefense.attacks.adaptive.samples import purified
 from dipdefense.attacks.checking import check_attacked, check_labels_below, detached
 from dipdefense.checks import check_logits
@@ -24,6 +25,7 @@ from dipdefense.evaluation.adaptive.conditions import (
     STATES,
     Target,
     asked,
+    check_conditions,
     conditions,
     purifying,
     rounds,
@@ -37,7 +39,7 @@ from dipdefense.evaluation.adaptive.report import AdaptiveReport
 from dipdefense.evaluation.defences import undefended
 from dipdefense.evaluation.measurement import STORE, complete, joined
 from dipdefense.evaluation.protocol import Chosen, content_digest
-from dipdefense.evaluation.provenance import circumstances, digest
+from dipdefense.evaluation.provenance import circumstances
 from dipdefense.evaluation.report import text
 from dipdefense.evaluation.store import Store
 from dipdefense.evaluation.subject import InMemory
@@ -82,7 +84,9 @@ def evaluate(
         seed: of the attacks and of the draws that judge them.
         batch_size: images attacked and judged at once.
         folder: where outcomes and attacks' states are kept, of any number of evaluations. One that was killed resumes
-            from it when called again, with the same result. None keeps nothing.
+            from it when called again with the same arguments, with the same result. Modules are told apart by how
+            they print, their weights, and their public attributes that are numbers, strings or tensors. None keeps
+            nothing.
         tell: is called with the plan before the start; None for silence.
 
     Raises:
@@ -113,7 +117,7 @@ def evaluate(
         with torch.no_grad():
             check_labels_below(labels, check_logits(classifier(images[:1]), 1).shape[1])
     data, chosen = _given(images, labels)
-    configuration = _identity(defence, classifier, images) | {"adaptive": level.settings()}
+    configuration = _identity(defence, classifier, images, seed) | {"adaptive": level.settings()}
     with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):
         # First of all: a defence may draw once, at its first call.
         probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
@@ -123,9 +127,10 @@ def evaluate(
             # All draws of a deterministic defence are one.
             level = replace(level, draws=1, control_draws=1)
         draws = tuple(range(seed, seed + level.draws))
+        found = conditions(level, targets, epsilons=epsilons, norm=norm)
+        check_conditions(found, classifier, images[:1], labels[:1])
         if tell is not None:
             few = images[:batch_size]
-            found = conditions(level, targets, epsilons=epsilons, norm=norm)
             seconds = {target.name: seconds_of(target, classifier, few) for target in targets}
             tell(text([plan(level, costs(level, targets, found), seconds, images=len(images))]))
         runs = [
@@ -169,25 +174,21 @@ def _given(images: Tensor, labels: Tensor) -> tuple[InMemory, Chosen]:
     return data, Chosen(tuple(range(len(ids))), len(ids), tuple(contents))
 
 
-def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor) -> dict[str, Any]:
-    """Everything of the call that decides outcomes, beside the attacks."""
-    parts = [(repr(module), repr(getattr(module, "config", None))) for module in defence.modules()]
+def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor, seed: int) -> dict[str, Any]:
+    """Everything of the call that decides outcomes, beside the attacks.
+
+    The seed is of the attacks too, whose images the draws of any seed are judged on.
+    """
     return {
         "classifier": type(classifier).__name__,
-        "weights": _weights(classifier),
-        "defence": digest([repr(parts).encode()]),
-        "defence's weights": _weights(defence),
+        "weights": fingerprint(classifier),
+        "defence": fingerprint(defence),
+        "seed": seed,
         "data": "images of a call",
         "input": list(images.shape[1:]),
         "device": images.device.type,
         "dipdefense": dipdefense.__version__,
     }
-
-
-def _weights(module: nn.Module) -> str:
-    # As bytes: NumPy has no bf16.
-    values = (value.detach().cpu().flatten().contiguous() for value in module.state_dict().values())
-    return digest(value.view(torch.uint8).numpy().tobytes() for value in values)
 
 
 @contextlib.contextmanager

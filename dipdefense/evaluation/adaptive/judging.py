@@ -136,8 +136,9 @@ def worst_case(over: Sequence[Verdict]) -> Verdict:
     """Each image under the attack that is strongest on it.
 
     The strongest of several means of few draws is biased towards the attacker: with equal attacks, it is the least
-    lucky sample. So an image's attack is chosen by one half of its draws and judged by the other, both ways round; or
-    one attack is taken for all images, where that is stronger.
+    lucky sample. So an image's attack is chosen by one half of its draws and judged by the other, both ways round. Or
+    one attack is taken for all images, where that leaves less: a choice among means of all images and draws, which errs
+    little, and towards the attacker.
     ``every`` and ``most`` need no such care: an image counts where it withstands every attack.
 
     Args:

@@ -2,7 +2,7 @@
 
 Published evaluations of purifiers take 200 steps with 20 samples each (Lee & Kim
 2023). At one ε a random ``DIPPurifier`` is run 105 times an image at the level ``quick``, 742 times at ``standard`` and
-16,472 times at ``full``, judging included.
+20,472 times at ``full``, judging included.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Level:
             raise ValueError(f"controls must be of {', '.join(_CRAFTED)}; got {', '.join(unknown)}")
         for name in ("draws", "control_draws"):
             integer(name, getattr(self, name), low=1)
-        for name in ("repeats", "repeated"):
-            integer(name, getattr(self, name), low=0)
+        integer("repeats", self.repeats, low=0)
+        integer("repeated", self.repeated, low=1 if self.repeats else 0)
         for name, settings in self.attacks.items():
             ATTACKS[name](**settings)
         for settings in self.controls.values():
@@ -123,7 +123,7 @@ FULL = Level(
         "one-step": {"steps": 1},
         "unbounded": {"steps": 40},
         "more-steps": {"steps": 400},
-        "more-draws": {"steps": 100, "samples": 40},
+        "more-draws": {"steps": 200, "samples": 40},
     },
     repeats=2,
     repeated=20,

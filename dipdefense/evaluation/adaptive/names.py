@@ -26,7 +26,7 @@ WORST_CASE = "worst case"
 """The name of the accuracy under the strongest attack, image by image."""
 
 _NAME = re.compile(
-    r"(?P<attack>[a-z][a-z-]*?)(?P<l2>-l2)?-(?P<epsilon>\d+(?:\.\d+)?)(?:@(?P<target>[^#]+))?(?:#(?P<repeat>\d+))?"
+    r"(?P<attack>[a-z][a-z-]*?)(?P<l2>-l2)?-(?P<epsilon>\d+(?:\.\d+)?(?:e-?\d+)?)(?:@(?P<target>[^#]+))?(?:#(?P<repeat>\d+))?"
 )
 
 _TITLES = {
@@ -67,12 +67,18 @@ class Named(NamedTuple):
         norm = "-l2" if self.norm == "L2" else ""
         target = "" if self.target is None else f"@{self.target}"
         repeat = f"#{self.repeat}" if self.repeat else ""
-        return f"{self.attack}{norm}-{self.epsilon:g}{target}{repeat}"
+        return f"{self.attack}{norm}-{_written(self.epsilon)}{target}{repeat}"
 
     @property
     def control(self) -> bool:
         """Whether it says something about the attacks alone."""
         return self.attack in CONTROLS or self.repeat > 0
+
+
+def _written(epsilon: float) -> str:
+    """In as few digits as read back to the same number."""
+    short = f"{epsilon:g}".replace("e+", "e")
+    return short if float(short) == epsilon else repr(float(epsilon)).replace("e+", "e")
 
 
 def named(condition: str) -> Named | None:

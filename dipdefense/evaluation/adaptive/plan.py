@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.attacks.adaptive import Adaptive, Unrolled
+from dipdefense.attacks.adaptive.samples import sampled
 from dipdefense.evaluation.adaptive.conditions import Attacked, Target, asked
 from dipdefense.evaluation.adaptive.levels import Level
 from dipdefense.evaluation.adaptive.names import KNOWN_SEED, named
@@ -85,13 +86,14 @@ def seconds_of(target: Target, classifier: nn.Module, images: Tensor) -> float:
             _TIMED_ITERATIONS, config=purifier.config, precision=purifier.precision, backend=purifier.backend,
             batch_size=purifier.batch_size, seed=0,
         )  # fmt: skip
-    purified = _timed(lambda: purifier(images), images)
-    output = purifier(images).detach().requires_grad_()
+    with sampled(0, images.device):
+        purified = _timed(lambda: purifier(images), images)
+        output = purifier(images).detach().requires_grad_()
 
-    def classified() -> None:
-        torch.autograd.grad(classifier(output).logsumexp(dim=1).sum(), output)
+        def classified() -> None:
+            torch.autograd.grad(classifier(output).logsumexp(dim=1).sum(), output)
 
-    return (scale * purified + _timed(classified, images)) / len(images)
+        return (scale * purified + _timed(classified, images)) / len(images)
 
 
 def _timed(work: Callable[[], object], images: Tensor) -> float:

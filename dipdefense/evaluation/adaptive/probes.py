@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dipdefense.attacks import noise
 from dipdefense.attacks.adaptive.samples import purified, sampled
 from dipdefense.modes import evaluated
+from dipdefense.purifier import DIPPurifier
 
 # Two seeds that no attack and no judging draw has: those come from hashes.
 _SEEDS = (1, 2)
@@ -97,7 +98,7 @@ def probe(defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Ten
         samples=at_first.seen or sampling.seen,
         repeatable=not _differ(output, again),
         looks=output.shape != elsewhere.shape or bool((output - elsewhere).abs().max() > _ROUNDING),
-        optimises=bool(seen),
+        optimises=bool(seen) or any(isinstance(part, DIPPurifier) for part in defence.modules()),
         probabilities=bool((logits >= -_ROUNDING).all() and ((logits.sum(dim=1) - 1).abs() < _ROUNDING).all()),
         zero_gradients=int((gradient.flatten(1).abs().sum(dim=1) == 0).sum()),
         images=len(images),

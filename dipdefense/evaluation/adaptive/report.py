@@ -38,7 +38,8 @@ _LITERATURE = "published evaluations of purifiers take 200 steps with 20 samples
 _JUDGED = (
     "Each attack's image is judged on {draws} fresh draws of the defence that the attack never saw{few}. A cell is the "
     "accuracy of a single draw with its Wilson 95 % interval / of the worst draw / of the majority vote, in per cent. "
-    "The worst case takes the strongest attack image by image, chosen on one half of the draws and judged on the other."
+    "The worst case takes the strongest attack image by image, chosen on one half of the draws and judged on the "
+    "other; or one attack for all images, where that leaves less."
 )
 _PAIRED = (
     "The majority vote under each defence's own worst case, on the same images: how many only this defence classifies "

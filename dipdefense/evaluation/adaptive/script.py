@@ -16,6 +16,7 @@ from dipdefense.evaluation.adaptive.benchmark import (
     opponents,
     parse_arguments,
 )
+from dipdefense.evaluation.adaptive.conditions import check_conditions
 from dipdefense.evaluation.adaptive.plan import costs, plan, seconds_of
 from dipdefense.evaluation.adaptive.probes import Probes, probe
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
@@ -44,9 +45,12 @@ def reproduce(description: str | None) -> None:
             check_autoattack(setting.attackers)
             subject = open_subject(setting)
             against = opponents(setting, subject)
-        few = subject.data.stack(subject.chosen.indices[: setting.batch]).images.to(setting.device)
+            found = measured(setting, against)
+            stacked = subject.data.stack(subject.chosen.indices[: setting.batch])
+            few, labels = stacked.images.to(setting.device), stacked.labels.to(setting.device)
+            check_conditions(found, subject.classifier, few[:1], labels[:1])
         seconds = {target.name: seconds_of(target, subject.classifier, few) for target in against.targets}
-        rows = costs(setting.level, against.targets, measured(setting, against))
+        rows = costs(setting.level, against.targets, found)
         print(text([plan(setting.level, rows, seconds, images=len(subject.chosen.indices))]), flush=True)
         if setting.dry_run:
             return

@@ -62,6 +62,12 @@ CALLS = {
     "path": (BPDA(), {"checkpoint": "x.pt"}, TypeError, "checkpoint must be a Checkpoint"),
     "trajectory": (Trajectory(), {}, ValueError, "Rounded has no trajectory"),
     "unrolled": (Unrolled(), {}, TypeError, "defence must be a DIPPurifier"),
+    "variant": (
+        Unrolled(),
+        {"defence": DIPPurifier(2, config=DIPConfig(activation="elu"))},
+        ValueError,
+        "only the original network can be unrolled, and the defence's has activation",
+    ),
     "no gradient": (BPDA(backward="own"), {"defence": Blur()}, ValueError, "output has no gradient"),
     "no identity": (BPDA(backward="identity"), {"defence": RandomResizePad()}, ValueError, "no identity between"),
     "stand-in": (StandIn(), {"defence": RandomResizePad()}, ValueError, "a stand-in keeps the shape"),

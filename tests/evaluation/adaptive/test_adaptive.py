@@ -119,12 +119,18 @@ def test_a_seed_fixes_everything_and_another_gives_another(report: AdaptiveRepor
     assert [r.confidence for r in other.run.records] != [r.confidence for r in first.run.records]
 
 
+def test_two_seeds_in_one_folder_share_nothing(tmp_path: Path) -> None:
+    """Their judging draws overlap, and those of the second must not come from the images of the first."""
+    call(folder=tmp_path)
+    assert same(call(folder=tmp_path, seed=1)) == same(call(seed=1))
+
+
 def test_no_generator_and_no_mode_is_touched() -> None:
     defence = DIPPurifier(2, config=CONFIG).train()
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    call(defence)
+    call(defence, tell=lambda _: None)
     assert expected == torch.rand(1)
     assert defence.training
 
@@ -134,16 +140,19 @@ class Killed(Honest):
 
     def __init__(self, at: int) -> None:
         super().__init__()
-        self.at = at
+        self._at = at
 
     def forward(self, images: Tensor) -> Tensor:
-        self.at -= 1
-        if self.at == 0:
+        self._at -= 1
+        if self._at == 0:
             raise KeyboardInterrupt
         return super().forward(images)
 
     def _get_name(self) -> str:
         return "Honest"
+
+
+Killed.__qualname__ = "Honest"  # for the store it is one
 
 
 def test_a_kill_in_the_middle_of_an_attack_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +183,7 @@ def test_a_resumed_attack_does_not_begin_anew(tmp_path: Path, monkeypatch: pytes
     second = Killed(10_000)
     evaluate(second, classifier, images, labels, **given)
     # Five probes and a look at the shape, some ten steps that were left, and the draws that judge them.
-    assert 10_000 - second.at < 6 + 15 + 4
+    assert 10_000 - second._at < 6 + 15 + 4
 
 
 def test_every_attack_of_the_levels_runs_on_dip() -> None:
@@ -211,23 +220,36 @@ def test_a_finished_evaluation_is_not_run_again(tmp_path: Path) -> None:
     counting = Killed(10_000)
     assert evaluate(counting, *asked(), level=BRIEF, epsilon=16, tell=None, batch_size=2, folder=tmp_path) == first
     # Probes, and the shape of its output.
-    assert 10_000 - counting.at == 6
+    assert 10_000 - counting._at == 6
 
 
 BARE = Level(name="bare", attacks={"bpda": {"steps": 2}}, draws=1)
 
 
-@pytest.mark.parametrize("change", ["classifier", "defence"])
+class Dimmed(nn.Module):
+    """Its factor is no weight, and it does not print it."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.factor
+
+
+@pytest.mark.parametrize("change", ["classifier", "defence", "attribute"])
 def test_one_folder_serves_several_classifiers_and_defences(change: str, tmp_path: Path) -> None:
     classifier, images, labels = asked()
     given: dict[str, Any] = {"level": BARE, "epsilon": 16, "tell": None}
     evaluate(DIPPurifier(2, config=CONFIG), classifier, images, labels, folder=tmp_path, **given)
-    config = CONFIG
+    defence: nn.Module = DIPPurifier(2, config=CONFIG)
     if change == "classifier":
         classifier.weight.mul_(-0.5)
+    elif change == "defence":
+        defence = DIPPurifier(2, config=dataclasses.replace(CONFIG, learning_rate=0.1))
     else:
-        config = dataclasses.replace(CONFIG, learning_rate=0.1)
-    defence = DIPPurifier(2, config=config)
+        evaluate(Dimmed(0.1), classifier, images, labels, folder=tmp_path, **given)
+        defence = Dimmed(0.5)
     shared = evaluate(defence, classifier, images, labels, folder=tmp_path, **given)
     assert same(shared) == same(evaluate(defence, classifier, images, labels, folder=tmp_path / "own", **given))
 
@@ -284,7 +306,7 @@ def test_levels_from_weak_to_strong() -> None:
         sum(cost.attack + cost.judging for cost in costs(level, targets, conditions(level, targets, epsilons=(8,))))
         for level in LEVELS.values()
     ]
-    assert counts == [105, 742, 16472], "the documentation and levels name them"
+    assert counts == [105, 742, 20472], "the documentation and levels name them"
 
 
 def test_a_report_without_attacks_says_so() -> None:
@@ -325,6 +347,7 @@ def test_a_defence_without_attacks_has_no_panel(report: AdaptiveReport) -> None:
         ({"controls": {"one-step": {"steps": 0}}}, "steps must be"),
         ({"draws": 0}, "draws must be"),
         ({"repeats": -1}, "repeats must be"),
+        ({"repeats": 1, "repeated": 0}, "repeated must be"),
     ],
 )
 def test_a_level_that_could_not_be_run_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -355,6 +378,31 @@ def test_bad_arguments_are_refused_before_any_work(
     with pytest.raises(kind, match=message):
         evaluate(*arguments, **({"tell": None, "folder": tmp_path / "new"} | changes))
     assert not (tmp_path / "new").exists()
+
+
+def test_an_attack_that_the_images_do_not_suit_is_refused_before_any_other() -> None:
+    classifier, images, labels = asked()
+    told: list[str] = []
+    level = Level(name="own", attacks={"bpda": {"steps": 1}, "square": {"queries": 2}}, draws=1)
+    with pytest.raises(ValueError, match="Square needs images as high as wide"):
+        evaluate(
+            nn.Identity(), classifier, images[..., :24], labels, level=level, norm="L2", epsilon=1, tell=told.append
+        )
+    assert not told
+
+
+def test_a_variant_of_the_network_is_not_unrolled() -> None:
+    level = Level(name="own", attacks={"bpda": {"steps": 1}, "unrolled": {"steps": 1, "iterations": 1}}, draws=1)
+    variant = DIPPurifier(2, config=dataclasses.replace(CONFIG, activation="elu"))
+    targets = [Target(("none", 0), nn.Identity()), Target(("dip", 2), variant)]
+    assert list(conditions(level, targets, epsilons=(8,))) == ["clean", "noise-8", "bpda-8@dip-2"]
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1 / 3])
+def test_an_epsilon_of_many_digits_is_found_in_the_report(epsilon: float) -> None:
+    report = call(nn.Identity(), level=BARE, norm="L2", epsilon=epsilon)
+    assert report.epsilons == [epsilon]
+    assert report.judged("bpda", ("defence", 1), epsilon) is not None
 
 
 def test_a_missing_library_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dipdefense import DIPPurifier
 from dipdefense.evaluation import AdaptiveReport, Level, evaluate
 from dipdefense.evaluation.adaptive.probes import Probes, probe
 from dipdefense.evaluation.adaptive.sanity import leaderboards
@@ -237,6 +238,13 @@ def test_without_its_control_a_check_is_named_as_not_measured() -> None:
     assert str(found).count("- NOT MEASURED: ") >= len(missing)
 
 
+class Compiled(DIPPurifier):
+    """Its iterations take no gradients that torch knows of, as those in C++."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images / 2
+
+
 def probed(defence: nn.Module, classifier: nn.Module | None = None) -> Probes:
     classifier = classifier or Linear()
     return probe(defence, classifier, *questions(classifier, count=2))
@@ -248,6 +256,7 @@ def probed(defence: nn.Module, classifier: nn.Module | None = None) -> Probes:
         (nn.Identity(), {"randomised": False, "samples": False, "optimises": False, "zero_gradients": 0, "classes": 4}),
         (Honest(), {"randomised": True, "samples": True, "repeatable": True}),
         (Fitted(), {"optimises": True, "randomised": False}),
+        (Compiled(2), {"optimises": True}),
         (Vanishing(), {"zero_gradients": 2, "images": 2}),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
