@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 
 def main() -> None:
     """Run the command line."""
@@ -9,6 +12,9 @@ def main() -> None:
     from dipdefense.cli import ending
 
     ending.handle_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr by default: the name of a file may have characters that a terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     from dipdefense.cli.command import command
 
     try:

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from dipdefense.arguments import flag, integer, real, shown
 from dipdefense.checks import Seed, resolve_seeds
-from dipdefense.purifier import DIPPurifier
+from dipdefense.purifier import DIPPurifier, warn_of_divergence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -117,7 +117,8 @@ def purify_dataset(
         progress: show a progress bar with the time left.
 
     Yields:
-        (indices of a batch, its purified images on the CPU), every image once, in any order.
+        (indices of a batch, its purified images on the CPU), every image once, in any order. Images whose networks
+        diverged are NaN, and a warning names them.
 
     Raises:
         TypeError, ValueError, ImportError, ConnectionError, RuntimeError: see :func:`spread`. Errors in a batch of
@@ -147,8 +148,10 @@ def purify_dataset(
 
     def purified() -> Iterator[tuple[range, Tensor]]:
         with tqdm(total=total, unit="image", desc="purifying", disable=not progress) as bar:
-            for number, outputs in found:
+            for number, (outputs, diverged) in found:
                 bar.update(len(parts[number]))
+                if diverged:
+                    warn_of_divergence(diverged, purifier.config)
                 yield parts[number], outputs
 
     return purified()
@@ -165,20 +168,21 @@ class _Rows:
 
 
 class _Purify:
-    """A worker's call: purify a batch."""
+    """A worker's call: purify a batch, and return its outputs and the places of the images that diverged."""
 
     def __init__(self, purifier: DIPPurifier, read: Callable[[Sequence[int]], Tensor]) -> None:
         self._purifier, self._read = copy.copy(purifier), read
         self._purifier.progress = False
 
-    def __call__(self, work: tuple[range, Sequence[int]]) -> Tensor:
+    def __call__(self, work: tuple[range, Sequence[int]]) -> tuple[Tensor, list[int]]:
         places, seeds = work
         images = self._read(places)
         # The whole batch, whatever memory is free: other chunks might round sums differently.
         self._purifier.batch_size = len(places)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         run = self._purifier.reconstruct(images.to(device), budgets=(self._purifier.iters,), seed=seeds)
-        return run.images[0].cpu()
+        diverged = [place for place, status in zip(places, run.status, strict=True) if status == "diverged"]
+        return run.images[0].cpu(), diverged
 
 
 def require_ray() -> ModuleType:

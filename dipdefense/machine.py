@@ -48,5 +48,6 @@ class PeakMemory:
 
 
 def _bytes(name: str) -> int:
-    found = re.search(rf"^{name}:\s*(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    # The kernel cuts the process's name at 15 bytes, within a character if need be.
+    found = re.search(rf"^{name}:\s*(\d+) kB", _STATUS.read_text(errors="replace"), re.MULTILINE)
     return 1024 * int(found[1]) if found else 0

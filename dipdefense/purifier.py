@@ -131,12 +131,7 @@ class DIPPurifier(nn.Module):
         run = self.reconstruct(images, budgets=(self.iters,), seed=seed)
         diverged = [index for index, status in enumerate(run.status) if status == "diverged"]
         if diverged:
-            warnings.warn(
-                f"the networks of the images at {diverged} diverged; these images are NaN. "
-                f"Lower the learning rate ({self.config.learning_rate})",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warn_of_divergence(diverged, self.config)
         return run.images[0]
 
     def _request(self, images: Tensor, budgets: tuple[int, ...], *, seed: Seed) -> tuple[Request, int]:
@@ -219,6 +214,16 @@ class DIPPurifier(nn.Module):
             f"seed={self.seed}, out_of_range={self.out_of_range!r}"
             + ("" if self.stopping is None else f", stopping={self.stopping!r}")
         )
+
+
+def warn_of_divergence(places: Sequence[int], config: DIPConfig) -> None:
+    """Name the images whose networks diverged, by their places, on behalf of the caller's caller."""
+    warnings.warn(
+        f"the networks of the images at {list(places)} diverged; these images are NaN. "
+        f"Lower the learning rate ({config.learning_rate})",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _check_batch_size(value: int | Literal["auto"]) -> int | Literal["auto"]:

@@ -200,6 +200,22 @@ def test_an_archive_is_opened_once_in_each_process(archive: Path, monkeypatch) -
     assert len(opened) == 2
 
 
+def test_a_kept_archive_is_not_taken_for_another_at_its_path(archive: Path, tmp_path: Path, monkeypatch) -> None:
+    def shade(path: str) -> int:
+        return round(255 * datasets.cifar10(path)[0].image.mean().item())
+
+    monkeypatch.chdir(tmp_path)
+    assert shade("images.zip") == 9
+    for folder in (tmp_path / "elsewhere", tmp_path):
+        folder.mkdir(exist_ok=True)
+        picture(tmp_path / "another.png", 7)
+        with zipfile.ZipFile(tmp_path / "new.zip", "w") as another:
+            another.write(tmp_path / "another.png", "test/cat/0.png")
+        (tmp_path / "new.zip").replace(folder / "images.zip")
+        monkeypatch.chdir(folder)
+        assert shade("images.zip") == 7
+
+
 def test_a_broken_file_in_an_archive_is_named(archive: Path) -> None:
     content = bytearray(archive.read_bytes())
     content[60] ^= 255

@@ -80,6 +80,18 @@ def test_batches_are_purified_as_here(seed, monkeypatch: pytest.MonkeyPatch, tin
     assert all(torch.equal(outputs, found[places]) for places, outputs in by_function)
 
 
+def test_diverging_images_are_named_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "spread", lambda function, items, **_: elsewhere(function, items))
+    purifier = DIPPurifier(4, config=DIPConfig(scales=2, channels=4, learning_rate=1e30), seed=0)
+    with pytest.warns(RuntimeWarning) as warned:
+        found = dict(purify_dataset(purifier, IMAGES, batch=3))
+    assert all(outputs.isnan().all() for outputs in found.values())
+    assert [str(each.message).split(" diverged")[0] for each in warned] == [
+        "the networks of the images at [3, 4]", "the networks of the images at [0, 1, 2]"
+    ]  # fmt: skip
+    assert {each.filename for each in warned} == {__file__}
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_measurement_spread_elsewhere_is_the_one_made_here(batch: int, tmp_path: Path) -> None:
     defences = tiny_defences()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dipdefense import machine
 from dipdefense.machine import PeakMemory, hardware
 
 CPU = torch.device("cpu")
@@ -28,6 +29,13 @@ def test_the_peak_counts_what_was_freed_again_and_not_what_was_there_before() ->
     assert grown is not None
     assert 2**25 < grown < 2**27
     assert before.numel() == 2**25
+
+
+def test_a_process_whose_name_is_cut_within_a_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = tmp_path / "status"
+    status.write_bytes("Name:\tpurifié".encode()[:-1] + b"\nVmRSS:\t 3 kB\n")
+    monkeypatch.setattr(machine, "_STATUS", status)
+    assert machine._bytes("VmRSS") == 3072
 
 
 def test_without_a_count_that_starts_anew_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

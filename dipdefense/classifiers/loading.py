@@ -54,7 +54,7 @@ def load(
     Raises:
         TypeError: the name is not a string, or ``weights`` is not a path.
         ValueError: the name is unknown (the message lists similar ones), ``weights`` is a folder or has no weights that
-            fit, or "cifar10-cnn" was given no weights.
+            fit, "cifar10-cnn" was given no weights, or this machine lacks the device.
         FileNotFoundError: the file does not exist.
         OSError: the weights could not be downloaded; the message names alternatives.
         ImportError: the package with the weights is not installed.
@@ -66,9 +66,18 @@ def load(
     """
     if not isinstance(name, str):
         raise TypeError(f'name must be a string such as "resnet18", got {type(name).__name__}')
+    _check_device(device)
     path = None if weights is None else check_file(weights)
     classifier = _LOADERS[name](path) if name in _LOADERS else _load_torchvision(name, path)
     return classifier.to(device)
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device must be one that this machine has, got {str(device)!r}: {reason}") from error
 
 
 def _load_torchvision(name: str, weights: Path | None) -> Classifier:

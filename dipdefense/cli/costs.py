@@ -73,7 +73,7 @@ def measure(network: Network, *, side: int, iters: int, images: int, budget: flo
 
     with contextlib.suppress(_EnoughError):
         purifier.reconstruct(batch, budgets=(iters,), seed=0, on_iteration=iterated)
-    first, further = ends[1] - ends[0], [later - earlier for earlier, later in itertools.pairwise(ends)]
+    first, *further = (later - earlier for earlier, later in itertools.pairwise(ends))
     each = statistics.fmean(further) if further else 0.0
     total = first + (iters - 1) * each
     return Cost(images, len(ends) - 1, total / images, peak.grown(), room.each, room.free)

@@ -27,25 +27,24 @@ def sampled(data: Path | None, classifier: Classifier, count: int, seed: int, su
     Raises:
         ValueError, OSError, ImportError: there are no such images, or fewer than ``count``.
     """
+    found: datasets.ImageFiles | LabelledImages
     if data is None:
-        packaged = datasets.packaged_images("imagenet", preprocess=classifier.preprocess)
-        ids = list(packaged.ids)
-        places = [ids.index(name) for name in seeded_order(ids, seed)[:count]]
-        found = LabelledImages(
-            tuple(ids[place] for place in places), packaged.images[places], packaged.labels[places], packaged.categories
-        )
+        found = datasets.packaged_images("imagenet", preprocess=classifier.preprocess)
     else:
-        folder = datasets.image_folder(data, preprocess=classifier.preprocess)
-        place = {name: index for index, name in enumerate(folder.ids)}
-        readable, _, errors = read(folder, [place[name] for name in seeded_order(place, seed)[:count]])
-        for name, error in errors.items():
-            summary.fail(name, error.reason)
-        if readable is None:
-            raise ValueError(f"none of the {count} images can be read")
-        found = readable
-    if len(found.ids) + len(summary.failed) < count:
+        found = datasets.image_folder(data, preprocess=classifier.preprocess)
+    if len(found.ids) < count:
         raise ValueError(f"{count} images were asked for, and there are {len(found.ids)}")
-    return found
+    place = {name: index for index, name in enumerate(found.ids)}
+    places = [place[name] for name in seeded_order(place, seed)[:count]]
+    if isinstance(found, LabelledImages):
+        ids = tuple(found.ids[index] for index in places)
+        return LabelledImages(ids, found.images[places], found.labels[places], found.categories)
+    readable, _, errors = read(found, places)
+    for name, error in errors.items():
+        summary.fail(name, error.reason)
+    if readable is None:
+        raise ValueError(f"none of the {count} images can be read")
+    return readable
 
 
 def written(report: AdaptiveReport, folder: Path) -> str:

@@ -106,7 +106,8 @@ def _fit_all(asked: Purification, planned: Sequence[Job], summary: Summary) -> N
     for batch in jobs.batches(planned, at_once):
         if batch[0].shape in reasons:
             for job in batch:
-                summary.fail(job.item.name, reasons[batch[0].shape])
+                if job.to_do:
+                    summary.fail(job.item.name, reasons[batch[0].shape])
         elif jobs.unfinished(batch):
             todo.append(batch)
     # A worker sees one GPU, whatever its number here.

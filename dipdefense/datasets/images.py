@@ -111,7 +111,7 @@ class ImageFiles(Dataset[LabelledImage]):
     def _read(self, name: str) -> bytes:
         if self.root.is_dir():
             return files.read_bytes(self.root / name)
-        return files.read_entry(_archive(self.root, os.getpid()), name)
+        return files.read_entry(_archive(self.root), name)
 
     def stack(self, indices: Sequence[int] | None = None) -> LabelledImages:
         """The images at these positions, or all images, as one batch.
@@ -237,7 +237,7 @@ def cifar10(
     root = Path(root)
     if root.is_file():
         try:
-            names = sorted(_archive(root, os.getpid()).namelist())
+            names = sorted(_archive(root).namelist())
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             raise ValueError(f"{root} is neither a folder nor a zip archive that can be read: {error}") from error
     else:
@@ -251,12 +251,18 @@ def cifar10(
     return images
 
 
-@functools.lru_cache(maxsize=2)
-def _archive(path: Path, _process: int) -> zipfile.ZipFile:
+def _archive(path: Path) -> zipfile.ZipFile:
     """An archive, kept open: listing its 60,000 files again would take a third of a second for every image.
 
     Each process opens its own, because a forked one would share the file position with its parent.
     """
+    path = path.resolve()
+    file = path.stat()
+    return _opened(path, file.st_mtime_ns, file.st_size, os.getpid())
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(path: Path, _modified: int, _size: int, _process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 

@@ -79,5 +79,6 @@ def _left_by_limits(root: Path) -> Iterator[int]:
 
 def _fields(path: Path) -> dict[str, int]:
     """The numbers of a file that has a name and a number on each line; those under /proc are in KiB."""
-    words = (line.replace(":", " ").split() for line in path.read_text().splitlines())
+    # The kernel cuts the process's name at 15 bytes, within a character if need be.
+    words = (line.replace(":", " ").split() for line in path.read_text(errors="replace").splitlines())
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}

@@ -23,13 +23,15 @@ Mode = Literal["released", "kept", "ordinary"]
 # mallopt's parameters, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
+# Older glibc refuses a larger threshold of mappings (HEAP_MAX_SIZE / 2), and keeps the one before.
+_LARGEST = 2**25
 _THRESHOLDS: dict[Mode, dict[int, int]] = {
     # glibc's values at a process's start: a large block has a mapping of its own, which goes as soon as it is freed.
     "released": {_MMAP_THRESHOLD: 2**17, _TRIM_THRESHOLD: 2**17},
     "kept": {_MMAP_THRESHOLD: _NEVER, _TRIM_THRESHOLD: _NEVER},
     # Where glibc's own adjustment of the two ends up in a process that has freed large blocks. Setting either ends
     # that adjustment for good, so this, and not the values at a process's start, is what is put back.
-    "ordinary": {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26},
+    "ordinary": {_MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: 2**26},
 }
 # A user who sets one of these has chosen the allocator's behaviour.
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
@@ -60,7 +62,8 @@ class _Heap:
             return
         self.mode = mode
         for parameter, value in _THRESHOLDS[mode].items():
-            self.libc.mallopt(parameter, value)
+            if not self.libc.mallopt(parameter, value):
+                self.libc.mallopt(parameter, _LARGEST)
         if mode != "kept":
             self.libc.malloc_trim(0)
 

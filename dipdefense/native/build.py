@@ -27,8 +27,9 @@ T = TypeVar("T")
 SOURCE = Path(__file__).with_name("kernels.cpp")
 HEADERS = tuple(sorted(SOURCE.parent.glob("*.h")))
 
-# OpenMP's functions are not linked: torch has loaded a library with them, and a second one would have threads of its
-# own. Multiplications and additions may be contracted, but sums keep their order.
+# OpenMP's library is linked by its name alone, libgomp.so.1. That of torch has the same name and is loaded already, so
+# the loader takes it; another one would have threads of its own. Multiplications and additions may be contracted, but
+# sums keep their order.
 _OPTIONS = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno",
     "-fno-trapping-math",
@@ -49,7 +50,8 @@ def built(load: Callable[[Path], T]) -> T:
         load: from a path to the result; raises OSError or AttributeError for any other file.
 
     Raises:
-        UnavailableError: there is no compiler, it fails, or its library cannot be loaded.
+        UnavailableError: there is no compiler or no temporary folder, the compiler fails, or its library cannot be
+            loaded.
     """
     compiler = _compiler()
     key = _key(compiler)
@@ -58,8 +60,12 @@ def built(load: Callable[[Path], T]) -> T:
             return load(path)
         except (OSError, AttributeError):
             continue
-    with tempfile.TemporaryDirectory() as scratch:
-        made = _compiled(compiler, Path(scratch) / "kernels.so")
+    try:
+        scratch = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise UnavailableError(f"there is no temporary folder to compile in ({error})") from error
+    with scratch as folder:
+        made = _compiled(compiler, Path(folder) / "kernels.so")
         try:
             return load(_kept(made, key))
         except (OSError, AttributeError) as error:
@@ -88,6 +94,7 @@ def _key(compiler: Path) -> str:
     parts = (
         *(source.read_bytes() for source in (SOURCE, *HEADERS)), compiler, file.st_size, file.st_mtime_ns, _OPTIONS,
         torch.__version__, platform.machine(), platform.processor(), sorted(processor.features()),
+        sorted(processor.models()),
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

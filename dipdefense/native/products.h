@@ -102,7 +102,8 @@ struct Weight {
 // The weight with inputs and outputs exchanged; ``outputs`` of it are read, without the padding.
 inline void exchange(const float* from, const Weight& of, int64_t outputs, float* to, const Weight& turned,
                      int threads) {
-    const bool even = of.inputs % LANES == 0 && outputs % LANES == 0;
+    // Only where no input is padding: what follows the inputs is another parameter, or another image's.
+    const bool even = of.inputs == turned.outputs && outputs % LANES == 0;
     const int64_t step = even ? LANES : 1;
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (int64_t tap = 0; tap < of.taps; ++tap)

@@ -15,15 +15,16 @@ from dipdefense.native.library import Kernels
 # Odd sizes leave incomplete vectors and blocks. The channels of one image may be innermost, those of two may not.
 _SHAPES = ((1, 19, 33, 31), (2, 3, 5, 7))
 _EPS, _SLOPE = 1e-5, 0.2
-# Pairs of whole vectors of channels, single ones, and incomplete ones. With these numbers an update is about the rate
-# times the gradient, as large as the weights, and no variance near zero magnifies rounding.
+# Channels that fill a block of 32 or 16, that lack one vector of it, and that leave a vector incomplete. With these
+# numbers an update is about the rate times the gradient, as large as the weights, and no variance near zero magnifies
+# rounding.
 _RATE = 1000.0
 _CONFIGS = tuple(
     DIPConfig(
         scales=scales, channels=channels, skip_channels=skips, input_channels=inputs, norm_eps=0.1,
         learning_rate=_RATE, adam_eps=1.0,
     )
-    for scales, channels, skips, inputs in ((2, 32, 4, 7), (1, 16, 0, 3), (1, 9, 3, 17))
+    for scales, channels, skips, inputs in ((2, 32, 4, 7), (1, 24, 2, 5), (1, 16, 0, 3), (1, 9, 3, 17))
 )  # fmt: skip
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 

@@ -56,6 +56,12 @@ def test_the_cifar10_classifier_is_loaded_from_a_file_and_needs_one(tmp_path: Pa
         classifiers.load("cifar10-cnn")
 
 
+@pytest.mark.parametrize("device", ["cuda:77", "gpu"])
+def test_a_device_that_is_not_there_is_refused_before_the_weights_are_read(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device must be one that this machine has, got '{device}'"):
+        classifiers.load(weights="missing.pt", device=device)
+
+
 def test_preprocessing_and_normalisation_are_torchvisions(picture: Image.Image, tiny_weights) -> None:
     path, network = tiny_weights
     classifier = classifiers.load("squeezenet1_1", weights=path)

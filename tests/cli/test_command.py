@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
+import io
 import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from dipdefense import DIPPurifier, Reconstruction, evaluation
+from dipdefense.__main__ import main
 from dipdefense.checks import Precision
-from dipdefense.cli import evaluating, examination, options, reading
+from dipdefense.cli import ending, evaluating, examination, options, reading
 from dipdefense.cli.command import command
 from dipdefense.cli.costs import Cost
 from dipdefense.cli.proof import Proof
@@ -49,6 +52,16 @@ def test_help_needs_click_alone(words: list[str]) -> None:
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "dipdefense", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("dipdefense ")
+
+
+def test_a_character_that_stdout_cannot_encode_is_escaped(monkeypatch) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", stdout)
+    monkeypatch.setattr(ending, "handle_signals", lambda: None)
+    monkeypatch.setattr(command, "main", lambda **_: click.echo("日本 é.png"))
+    main()
+    stdout.seek(0)
+    assert stdout.read() == "\\u65e5\\u672c é.png\n"
 
 
 def test_the_names_of_choices_are_the_librarys() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from click.testing import CliRunner
 from reference import ReferenceNet, reference_fit
 
 from dipdefense import DIPConfig, DIPPurifier
-from dipdefense.cli import plain, proof
+from dipdefense.cli import costs, plain, proof
 from dipdefense.cli.command import command
+from dipdefense.cli.network import asked_for
 from dipdefense.files import write_image
 
 FAST = ["--config", "architecture-2", "--device", "cpu"]
@@ -53,6 +55,14 @@ def test_the_trial_of_backends_is_no_part_of_the_cost(monkeypatch) -> None:
     spied("reconstruct")
     doctor("--size", 32, "--iters", 3, "--measure", 0)
     assert calls == ["backend_for", "reconstruct"] * 2
+
+
+def test_a_slow_first_iteration_counts_once(monkeypatch) -> None:
+    now = iter((0.0, 0.5, 0.52, 0.54))
+    monkeypatch.setattr(costs, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    options = {"config": "architecture-2", "device": "cpu", "precision": "fp32", "backend": "torch", "seed": 0}
+    cost = costs.measure(asked_for(**options), side=32, iters=1000, images=1, budget=0)
+    assert (cost.measured, cost.seconds) == (3, pytest.approx(0.5 + 999 * 0.02))
 
 
 def test_bf16_is_proven_beside_fp32() -> None:

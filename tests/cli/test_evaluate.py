@@ -72,6 +72,15 @@ def test_fewer_images_than_asked_for_are_refused(tmp_path: Path, given: dict) ->
     assert not (tmp_path / "out").exists()
 
 
+def test_too_small_a_folder_is_refused_before_its_images_are_read(tmp_path: Path, given: dict) -> None:
+    folder = tmp_path / "in" / "n01440764"
+    folder.mkdir(parents=True)
+    (folder / "broken.jpg").write_bytes(b"no image")
+    result = evaluate(tmp_path / "out", "--data", tmp_path / "in", "--images", 2)
+    assert (result.exit_code, "2 images were asked for, and there are 1" in result.output) == (2, True)
+    assert "FAILED" not in result.output
+
+
 def test_an_interrupt_is_told(tmp_path: Path, monkeypatch) -> None:
     def interrupted(*given, **named):
         raise ending.Interrupted(signal.SIGTERM)

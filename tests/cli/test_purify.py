@@ -221,6 +221,15 @@ def test_an_image_that_memory_does_not_suffice_for_is_told_what_does(tmp_path: P
     assert purify(tmp_path / "in", tmp_path / "fits", "--max-side", side).exit_code == 0
 
 
+def test_a_finished_image_does_not_fail_for_lack_of_memory(tmp_path: Path, monkeypatch) -> None:
+    picture(tmp_path / "in" / "large.png", side=256)
+    assert purify(tmp_path / "in", tmp_path / "out", "--iters", 1).exit_code == 0
+    picture(tmp_path / "in" / "another.png", side=256, number=1)
+    monkeypatch.setattr("dipdefense.engine.memory._free_bytes", lambda device: 2**26)
+    found = told(purify(tmp_path / "in", tmp_path / "out", "--iters", 1, "--json"))
+    assert (found["kept"], set(found["failed"])) == (1, {"another.png"})
+
+
 def failing(monkeypatch, marked: float, error: Exception) -> None:
     """Fits of a batch in which an image has this first pixel fail."""
     inner = DIPPurifier.reconstruct

@@ -88,6 +88,15 @@ def test_limits_on_the_process(tmp_path: Path, limits: dict[int, int]) -> None:
     assert free.left_by_limits(root) == free.left_to_process(root) == 0
 
 
+def test_a_process_whose_name_is_cut_within_a_character(tmp_path: Path, limits: dict[int, int]) -> None:
+    import resource
+
+    root = a_system(tmp_path, {})
+    (root / "proc/self/status").write_bytes("Name:\tpurifié".encode()[:-1] + b"\nVmSize:\t 700 kB\n")
+    limits[resource.RLIMIT_AS] = 1000 * 1024
+    assert free.left_by_limits(root) == 300 * 1024
+
+
 def test_a_system_without_proc_says_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 30, "SC_PAGE_SIZE": 4096}.__getitem__, raising=False)
     assert free.left_to_process(tmp_path) == 30 * 4096

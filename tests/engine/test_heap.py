@@ -82,12 +82,15 @@ needs_mallinfo = pytest.mark.skipif(not hasattr(heap._glibc(), "mallinfo2"), rea
 
 
 class FakeLibc:
-    """Notes down what it is told."""
+    """Notes down what it is told, but for the thresholds that it refuses."""
 
     def __init__(self) -> None:
         self.calls: list[object] = []
+        self.largest = 2**31 - 1
 
     def mallopt(self, parameter: int, value: int) -> int:
+        if parameter == -3 and value > self.largest:
+            return 0
         self.calls.append((parameter, value))
         return 1
 
@@ -113,6 +116,12 @@ def test_thresholds_are_raised_for_the_block_and_put_back_whatever_happens(libc:
     with pytest.raises(KeyError), heap.kept():
         raise KeyError
     assert libc.calls == _NEVER + _AGAIN
+
+
+def test_a_glibc_that_refuses_large_thresholds_gets_the_largest_that_it_takes(libc: FakeLibc) -> None:
+    libc.largest = 2**25
+    with heap.kept():
+        assert libc.calls == [(-3, 2**25), (-1, 2**31 - 1)]
 
 
 def test_the_last_of_several_fits_puts_them_back(libc: FakeLibc) -> None:

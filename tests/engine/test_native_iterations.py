@@ -95,11 +95,14 @@ def test_more_threads_may_come_in_the_middle(native: Kernels, tiny: DIPConfig) -
     assert torch.equal(fitting.outputs, plain.outputs)
 
 
-def test_a_diverging_image_leaves_the_others_alone(native: Kernels, tiny: DIPConfig) -> None:
-    request = Request(torch.rand(3, 3, 32, 32), (8,), tiny, (0, 1, 2), torch.float32, "native")
+# 24 channels are whole vectors of eight or four, but not whole blocks of 16.
+@pytest.mark.parametrize("channels", [6, 24])
+def test_a_diverging_image_leaves_the_others_alone(native: Kernels, tiny: DIPConfig, channels: int) -> None:
+    config = dataclasses.replace(tiny, channels=channels)
+    request = Request(torch.rand(3, 3, 32, 32), (8,), config, (0, 1, 2), torch.float32, "native")
     right, spoiled = Fitting(request, "native"), Fitting(request, "native")
     spoiled.target[1] = torch.nan
-    for _ in range(3):
+    for _ in range(5):
         right(), spoiled()
     assert spoiled.losses.isnan().tolist() == [False, True, False]
     assert torch.equal(spoiled.outputs[[0, 2]], right.outputs[[0, 2]])

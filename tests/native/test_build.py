@@ -17,6 +17,7 @@ from dipdefense import reconstruct
 from dipdefense.checks import explain
 from dipdefense.native import build, loading, proof
 from dipdefense.native.library import Kernels
+from dipdefense.processor import features
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,6 +138,33 @@ def test_without_a_compiler_torch_does_it_all(cache, tmp_path, monkeypatch, tiny
         reconstruct(images, budgets=(1,), config=tiny, backend="native")
 
 
+def test_without_a_temporary_folder_the_reason_is_told(tmp_path: Path, monkeypatch) -> None:
+    compiler(tmp_path, monkeypatch, "exit 1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(build.UnavailableError, match="there is no temporary folder to compile in"):
+        build.built(Kernels)
+
+
+CORES = {
+    "x86": "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 207\nflags\t\t: fpu avx2\n",
+    "another x86": "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\nflags\t\t: fpu avx2\n",
+    "ARM": "Features\t: fp asimd\nCPU implementer\t: 0x41\nCPU variant\t: 0x1\nCPU part\t: 0xd0c\n",
+    "another ARM": "Features\t: fp asimd\nCPU implementer\t: 0x41\nCPU variant\t: 0x1\nCPU part\t: 0xd40\n",
+    "a feature more": "Features\t: fp asimd sve\nCPU implementer\t: 0x41\nCPU variant\t: 0x1\nCPU part\t: 0xd0c\n",
+}
+
+
+def test_processors_that_share_a_cache_have_libraries_of_their_own(tmp_path: Path, monkeypatch) -> None:
+    compiler(tmp_path, monkeypatch, "exit 1")
+    monkeypatch.setattr("dipdefense.processor.features", features.__wrapped__)
+    keys = set()
+    for core in CORES.values():
+        monkeypatch.setattr(Path, "read_text", lambda self, core=core: f"processor\t: 0\n{core}")
+        keys.add(build._key(build._compiler()))
+    assert len(keys) == len(CORES)
+
+
 def test_wrong_kernels_are_set_aside(cache: Path, tiny, monkeypatch) -> None:
     def wrong(kernels: Kernels) -> None:
         raise proof.WrongError("the last layer is off by 1")
@@ -173,8 +201,10 @@ def test_narrower_vectors_do_what_torchs_operators_do(narrower: str, tmp_path: P
     script = tmp_path / "narrower"
     script.write_text(f'#!/bin/sh\nexec {compiler} "$@" {narrower}\n')
     script.chmod(0o755)
-    environment = {**os.environ, "CXX": str(script), "XDG_CACHE_HOME": str(tmp_path)}
-    environment.pop("DIPDEFENSE_NATIVE", None)
-    code = "from dipdefense.native import loading; loading.required()"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    # That test's fixture compiles the kernels and compares them with torch's operators.
+    test = "tests/engine/test_native_iterations.py::test_a_diverging_image_leaves_the_others_alone"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", test], env={**os.environ, "CXX": str(script)}, cwd=ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout + done.stderr
