@@ -16,7 +16,7 @@ COLUMNS = (
 """Seconds are for an image and 1,000 iterations: median, lowest and highest round. The speed-up is over the published
 loop."""
 
-_SHOWN = ("device", "torch", "setting", "batch", "seconds", "low", "high", "speedup")
+_SHOWN = ("device", "torch", "setting", "contender", "batch", "seconds", "low", "high", "speedup")
 
 
 def rows(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -45,6 +45,6 @@ def test_rows_are_by_time_and_leave_out_what_was_not_timed() -> None:
 def test_the_table_has_the_newest_record_at_its_fastest(order: list[dict[str, Any]]) -> None:
     lines = hardware.as_markdown(hardware.rows(order)).splitlines()[2:]
     assert sorted(lines) == [
-        "| A | 2.14.1 | 32×32 | 4 | 3 | 3 | 3 | 2.00 |",
-        "| B | 2.14.1 | 32×32 | 1 | 9 | 9 | 9 | 2.00 |",
+        "| A | 2.14.1 | 32×32 | dipdefense, fp32 | 4 | 3 | 3 | 3 | 2.00 |",
+        "| B | 2.14.1 | 32×32 | dipdefense, fp32 | 1 | 9 | 9 | 9 | 2.00 |",
     ]
