@@ -13,9 +13,11 @@ NOTHING = 0.05
 
 
 def strongest_row(report: AdaptiveReport, columns: Sequence[Column], *, blank: int) -> list[str]:
-    """The table row of each defence under the strongest attack found, at the largest ε."""
+    """The table row of each defence under the strongest attack found, at the largest ε; none without a reconstruction."""
     epsilon = report.epsilons[-1]
     found = [report.judged(WORST_CASE, column, epsilon) for column in columns]
+    if all(judged is None for judged, column in zip(found, columns, strict=True) if column[0] == "dip"):
+        return []
     n = max(verdict.n for verdict in report.verdicts)
     cells = ["–" if each is None else _cell(each) for each in found]
     return [f"| **strongest attack found, ε={epsilon:g}** (n = {n}) | " + " | ".join([*cells, *["–"] * blank]) + " |"]

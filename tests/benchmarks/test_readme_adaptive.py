@@ -20,12 +20,12 @@ ATTACKS = {"transfer": {"steps": 20}, "bpda": {"steps": 10}, "trajectory": {"ste
 
 
 def adaptive(
-    correct: Mapping[str, int], *, level: str = "quick", classifier: str = "efficientnet-lite0"
+    correct: Mapping[str, int], *, level: str = "quick", classifier: str = "efficientnet-lite0", budget: int = 500
 ) -> AdaptiveReport:
     """Ten images, of which each condition leaves so many correct: behind DIP, and without a defence if clean."""
     records = [
         record(
-            f"{position}.png", condition=condition, defence=defence, budget=500 if defence == "dip" else 0,
+            f"{position}.png", condition=condition, defence=defence, budget=budget if defence == "dip" else 0,
             position=position, prediction=3 if position < left else 4, session=1,
         )
         for condition, kept in correct.items()
@@ -83,9 +83,15 @@ def test_the_tables_have_the_strongest_attack_beside_the_defence_unaware_one() -
     assert "REDUCED" not in attacked(adaptive(FALLEN, level="full"))
 
 
-@pytest.mark.parametrize(("classifier", "rows"), [("efficientnet-lite0", 1), ("another", 0)])
-def test_the_first_table_gains_the_row_of_its_own_classifier_alone(classifier: str, rows: int) -> None:
-    text = readme.brief(made_up(classifier=classifier, budgets=(500, 1000)), adaptive(FALLEN))
+@pytest.mark.parametrize(
+    ("classifier", "budget", "rows"),
+    [("efficientnet-lite0", 500, 1), ("another", 500, 0), ("efficientnet-lite0", 7, 0)],
+)
+def test_the_first_table_gains_the_row_of_its_own_classifier_and_budget_alone(
+    classifier: str, budget: int, rows: int
+) -> None:
+    attacks = {name.replace("500", str(budget)): kept for name, kept in FALLEN.items()}
+    text = readme.brief(made_up(classifier=classifier, budgets=(500, 1000)), adaptive(attacks, budget=budget))
     found = [line for line in text.splitlines() if line.startswith("| **strongest attack found, ε=8** (n = 10)")]
     assert len(found) == rows
     header = text.splitlines()[0]
