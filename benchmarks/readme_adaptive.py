@@ -13,7 +13,7 @@ NOTHING = 0.05
 
 
 def strongest_row(report: AdaptiveReport, columns: Sequence[Column], *, blank: int) -> list[str]:
-    """The table row of each defence under the strongest attack found, at the largest ε; none without a reconstruction."""
+    """The table row under the strongest attack found, at the largest ε; none where it has no such reconstruction."""
     epsilon = report.epsilons[-1]
     found = [report.judged(WORST_CASE, column, epsilon) for column in columns]
     if all(judged is None for judged, column in zip(found, columns, strict=True) if column[0] == "dip"):

@@ -45,7 +45,18 @@ def condition_name(attack: Attack | None) -> str:
     """
     if attack is None:
         return "clean"
-    return f"{attack.name.lower()}-{attack.epsilon:g}{'-8bit' if attack.rounded else ''}"
+    return f"{attack.name.lower()}-{digits(attack.epsilon)}{'-8bit' if attack.rounded else ''}"
+
+
+def digits(epsilon: float) -> str:
+    """A number in as few digits as read back to it.
+
+    Example:
+        >>> digits(8.0), digits(4 / 3)
+        ('8', '1.3333333333333333')
+    """
+    short = f"{epsilon:g}".replace("e+", "e")
+    return short if float(short) == epsilon else repr(float(epsilon)).replace("e+", "e")
 
 
 def attack_named(condition: str) -> Attack | None:

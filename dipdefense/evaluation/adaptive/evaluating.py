@@ -117,7 +117,7 @@ def evaluate(
         with torch.no_grad():
             check_labels_below(labels, check_logits(classifier(images[:1]), 1).shape[1])
     data, chosen = _given(images, labels)
-    configuration = _identity(defence, classifier, images, seed) | {"adaptive": level.settings()}
+    configuration = _identity(defence, classifier, images, seed, batch_size) | {"adaptive": level.settings()}
     with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):
         # First of all: a defence may draw once, at its first call.
         probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
@@ -174,16 +174,17 @@ def _given(images: Tensor, labels: Tensor) -> tuple[InMemory, Chosen]:
     return data, Chosen(tuple(range(len(ids))), len(ids), tuple(contents))
 
 
-def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor, seed: int) -> dict[str, Any]:
+def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor, seed: int, batch_size: int) -> dict[str, Any]:
     """Everything of the call that decides outcomes, beside the attacks.
 
-    The seed is of the attacks too, whose images the draws of any seed are judged on.
+    The seed is of the attacks too, on whose images the draws of any seed are judged; a batch is attacked as a whole.
     """
     return {
         "classifier": type(classifier).__name__,
         "weights": fingerprint(classifier),
         "defence": fingerprint(defence),
         "seed": seed,
+        "batch": batch_size,
         "data": "images of a call",
         "input": list(images.shape[1:]),
         "device": images.device.type,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from dipdefense.evaluation.protocol import digits
+
 Norm = Literal["Linf", "L2"]
 Column = tuple[str, int]
 """A defence and its budget."""
@@ -67,18 +69,12 @@ class Named(NamedTuple):
         norm = "-l2" if self.norm == "L2" else ""
         target = "" if self.target is None else f"@{self.target}"
         repeat = f"#{self.repeat}" if self.repeat else ""
-        return f"{self.attack}{norm}-{_written(self.epsilon)}{target}{repeat}"
+        return f"{self.attack}{norm}-{digits(self.epsilon)}{target}{repeat}"
 
     @property
     def control(self) -> bool:
         """Whether it says something about the attacks alone."""
         return self.attack in CONTROLS or self.repeat > 0
-
-
-def _written(epsilon: float) -> str:
-    """In as few digits as read back to the same number."""
-    short = f"{epsilon:g}".replace("e+", "e")
-    return short if float(short) == epsilon else repr(float(epsilon)).replace("e+", "e")
 
 
 def named(condition: str) -> Named | None:

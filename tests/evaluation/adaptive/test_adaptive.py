@@ -119,10 +119,11 @@ def test_a_seed_fixes_everything_and_another_gives_another(report: AdaptiveRepor
     assert [r.confidence for r in other.run.records] != [r.confidence for r in first.run.records]
 
 
-def test_two_seeds_in_one_folder_share_nothing(tmp_path: Path) -> None:
-    """Their judging draws overlap, and those of the second must not come from the images of the first."""
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 3}], ids=str)
+def test_attacks_of_another_seed_or_batch_share_nothing_in_one_folder(change: dict[str, int], tmp_path: Path) -> None:
+    """Judging draws overlap, and those of one attack must not come from the images of another."""
     call(folder=tmp_path)
-    assert same(call(folder=tmp_path, seed=1)) == same(call(seed=1))
+    assert same(call(folder=tmp_path, **change)) == same(call(**change))
 
 
 def test_no_generator_and_no_mode_is_touched() -> None:
@@ -398,9 +399,9 @@ def test_a_variant_of_the_network_is_not_unrolled() -> None:
     assert list(conditions(level, targets, epsilons=(8,))) == ["clean", "noise-8", "bpda-8@dip-2"]
 
 
-@pytest.mark.parametrize("epsilon", [1e-5, 1 / 3])
-def test_an_epsilon_of_many_digits_is_found_in_the_report(epsilon: float) -> None:
-    report = call(nn.Identity(), level=BARE, norm="L2", epsilon=epsilon)
+@pytest.mark.parametrize(("norm", "epsilon"), [("L2", 1e-5), ("L2", 1 / 3), ("Linf", 4 / 3)])
+def test_an_epsilon_of_many_digits_is_found_in_the_report(norm: str, epsilon: float) -> None:
+    report = call(nn.Identity(), level=BARE, norm=norm, epsilon=epsilon)
     assert report.epsilons == [epsilon]
     assert report.judged("bpda", ("defence", 1), epsilon) is not None
 
