@@ -23,6 +23,7 @@ CONFIGS = {
     "table2-paper-network": DIPConfig.paper(),
     "table2-reconstruction": DIPConfig(scales=5, channels=32),
     "table2-rounding": DIPConfig(scales=5, channels=32),
+    "table2-squeezenet": DIPConfig(scales=5, channels=32),
 }
 
 
