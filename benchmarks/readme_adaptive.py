@@ -8,6 +8,9 @@ from dipdefense.evaluation import AdaptiveReport
 from dipdefense.evaluation.adaptive.judging import Verdict, attackers
 from dipdefense.evaluation.adaptive.names import WORST_CASE, Column, column_title, is_known, named, title
 
+WORKS = 0.5
+"""The accuracy on clean images from which a reconstruction counts as a defence."""
+
 NOTHING = 0.05
 """The largest accuracy under the strongest attack, by a single sample or by vote, that is called next to nothing."""
 
@@ -57,7 +60,8 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
             strongest = report.strongest(column, epsilon)
             if column[0] != "dip" or left is None or strongest is None or clean is None:
                 continue
-            if classifier not in least or left.mean < least[classifier][1].mean:
+            # What fails on clean images has nothing to lose: it has a line, but not the headline.
+            if clean.mean >= WORKS and (classifier not in least or left.mean < least[classifier][1].mean):
                 least[classifier] = epsilon, left, clean
             ran = ", ".join(_attack(each) for each in attackers(report.verdicts, column, epsilon))
             unaware = report.judged("transfer", column, epsilon)
@@ -69,14 +73,16 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
                 + (f"; {_cell(unaware)} % under a defence-unaware transfer attack" if unaware else "")
                 + f"; {_cell(clean)} % on clean images."
             )
-    if not least:
+    if not lines:
         return "Attackers who know the defence have not been measured yet."
     lowered = " and ".join(
         f"from {100 * clean.mean:.0f} to {100 * left.mean:.0f} % (ε = {epsilon:g}, {classifier})"
         for classifier, (epsilon, left, clean) in least.items()
     )
-    head = f"Attackers who know the defence lower its accuracy {lowered}"
-    if all(min(left.mean, left.majority) <= NOTHING for _, left, _ in least.values()):
+    head = (
+        f"Attackers who know the defence lower its accuracy {lowered}" if least else "No network here works unattacked"
+    )
+    if least and all(min(left.mean, left.majority) <= NOTHING for _, left, _ in least.values()):
         head += ": next to nothing is left"
     reduced = any(report.run.configuration["adaptive"]["level"] != "full" for report in reports)
     end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""

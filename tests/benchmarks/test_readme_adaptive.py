@@ -69,6 +69,16 @@ def test_something_left_is_a_figure_and_no_robustness() -> None:
     assert verdict([]) == "Attackers who know the defence have not been measured yet."
 
 
+def test_what_fails_on_clean_images_has_a_line_and_no_headline() -> None:
+    failing = adaptive({"clean": 1, "transfer-8": 1, "bpda-8@dip-500": 1}, classifier="other")
+    text = verdict([failing, adaptive(STANDING)])
+    assert text.startswith(
+        "**Attackers who know the defence lower its accuracy from 80 to 50 % (ε = 8, efficientnet-lite0).** The"
+    )
+    assert "other, level" in text
+    assert verdict([failing]).startswith("**No network works unattacked.** The attacks are reduced")
+
+
 def test_the_strongest_record_of_each_classifier_is_named() -> None:
     text = verdict([adaptive(STANDING), adaptive(FALLEN, level="standard"), adaptive(STANDING, classifier="other")])
     assert "from 80 to 0 % (ε = 8, efficientnet-lite0) and from 80 to 50 % (ε = 8, other).**" in text
