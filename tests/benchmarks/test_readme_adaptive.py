@@ -76,7 +76,7 @@ def test_what_fails_on_clean_images_has_a_line_and_no_headline() -> None:
         "**Attackers who know the defence lower its accuracy from 80 to 50 % (ε = 8, efficientnet-lite0).** The"
     )
     assert "other, level" in text
-    assert verdict([failing]).startswith("**No network works unattacked.** The attacks are reduced")
+    assert verdict([failing]).startswith("**No network here works unattacked.** The attacks are reduced")
 
 
 def test_the_strongest_record_of_each_classifier_is_named() -> None:
