@@ -158,6 +158,8 @@ class AdaptiveAttack(abc.ABC):
             ]
         else:
             parts = [(slice(None), resolve_seeds(checked, 1)[0], checkpoint)]
+        # Before the first call: a defence may count its calls.
+        known = fingerprint(defence) if checkpoint is not None else ""
         with evaluated(classifier):
             adversarial = detached(images)
             for part, own_seed, own_checkpoint in parts if len(images) else ():
@@ -168,7 +170,7 @@ class AdaptiveAttack(abc.ABC):
                 if own_checkpoint is not None:
                     weights = classifier.state_dict().values()
                     key = identity(self, defence, ball.clean, own_labels, threat, own_seed, *weights)
-                    progress = Progress(own_checkpoint, key, fingerprint(defence), images.device)
+                    progress = Progress(own_checkpoint, key, known, images.device)
                 task = Task(defence, classifier, own_labels, ball, own_seed, progress)
                 self._refuse(task)
                 adversarial[part] = ball.project(self._attack(task))
