@@ -90,8 +90,7 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
     """The setting that a command line asks for; what it leaves open follows from the device.
 
     A GPU gets the paper's network and budgets, and of given data 500 images of all classes, for few sets have 500 in
-    200 classes. A CPU gets a reduced setting that takes minutes, and every report of
-    it says so.
+    200 classes. A CPU gets a reduced setting that takes minutes, and every report of it says so.
 
     Args:
         table: 1 or 2.
