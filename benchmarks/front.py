@@ -1,11 +1,12 @@
 """Accuracy against time at 224×224: which network, image size and number of iterations are worth their time.
 
     python benchmarks/front.py
-    python benchmarks/front.py --data IMAGENET/val --images 20 --candidates compact narrow half-size
+    python benchmarks/front.py --data IMAGENET/val --images 20 --candidates compact half-width half-size
 
 Every candidate is fitted to the same images, clean and attacked (defence-unaware), and its outputs are classified every
-50 iterations. The report compares the accuracy at each budget, the mean over the conditions, with the time; the front
-has the points that no other beats in both. Times are relative to the compact network's and are measured at the end, all
+50 iterations. Beside them stand two filters without a network, which make the image smaller and larger again. The
+report compares the accuracy at each budget, the mean over the conditions, with the time; the front has the points that
+no other beats in both. Times are relative to the compact network's and are measured at the end, all
 candidates in turns in one process. Without options it uses packaged images at a reduced setting that is too small to
 decide anything. A killed run resumes.
 """
@@ -19,12 +20,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from front_report import CONDITIONS, REFERENCE, Point, markdown, picture
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation import (
@@ -40,74 +40,55 @@ from dipdefense.evaluation import (
     measure,
     open_subject,
 )
-from dipdefense.evaluation.defences import Outcome
+from dipdefense.evaluation.defences import Outcome, clock
 from dipdefense.evaluation.protocol import attack_named
 from dipdefense.evaluation.report import png
 from dipdefense.evaluation.statistics import summarise
 from dipdefense.files import write_atomically
 from dipdefense.reconstruct import reconstruct
+from dipdefense.reduction import enlarged, reduced
 
 COMPACT = DIPConfig.compact()
 ROUNDS, TIMED = 5, 4
 """Rounds of the timing, and iterations timed in each after two of warm-up."""
 
 
-class Candidate(NamedTuple):
-    """A network, and the side in pixels at which it reconstructs; None for the images' own size."""
-
-    config: DIPConfig
-    side: int | None = None
-
-
+FAST = DIPConfig.fast()
 CANDIDATES = {
-    "compact": Candidate(COMPACT),
-    "paper": Candidate(DIPConfig.paper()),
-    "half-width": Candidate(replace(COMPACT, channels=16)),
-    "double-width": Candidate(replace(COMPACT, channels=64)),
-    "3-scales": Candidate(replace(COMPACT, scales=3)),
-    "no-skips": Candidate(replace(COMPACT, skip_channels=0)),
-    "skips-16": Candidate(replace(COMPACT, skip_channels=16)),
-    "rate-0.02": Candidate(replace(COMPACT, learning_rate=0.02)),
-    "rate-0.005": Candidate(replace(COMPACT, learning_rate=0.005)),
-    "half-size": Candidate(COMPACT, side=112),
-    "half-size-paper": Candidate(DIPConfig.paper(), side=112),
+    "compact": COMPACT,
+    "paper": DIPConfig.paper(),
+    "half-width": replace(COMPACT, channels=16),
+    "double-width": replace(COMPACT, channels=64),
+    "3-scales": replace(COMPACT, scales=3),
+    "no-skips": replace(COMPACT, skip_channels=0),
+    "skips-16": replace(COMPACT, skip_channels=16),
+    "rate-0.02": replace(COMPACT, learning_rate=0.02),
+    "rate-0.005": replace(COMPACT, learning_rate=0.005),
+    "half-size": FAST,
+    "half-size-half-width": replace(FAST, channels=16),
+    "half-size-double-width": replace(FAST, channels=64),
+    "half-size-rate-0.02": replace(FAST, learning_rate=0.02),
+    "half-size-paper": replace(DIPConfig.paper(), reduction=2),
+    "third-size": replace(COMPACT, reduction=3),
 }
-"""By name; each but the paper's two differs from the compact network in one respect."""
+"""The networks by name. Each but the paper's two differs from the compact network, or from it at half size, in one
+respect."""
+
+FILTERS = {"filter-2": 2, "filter-3": 3}
+"""Reductions without a network, by name: what the smaller image alone achieves, in next to no time."""
 
 
-def defence(candidate: Candidate, given: argparse.Namespace, shape: Sequence[int]) -> Defence:
-    """A candidate's reconstruction; with a side of its own, of the area-averaged image, enlarged again."""
-    channels, *own = shape
-    size = own if candidate.side is None else [candidate.side, candidate.side]
-    config = replace(candidate.config, scales=candidate.config.scales_for(*size))
-    made = deep_image_prior(
-        tuple(given.budgets), config=config, precision=given.precision, backend=given.backend,
-        shape=(channels, *size), batch=given.batch, device=given.device,
-    )  # fmt: skip
-    if candidate.side is None:
-        return made
+def filtered(factor: int) -> Defence:
+    """The classifier on the area average at 1/factor of the size, enlarged again."""
+    config = replace(COMPACT, reduction=factor)
 
-    def classify(
-        classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
-    ) -> Iterator[Outcome]:
-        smaller = interpolate(images, size=size, mode="area")
-        return made.classify(_Enlarged(classifier, own), smaller, budgets, seeds)
+    def classify(classifier: nn.Module, images: Tensor, *_: Sequence[int]) -> Iterator[Outcome]:
+        started = clock(images)
+        size = images.shape[2:]
+        scores = classifier(enlarged(reduced(images, config.fitted_size(*size)), size))
+        yield Outcome(0, scores, None, ["ok"] * len(images), clock(images) - started)
 
-    return replace(made, classify=classify, settings={**made.settings, "side": candidate.side})
-
-
-class _Enlarged(nn.Module):
-    """A classifier of smaller images, which it enlarges."""
-
-    def __init__(self, classifier: nn.Module, size: Sequence[int]) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.size = list(size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        enlarged = interpolate(images, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        logits: Tensor = self.classifier(enlarged)
-        return logits
+    return Defence("filter", (0,), classify, random=False, settings={"reduction": factor})
 
 
 @dataclass(frozen=True)
@@ -127,9 +108,8 @@ def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int])
     rounds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(ROUNDS):
         for name in names:
-            candidate, marks = CANDIDATES[name], [time.perf_counter()]
-            size = shape[1:] if candidate.side is None else (candidate.side, candidate.side)
-            images = torch.rand(given.batch, shape[0], *size, device=given.device)
+            marks = [time.perf_counter()]
+            images = torch.rand(given.batch, *shape, device=given.device)
 
             def mark(marks: list[float] = marks, device: torch.device = images.device) -> None:
                 if device.type == "cuda":
@@ -137,7 +117,7 @@ def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int])
                 marks.append(time.perf_counter())
 
             reconstruct(
-                images, budgets=(2 + TIMED,), config=candidate.config, seed=0, precision=given.precision,
+                images, budgets=(2 + TIMED,), config=CANDIDATES[name], seed=0, precision=given.precision,
                 backend=given.backend, on_iteration=mark,
             )  # fmt: skip
             rounds[name].append((marks[-1] - marks[2]) / TIMED)
@@ -145,9 +125,10 @@ def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int])
 
 
 def points(runs: Mapping[str, Run], times: Times) -> list[Point]:
-    """Every candidate at every budget, with its time in iterations of the compact network."""
+    """Every candidate at every budget, with its time in iterations of the compact network; a filter's is 0."""
+    relative = {name: 0.0 if name in FILTERS else times.relative(name) for name in runs}
     return [
-        Point(name, cell.budget, cell.budget * times.relative(name), next(iter(cell.outcomes.values())))
+        Point(name, cell.budget, cell.budget * relative[name], next(iter(cell.outcomes.values())))
         for name, run in runs.items()
         for cell in summarise(run.records, averaged=tuple(CONDITIONS))
         if cell.condition == "average"
@@ -171,12 +152,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def measured(given: argparse.Namespace, setting: Setting, subject: Subject) -> dict[str, Run]:
-    """The outcomes of every candidate, the compact network first."""
+    """The outcomes of the filters and of every candidate, the compact network first."""
     runs = {}
     conditions = {name: attack_named(name) for name in CONDITIONS}
-    for name in dict.fromkeys([REFERENCE, *given.candidates]):
+    for name in dict.fromkeys([*FILTERS, REFERENCE, *given.candidates]):
         print(f"{name}: {setting.images} images, to {given.budgets[-1]} iterations", file=sys.stderr)
-        way = defence(CANDIDATES[name], given, subject.shape)
+        way = filtered(FILTERS[name]) if name in FILTERS else deep_image_prior(
+            tuple(given.budgets), config=subject.fitted(CANDIDATES[name]), precision=given.precision,
+            backend=given.backend, shape=subject.shape, batch=given.batch, device=given.device,
+        )  # fmt: skip
         runs[name] = measure(
             setting, subject, conditions=conditions, defences=[way], configuration=way.settings,
             exports=f"front-{name}.jsonl",
@@ -194,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             subject = open_subject(setting)
         about = circumstances(torch.device(given.device))
         runs = measured(given, setting, subject)
-        times = timed(list(runs), given, subject.shape)
+        times = timed([name for name in runs if name not in FILTERS], given, subject.shape)
         found = points(runs, times)
         report = markdown(found, images=len(subject.ids), source=subject.source, classifier=subject.classifier.name)
         write_atomically(given.out / "front-times.json", json.dumps({"circumstances": about, "seconds": times.rounds}))

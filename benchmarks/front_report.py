@@ -24,7 +24,7 @@ class Point(NamedTuple):
     Attributes:
         name: of the candidate.
         budget: iterations.
-        time: in iterations of the compact network at the images' own size.
+        time: in iterations of the compact network at the images' own size; 0 for a filter without a network.
         outcomes: by image, the share of the conditions under which it is classified correctly.
     """
 
@@ -70,7 +70,8 @@ def markdown(points: Sequence[Point], *, images: int, source: str, classifier: s
     about = (
         f"{classifier}, {images} images of {source} that it classifies correctly; accuracy is the mean over "
         f"{', '.join(condition_title(name) for name in CONDITIONS)}, with the Wilson 95 % interval of {images} images. "
-        f"Time is in iterations of the compact network. The attacks are defence-unaware: this is not robustness."
+        f"Time is in iterations of the compact network. The attacks are defence-unaware: this is not robustness. "
+        "The filters have no network: the image is made smaller by that factor and larger again."
     )
     head = ["candidate", "iterations", "time", "accuracy, %"]
     return as_markdown(
@@ -119,15 +120,27 @@ def picture(points: Sequence[Point]) -> Figure:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for index, name in enumerate(dict.fromkeys(point.name for point in points)):
-        own = sorted((point for point in points if point.name == name), key=lambda point: point.budget)
+    for point in points:
+        if point.time == 0:
+            axes.axhline(100 * point.accuracy, color="grey", linestyle="--", linewidth=0.8)
+            axes.annotate(
+                f"{point.name}, no network",
+                (1, 100 * point.accuracy),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize="small",
+            )
+    fitted = [point for point in points if point.time > 0]
+    for index, name in enumerate(dict.fromkeys(point.name for point in fitted)):
+        own = sorted((point for point in fitted if point.name == name), key=lambda point: point.budget)
         marker = {"compact": "s", "paper": "*"}.get(name, ".")
         width = 2.0 if name in (REFERENCE, "paper") else 1.0
         axes.plot(
             [point.time for point in own], [100 * point.accuracy for point in own], marker=marker, linewidth=width,
             color=f"C{index % 10}", linestyle="-" if index < 10 else "--", label=name, alpha=0.8,
         )  # fmt: skip
-    best = front(points)
+    best = front(fitted)
     axes.step(
         [point.time for point in best], [100 * point.accuracy for point in best], where="post", color="black",
         linewidth=1, linestyle=":", label="front",

@@ -19,6 +19,7 @@ from dipdefense.arguments import choice, integer, several, shown
 from dipdefense.batches import ROUNDING, check_shape, check_tensor, clipped, scale_advice
 from dipdefense.config import MAX_ITERATIONS, Backend, DIPConfig
 from dipdefense.native import loading
+from dipdefense.reduction import reduced
 
 Precision = Literal["auto", "fp32", "bf16"]
 Seed = int | Sequence[int] | None
@@ -55,6 +56,13 @@ class Request:
     def chunk(self, start: int, stop: int) -> Request:
         """The request for the images from ``start`` to ``stop``."""
         return dataclasses.replace(self, images=self.images[start:stop], seeds=self.seeds[start:stop])
+
+    def reduced(self) -> Request:
+        """The request for the images at the size at which their networks are fitted."""
+        if self.config.reduction == 1:
+            return self
+        images = reduced(self.images.detach(), self.config.fitted_size(*self.images.shape[2:]))
+        return dataclasses.replace(self, images=images, config=dataclasses.replace(self.config, reduction=1))
 
 
 def check_request(

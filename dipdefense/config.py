@@ -34,12 +34,14 @@ MAX_ITERATIONS = 1_000_000
 # Beyond any network that could be fitted. Larger numbers are slips, and would hang or fail far from their cause.
 _MAX_SCALES = 16
 _MAX_CHANNELS = 8192
+_MAX_REDUCTION = 64
 _MAX_REAL = 1e30
 
 _KERNEL_SIZES = (3, 5)
 
-# Not stored where they have their defaults: outcomes from before there were variants have none of them.
 _VARIANTS = ("kernel_size", "downsampling", "upsampling", "activation", "pointwise")
+# Not stored where they have their defaults: outcomes from before these fields existed have none of them.
+_LATER = (*_VARIANTS, "reduction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,10 @@ class DIPConfig:
     Kattamis et al. 2019 call it "the original architecture"). The iteration budget is no part of it: a budget
     says when to stop fitting, not how to fit.
 
-    The last five fields are variants that the code of Ulyanov et al. also offers (``models/skip.py``). Where one of
-    them differs from its default, plain grouped convolutions fit the networks (:mod:`dipdefense.engine.variants`),
-    still all images at once, but without the fast path and not with ``backend="native"`` or ``"triton"``.
+    ``kernel_size`` to ``pointwise`` are variants that the code of Ulyanov et al. also offers (``models/skip.py``).
+    Where one of them differs from its default, plain grouped convolutions fit the networks
+    (:mod:`dipdefense.engine.variants`), still all images at once, but without the fast path and not with
+    ``backend="native"`` or ``"triton"``.
 
     Attributes:
         scales: times the network halves the resolution. ``None`` follows the image as the paper does: 5 from 64
@@ -74,6 +77,8 @@ class DIPConfig:
         upsampling: "bilinear" without aligned corners, or "nearest" ("bilinear").
         activation: "leaky_relu", "swish", "elu" or "none" ("leaky_relu").
         pointwise: whether a 1×1 convolution, its normalisation and its activation end each scale (True).
+        reduction: the networks are fitted to the area average of each image at this fraction of its height and width,
+            and their outputs enlarged again by bicubic interpolation; 1 keeps the size (1).
 
     Raises:
         TypeError, ValueError: a value is of another type, or outside its range; the message names it.
@@ -101,6 +106,7 @@ class DIPConfig:
     upsampling: Upsampling = "bilinear"
     activation: Activation = "leaky_relu"
     pointwise: bool = True
+    reduction: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values that no network could be built or fitted with."""
@@ -128,6 +134,7 @@ class DIPConfig:
         choice("upsampling", self.upsampling, get_args(Upsampling))
         choice("activation", self.activation, get_args(Activation))
         flag("pointwise", self.pointwise)
+        self._set("reduction", integer("reduction", self.reduction, low=1, high=_MAX_REDUCTION))
 
     def _set(self, name: str, value: object) -> None:
         """Keep a checked number as Python's own, which JSON can store."""
@@ -137,26 +144,27 @@ class DIPConfig:
     def from_json(cls, stored: Mapping[str, Any]) -> DIPConfig:
         """The configuration that :meth:`to_json` or ``dataclasses.asdict`` gave, read back from JSON.
 
-        A variant that was not stored is the original network's. No default replaces any other missing number.
+        A variant that was not stored is the original network's, and a reduction that was not is none. No default
+        replaces any other missing number.
 
         Raises:
             TypeError, ValueError: numbers are missing, unknown or outside their range.
         """
-        needed = (field.name for field in dataclasses.fields(cls) if field.name not in _VARIANTS)
+        needed = (field.name for field in dataclasses.fields(cls) if field.name not in _LATER)
         if missing := [name for name in needed if name not in stored]:
             raise ValueError(f"the stored configuration lacks {', '.join(missing)}")
         return cls(**stored)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as records store them: every number, and the variants that are not the original network's.
+        """The fields as records store them: every number, but variants and the reduction only where they are changed.
 
-        Outcomes from before there were variants thereby keep their identity.
+        Outcomes from before these fields existed thereby keep their identity.
 
         Example:
             >>> "upsampling" in DIPConfig().to_json(), DIPConfig(upsampling="nearest").to_json()["upsampling"]
             (False, 'nearest')
         """
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in self._original()}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in self._defaults()}
 
     def variants(self) -> dict[str, Any]:
         """The variants that differ from the original network's, which the fast path does not have.
@@ -165,12 +173,12 @@ class DIPConfig:
             >>> DIPConfig(skip_channels=0, kernel_size=5).variants()
             {'kernel_size': 5}
         """
-        return {name: getattr(self, name) for name in _VARIANTS if name not in self._original()}
+        return {name: getattr(self, name) for name in _VARIANTS if name not in self._defaults()}
 
-    def _original(self) -> set[str]:
-        """The names of the variants that have their defaults."""
+    def _defaults(self) -> set[str]:
+        """The names of the later fields that have their defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return {name for name in _VARIANTS if getattr(self, name) == defaults[name]}
+        return {name for name in _LATER if getattr(self, name) == defaults[name]}
 
     @classmethod
     def paper(cls) -> DIPConfig:
@@ -198,6 +206,20 @@ class DIPConfig:
         """For CPUs: 32 channels instead of 128, everything else the paper's. Not in the paper."""
         return cls(channels=32)
 
+    @classmethod
+    def fast(cls) -> DIPConfig:
+        """For CPUs: the compact network at half of the image's height and width. Not in the paper."""
+        return cls(channels=32, reduction=2)
+
+    def fitted_size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width, in pixels, at which the networks of images of this size are fitted.
+
+        Example:
+            >>> DIPConfig(reduction=2).fitted_size(224, 225)
+            (112, 113)
+        """
+        return -(-height // self.reduction), -(-width // self.reduction)
+
     def scales_for(self, height: int, width: int) -> int:
         """The number of scales for images of this size in pixels.
 
@@ -207,10 +229,14 @@ class DIPConfig:
         Raises:
             ValueError: the image is too small for ``scales``; the message says how many scales fit.
         """
+        size = f"{height}×{width}"
+        if self.reduction > 1:
+            height, width = self.fitted_size(height, width)
+            size += f", which reduction={self.reduction} makes {height}×{width}"
         side = min(height, width)
         if self.scales is None and side < MIN_SIDE:
             raise ValueError(
-                f"images must be at least {MIN_SIDE} pixels high and wide, got {height}×{width}; "
+                f"images must be at least {MIN_SIDE} pixels high and wide, got {size}; "
                 "enlarge them, or give DIPConfig(scales=...) if you mean it"
             )
         scales = self.scales or (5 if side >= 64 else 3)
@@ -244,6 +270,7 @@ class DIPConfig:
 CONFIGS = {
     "paper": DIPConfig.paper,
     "compact": DIPConfig.compact,
+    "fast": DIPConfig.fast,
     "architecture-1": DIPConfig.architecture_1,
     "architecture-2": DIPConfig.architecture_2,
 }

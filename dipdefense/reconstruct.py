@@ -15,6 +15,7 @@ from dipdefense.compiler import opaque
 from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
 from dipdefense.engine.backends import chosen
 from dipdefense.engine.fitting import Fitting, surroundings
+from dipdefense.reduction import enlarged
 from dipdefense.stopping import Rule, RuleName, check_stopping, stoppable
 
 Status = Literal["ok", "diverged"]
@@ -29,8 +30,8 @@ class Reconstruction:
         images: (len(budgets), N, C, H, W) in [0, 1], in the dtype and on the device of the input. The reconstruction
             at budget k is the network's k-th output, whose error is ``losses[k - 1]``. After a rule has ended the fit,
             it is the output of iteration ``stopped``.
-        losses: (iterations, N) float32, each network's mean squared error at each iteration; NaN after a rule has ended
-            the fit.
+        losses: (iterations, N) float32, each network's mean squared error at each iteration, to the smaller image where
+            the configuration has a reduction; NaN after a rule has ended the fit.
         status: one per image: "ok", or "diverged" where a loss was not finite; from that iteration on, the image's
             reconstructions are NaN.
         backend: the one that fitted the networks.
@@ -174,6 +175,13 @@ def reconstruct(
 
 def fit(request: Request, on_iteration: Callable[[], object], rule: Rule | None = None) -> Reconstruction:
     """:func:`reconstruct` for a request that was checked."""
+    if request.config.reduction == 1:
+        return _fit(request, on_iteration, rule)
+    run = _fit(request.reduced(), on_iteration, rule)
+    return replace(run, images=enlarged(run.images, request.images.shape[2:]).to(request.images.dtype))
+
+
+def _fit(request: Request, on_iteration: Callable[[], object], rule: Rule | None) -> Reconstruction:
     images, budgets, backend = request.images, request.budgets, chosen(request)
     with surroundings(images.device):
         outputs = images.new_empty(len(budgets), *images.shape)
@@ -202,7 +210,7 @@ class Initial:
 
     Attributes:
         weights: of all networks by name, each (N, …), in the layouts of :mod:`dipdefense.engine.network`.
-        noise: (N, input_channels, H, W), the fixed part of the networks' input.
+        noise: (N, input_channels, H, W), the fixed part of the networks' input; H and W are those after a reduction.
         generators: one per image, for the fresh noise of each iteration: N(0, noise_std²) in the shape of ``noise``.
     """
 
@@ -213,7 +221,7 @@ class Initial:
 
 def initial(request: Request) -> Initial:
     """The random parts of :func:`fit` by torch's operators; the same seeds give the same ones."""
-    fitting = Fitting(request, "torch")
+    fitting = Fitting(request.reduced(), "torch")
     weights = {name: parameter.detach().clone() for name, parameter in fitting.networks.named_parameters()}
     return Initial(weights, fitting.fixed_noise, fitting.generators)
 

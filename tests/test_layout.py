@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up: a module imports from its own wing and from what stands below it.
 LAYERS = [
-    {"arguments", "modes", "pictures", "processor", "seeds"},
+    {"arguments", "modes", "pictures", "processor", "reduction", "seeds"},
     {"batches", "compiler", "config", "files"},
     {"native"},
     {"checks", "folders", "machine"},

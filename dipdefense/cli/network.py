@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,11 +37,12 @@ class Network:
 
     @property
     def reduced(self) -> str:
-        """A sentence that names the reduction of the compact networks; empty for the others."""
-        if self.name != "compact":
+        """A sentence that names the reduction of the smaller networks; empty for the others."""
+        if self.name not in ("compact", "fast"):
             return ""
+        size = " at half of the images' size" if self.config.reduction > 1 else ""
         return (
-            f"REDUCED SETTING: networks of {self.config.channels} channels instead of the paper's 128, which "
+            f"REDUCED SETTING: networks of {self.config.channels} channels{size} instead of the paper's 128, which "
             "--config paper selects."
         )
 
@@ -53,7 +53,7 @@ class Network:
     def decisive(self) -> dict[str, Any]:
         """The settings that decide outputs besides the image, its seed and the iterations, in JSON's types."""
         return {
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.to_json(),
             "device": self.device.type,
             "precision": self.precision,
             "backend": self.backend,

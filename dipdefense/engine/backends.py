@@ -74,6 +74,7 @@ def chosen(request: Request) -> Backend:
     """
     if request.backend != "auto":
         return request.backend
+    request = request.reduced()
     candidates = available(request.images.device, request.config)
     if len(request.images) == 0 or not candidates or request.budgets[-1] < SHORTEST:
         return "torch"

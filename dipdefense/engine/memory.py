@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import math
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -75,6 +76,7 @@ def bytes_per_image(
         backend: the one that fits the networks.
     """
     scales = config.scales_for(height, width)
+    height, width = config.fitted_size(height, width)
     c, skips = config.channels, config.skip_channels
     activations = 0
     for scale in range(scales):
@@ -120,7 +122,7 @@ def images_that_fit(request: Request) -> int:
         return 1
     fitting = int(_SHARE * _free_bytes(images.device)) // bytes_of_one(request)
     if images.device.type == "cpu":
-        most = _CPU_PIXELS // images[0, 0].numel()
+        most = _CPU_PIXELS // math.prod(request.config.fitted_size(*images.shape[2:]))
         if request.backend == "native" and fits(request.config, request.operands):
             # These iterations do each image in a thread of its own.
             threads = torch.get_num_threads()

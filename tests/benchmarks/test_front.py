@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
 from conftest import ROOT
 from torch import nn
 from torch.nn.functional import interpolate
-
-from dipdefense import DIPPurifier
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -46,16 +43,20 @@ def test_the_report_and_the_picture() -> None:
     assert len(picture(POINTS).axes[0].lines) == 3 + 2
 
 
-def test_a_candidate_at_another_size_reconstructs_the_smaller_image(tiny, monkeypatch) -> None:
-    monkeypatch.setitem(script.CANDIDATES, "tiny", script.Candidate(tiny, side=32))
-    given = argparse.Namespace(budgets=[1, 2], precision="fp32", backend="torch", batch=2, device="cpu")
-    made = script.defence(script.CANDIDATES["tiny"], given, (3, 64, 64))
-    classifier, images = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4)), torch.rand(2, 3, 64, 64)
+def test_a_filter_is_drawn_as_a_line_of_its_own() -> None:
+    points = [*POINTS, point("filter-2", 0, 0, 1.0, 0.0)]
+    assert len(picture(points).axes[0].lines) == 3 + 2 + 1
+    assert [(p.name, p.budget) for p in front(points)] == [("filter-2", 0), ("small", 1000)]
+    assert "| filter-2 | 0 | 0 | 50.0 [9.5, 90.5] | 0 : 1 | 1 |" in markdown(
+        points, images=2, source="some", classifier="c"
+    )
+
+
+def test_a_filter_makes_the_image_smaller_and_larger_again() -> None:
+    classifier, images = nn.Sequential(nn.Flatten(), nn.Linear(3 * 66 * 64, 4)), torch.rand(2, 3, 66, 64)
     with torch.no_grad():
-        last = list(made.classify(classifier, images, (1, 2), (5, 6)))[-1]
-        smaller = interpolate(images, size=(32, 32), mode="area")
-        output = DIPPurifier(2, config=tiny, precision="fp32")
-        output = output.reconstruct(smaller, budgets=(2,), seed=(5, 6)).images[0]
-        enlarged = interpolate(output, size=(64, 64), mode="bicubic", antialias=True).clamp(0, 1)
-        torch.testing.assert_close(last.scores, classifier(enlarged), rtol=1e-5, atol=1e-5)
-    assert made.settings["side"] == 32
+        (outcome,) = script.filtered(3).classify(classifier, images, (0,), (5, 6))
+        smaller = interpolate(images, size=(22, 22), mode="area")
+        again = interpolate(smaller, size=(66, 64), mode="bicubic", antialias=True).clamp(0, 1)
+        torch.testing.assert_close(outcome.scores, classifier(again), rtol=1e-5, atol=1e-5)
+    assert (outcome.budget, script.filtered(3).budgets) == (0, (0,))

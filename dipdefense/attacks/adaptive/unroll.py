@@ -20,6 +20,7 @@ from dipdefense.attacks.adaptive.skip_network import output
 from dipdefense.checks import Request, check_request
 from dipdefense.config import DIPConfig
 from dipdefense.reconstruct import initial
+from dipdefense.reduction import enlarged, reduced
 
 # The root's derivative at 0 is infinite. Its argument is Adam's second moment: squares of gradients, where this is 0.
 _TINY = 1e-30
@@ -104,7 +105,10 @@ def unrolled(images: Tensor, *, iterations: int, config: DIPConfig, seeds: Seque
     request = check_request(
         images.detach(), budgets=(iterations,), config=config, seed=seeds, precision="fp32", backend="torch"
     )
-    return _Unrolled.apply(images, request)  # type: ignore[no-any-return]
+    size, own = config.fitted_size(*images.shape[2:]), images.shape[2:]
+    if config.reduction == 1:
+        return _Unrolled.apply(images, request)  # type: ignore[no-any-return]
+    return enlarged(_Unrolled.apply(reduced(images, size), request.reduced()), own).to(images.dtype)
 
 
 class _Unrolled(torch.autograd.Function):
