@@ -39,7 +39,13 @@ def test_fast_candidates_take_at_most_half_of_the_time() -> None:
 
 def test_the_report_and_the_picture() -> None:
     text = markdown(POINTS, images=2, source="some", classifier="c")
-    assert "| small | 1000 | 250 | 100.0 [34.2, 100.0] | 1 : 0 | 1 |" in text
+    # Differences of 0 and 50 points: 25 ± t(0.975, 1 degree of freedom) = 12.706 times 25.
+    row = "| small | 1000 | 250 | 100.0 [34.2, 100.0] | 1 : 0 | 1 | +25.0 [-292.7, +342.7] |"
+    same, fastest = text.split("## At most half")
+    assert row in same.split("## At 1000 iterations")[1]
+    assert row in fastest
+    assert "| slow | 1000 | 4000 |" in same
+    assert "| compact | 500 | 500 | 50.0 [9.5, 90.5] | 0 : 1 | 1 | -25.0 [-342.7, +292.7] |" in fastest
     assert len(picture(POINTS).axes[0].lines) == 3 + 2
 
 
