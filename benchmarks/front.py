@@ -18,18 +18,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from front_report import CONDITIONS, REFERENCE, Point, markdown, picture
-from torch import Tensor, nn
 
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation import (
     STORE,
-    Defence,
     Run,
     Setting,
     Subject,
@@ -37,23 +35,24 @@ from dipdefense.evaluation import (
     command_line,
     deep_image_prior,
     export,
+    low_pass,
     measure,
     open_subject,
 )
-from dipdefense.evaluation.defences import Outcome, clock
 from dipdefense.evaluation.protocol import attack_named
 from dipdefense.evaluation.report import png
 from dipdefense.evaluation.statistics import summarise
 from dipdefense.files import write_atomically
+from dipdefense.paper.labels import column_title
+from dipdefense.paper.tables import FACTORS
 from dipdefense.reconstruct import reconstruct
-from dipdefense.reduction import enlarged, reduced
 
 COMPACT = DIPConfig.compact()
 ROUNDS, TIMED = 5, 4
 """Rounds of the timing, and iterations timed in each after two of warm-up."""
 
 
-FAST = DIPConfig.fast()
+HALF_SIZE = DIPConfig.half_size()
 CANDIDATES = {
     "compact": COMPACT,
     "paper": DIPConfig.paper(),
@@ -64,31 +63,18 @@ CANDIDATES = {
     "skips-16": replace(COMPACT, skip_channels=16),
     "rate-0.02": replace(COMPACT, learning_rate=0.02),
     "rate-0.005": replace(COMPACT, learning_rate=0.005),
-    "half-size": FAST,
-    "half-size-half-width": replace(FAST, channels=16),
-    "half-size-double-width": replace(FAST, channels=64),
-    "half-size-rate-0.02": replace(FAST, learning_rate=0.02),
+    "half-size": HALF_SIZE,
+    "half-size-half-width": replace(HALF_SIZE, channels=16),
+    "half-size-double-width": replace(HALF_SIZE, channels=64),
+    "half-size-rate-0.02": replace(HALF_SIZE, learning_rate=0.02),
     "half-size-paper": replace(DIPConfig.paper(), reduction=2),
     "third-size": replace(COMPACT, reduction=3),
 }
 """The networks by name. Each but the paper's two differs from the compact network, or from it at half size, in one
 respect."""
 
-FILTERS = {"filter-2": 2, "filter-3": 3}
-"""Reductions without a network, by name: what the smaller image alone achieves, in next to no time."""
-
-
-def filtered(factor: int) -> Defence:
-    """The classifier on the area average at 1/factor of the size, enlarged again."""
-    config = replace(COMPACT, reduction=factor)
-
-    def classify(classifier: nn.Module, images: Tensor, *_: Sequence[int]) -> Iterator[Outcome]:
-        started = clock(images)
-        size = images.shape[2:]
-        scores = classifier(enlarged(reduced(images, config.fitted_size(*size)), size))
-        yield Outcome(0, scores, None, ["ok"] * len(images), clock(images) - started)
-
-    return Defence("filter", (0,), classify, random=False, settings={"reduction": factor})
+LOW_PASS = "low-pass"
+"""The control without a network, whose filters stand beside the candidates."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +111,17 @@ def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int])
 
 
 def points(runs: Mapping[str, Run], times: Times) -> list[Point]:
-    """Every candidate at every budget, with its time in iterations of the compact network; a filter's is 0."""
-    relative = {name: 0.0 if name in FILTERS else times.relative(name) for name in runs}
-    return [
-        Point(name, cell.budget, cell.budget * relative[name], next(iter(cell.outcomes.values())))
-        for name, run in runs.items()
-        for cell in summarise(run.records, averaged=tuple(CONDITIONS))
-        if cell.condition == "average"
-    ]
+    """The filters, and every candidate at every budget with its time in iterations of the compact network."""
+    found = []
+    for name, run in runs.items():
+        for cell in summarise(run.records, averaged=tuple(CONDITIONS)):
+            if cell.condition == "average":
+                outcomes = next(iter(cell.outcomes.values()))
+                if name == LOW_PASS:
+                    found.append(Point(column_title(*cell.column), 0, 0.0, outcomes))
+                else:
+                    found.append(Point(name, cell.budget, cell.budget * times.relative(name), outcomes))
+    return found
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -155,9 +144,9 @@ def measured(given: argparse.Namespace, setting: Setting, subject: Subject) -> d
     """The outcomes of the filters and of every candidate, the compact network first."""
     runs = {}
     conditions = {name: attack_named(name) for name in CONDITIONS}
-    for name in dict.fromkeys([*FILTERS, REFERENCE, *given.candidates]):
+    for name in dict.fromkeys([LOW_PASS, REFERENCE, *given.candidates]):
         print(f"{name}: {setting.images} images, to {given.budgets[-1]} iterations", file=sys.stderr)
-        way = filtered(FILTERS[name]) if name in FILTERS else deep_image_prior(
+        way = low_pass(FACTORS) if name == LOW_PASS else deep_image_prior(
             tuple(given.budgets), config=subject.fitted(CANDIDATES[name]), precision=given.precision,
             backend=given.backend, shape=subject.shape, batch=given.batch, device=given.device,
         )  # fmt: skip
@@ -178,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             subject = open_subject(setting)
         about = circumstances(torch.device(given.device))
         runs = measured(given, setting, subject)
-        times = timed([name for name in runs if name not in FILTERS], given, subject.shape)
+        times = timed([name for name in runs if name != LOW_PASS], given, subject.shape)
         found = points(runs, times)
         report = markdown(found, images=len(subject.ids), source=subject.source, classifier=subject.classifier.name)
         write_atomically(given.out / "front-times.json", json.dumps({"circumstances": about, "seconds": times.rounds}))

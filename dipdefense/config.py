@@ -207,7 +207,7 @@ class DIPConfig:
         return cls(channels=32)
 
     @classmethod
-    def fast(cls) -> DIPConfig:
+    def half_size(cls) -> DIPConfig:
         """For CPUs: the compact network at half of the image's height and width. Not in the paper."""
         return cls(channels=32, reduction=2)
 
@@ -270,7 +270,7 @@ class DIPConfig:
 CONFIGS = {
     "paper": DIPConfig.paper,
     "compact": DIPConfig.compact,
-    "fast": DIPConfig.fast,
+    "half-size": DIPConfig.half_size,
     "architecture-1": DIPConfig.architecture_1,
     "architecture-2": DIPConfig.architecture_2,
 }

@@ -34,7 +34,4 @@ def _resized(images: Tensor, size: Sequence[int], *, mode: str, antialias: bool 
     *leading, channels, height, width = images.shape
     exact = images.to(torch.promote_types(images.dtype, torch.float32))
     batch = exact.reshape(-1, channels, height, width)
-    # Torch refuses an empty batch.
-    if len(batch) == 0:
-        return batch.new_empty(*leading, channels, *size)
     return interpolate(batch, size=list(size), mode=mode, antialias=antialias).reshape(*leading, channels, *size)

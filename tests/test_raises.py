@@ -130,7 +130,8 @@ BUDGETS = {
 
 
 @pytest.mark.parametrize(("budgets", "error", "message"), BUDGETS.values(), ids=BUDGETS)
-def test_bad_budgets(budgets, error, message: str) -> None:
+def test_bad_budgets_raise_before_any_work(budgets, error, message: str, monkeypatch) -> None:
+    monkeypatch.setattr("dipdefense.engine.fitting.SkipNets", None)  # any work would raise something else
     with pytest.raises(error, match=message):
         DIPPurifier(iters=10).reconstruct(GOOD, budgets=budgets)
 
@@ -213,6 +214,7 @@ CONFIGURATIONS = {
     "upsampling": [("bicubic", ValueError)],
     "activation": [("relu", ValueError), (None, ValueError)],
     "pointwise": [(1, TypeError), ("yes", TypeError)],
+    "reduction": [(0, ValueError), (65, ValueError), (2.0, TypeError)],
 }
 
 

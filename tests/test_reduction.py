@@ -11,9 +11,12 @@ from torch.nn.functional import interpolate
 
 from dipdefense import DIPConfig, DIPPurifier, reconstruct
 from dipdefense.attacks.adaptive.unroll import unrolled
+from dipdefense.checks import check_request
 from dipdefense.config import CONFIGS
 from dipdefense.engine.memory import bytes_per_image
-from dipdefense.reconstruct import Reconstruction
+from dipdefense.reconstruct import Reconstruction, initial
+from dipdefense.reduction import enlarged
+from dipdefense.stopping import Trend
 
 SIZE, SMALLER = (33, 40), (17, 20)
 
@@ -45,6 +48,39 @@ def test_it_is_the_smaller_images_reconstruction_enlarged(tiny: DIPConfig, halve
     torch.testing.assert_close(alone.images[0, 0], run.images[1, 1], rtol=0, atol=1e-5)
 
 
+def test_every_image_has_its_own_seed_and_every_iteration_is_told(tiny: DIPConfig, halved: DIPConfig) -> None:
+    images, told = torch.rand(2, 3, *SIZE), []
+    run = reconstruct(
+        images, budgets=(2,), config=halved, seed=(5, 6), precision="fp32", on_iteration=lambda: told.append(1)
+    )
+    for place, seed in enumerate((5, 6)):
+        alone = smaller_run(images[[place]], tiny, (2,), seed=seed)
+        torch.testing.assert_close(run.losses[:, place], alone.losses[:, 0])
+    assert len(told) == 2
+
+
+def test_a_rule_ends_the_fit_where_it_ends_the_smaller_images(tiny: DIPConfig, halved: DIPConfig) -> None:
+    images, settings = torch.rand(2, 3, *SIZE), {"budgets": (40,), "seed": 5, "precision": "fp32"}
+    rule = Trend(warm_up=2, patience=1, smoothing=0.9)
+    run = reconstruct(images, config=halved, stopping=rule, **settings)
+    smaller = interpolate(images, size=SMALLER, mode="area")
+    assert run.iterations == reconstruct(smaller, config=tiny, stopping=rule, **settings).iterations
+    assert min(run.iterations) < 40
+
+
+def test_enlarged_pixels_stay_in_range() -> None:
+    """A cubic curve overshoots beside an edge."""
+    edge = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(1, 1, 4, 4)
+    assert torch.equal(torch.stack(enlarged(edge, (8, 8)).aminmax()), torch.tensor([0.0, 1.0]))
+
+
+def test_other_implementations_get_noise_of_the_smaller_size(halved: DIPConfig) -> None:
+    request = check_request(
+        torch.rand(2, 3, *SIZE), budgets=(1,), config=halved, seed=5, precision="fp32", backend="torch"
+    )
+    assert initial(request).noise.shape == (2, halved.input_channels, *SMALLER)
+
+
 def test_the_purifier_has_the_images_size_and_the_identitys_gradient(halved: DIPConfig) -> None:
     images = torch.rand(3, 3, *SIZE, requires_grad=True)
     purifier = DIPPurifier(2, config=halved, seed=1, batch_size=2)
@@ -69,13 +105,14 @@ def test_the_unrolled_fit_is_the_reconstruction_and_its_gradient_reaches_the_ima
     torch.testing.assert_close(output.detach(), run.images[0], rtol=0, atol=1e-4)
     output.square().sum().backward()
     assert images.grad.abs().amax() > 0
+    assert unrolled(images.half(), iterations=1, config=halved, seeds=(4,)).dtype == torch.float16
 
 
 def test_images_too_small_for_it_are_refused_by_both_sizes() -> None:
     with pytest.raises(ValueError, match="got 62×70, which reduction=2 makes 31×35; enlarge them"):
-        DIPConfig.fast().scales_for(62, 70)
-    assert DIPConfig.fast().scales_for(63, 70) == 3
-    assert DIPConfig.fast().scales_for(127, 224) == 5
+        DIPConfig.half_size().scales_for(62, 70)
+    assert DIPConfig.half_size().scales_for(63, 70) == 3
+    assert DIPConfig.half_size().scales_for(127, 224) == 5
 
 
 def test_memory_is_that_of_the_smaller_image(tiny: DIPConfig, halved: DIPConfig) -> None:
@@ -89,6 +126,6 @@ def test_it_is_stored_only_where_there_is_one(tiny: DIPConfig, halved: DIPConfig
     assert halved.to_json()["reduction"] == 2
     assert DIPConfig.from_json(halved.to_json()) == halved
     assert not halved.variants()
-    assert CONFIGS["fast"]() == dataclasses.replace(DIPConfig.compact(), reduction=2)
+    assert CONFIGS["half-size"]() == dataclasses.replace(DIPConfig.compact(), reduction=2)
     with pytest.raises(ValueError, match="reduction must be an integer of at least 1"):
         DIPConfig(reduction=0)

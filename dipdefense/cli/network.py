@@ -38,7 +38,7 @@ class Network:
     @property
     def reduced(self) -> str:
         """A sentence that names the reduction of the smaller networks; empty for the others."""
-        if self.name not in ("compact", "fast"):
+        if self.name not in ("compact", "half-size"):
             return ""
         size = " at half of the images' size" if self.config.reduction > 1 else ""
         return (

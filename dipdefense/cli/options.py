@@ -13,7 +13,7 @@ from dipdefense.cli.ending import EXIT_CODES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-CONFIG_NAMES = ("paper", "compact", "fast", "architecture-1", "architecture-2")
+CONFIG_NAMES = ("paper", "compact", "half-size", "architecture-1", "architecture-2")
 BACKENDS = ("auto", "torch", "native", "cudagraphs", "triton")
 PRECISIONS = ("auto", "fp32", "bf16")
 RULES = ("variance", "trend")

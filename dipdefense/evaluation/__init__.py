@@ -13,7 +13,7 @@ Example:
 from dipdefense.evaluation.adaptive.evaluating import evaluate
 from dipdefense.evaluation.adaptive.levels import LEVELS, Level
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
-from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
+from dipdefense.evaluation.defences import Defence, deep_image_prior, low_pass, randomisation, undefended
 from dipdefense.evaluation.exports import export, read_export
 from dipdefense.evaluation.measurement import STORE, measure
 from dipdefense.evaluation.provenance import circumstances
@@ -37,6 +37,7 @@ __all__ = [
     "deep_image_prior",
     "evaluate",
     "export",
+    "low_pass",
     "measure",
     "open_subject",
     "randomisation",

@@ -1,4 +1,4 @@
-"""Ways of classifying that are measured against each other: none, randomisation, and the reconstruction."""
+"""Ways of classifying that are measured against each other: none, randomisation, a filter, and the reconstruction."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dipdefense.checks import Precision, check_backend, operand_dtype
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomizationDefence
+from dipdefense.reduction import enlarged, reduced
 from dipdefense.stopping import Rule, RuleName, check_stopping, stoppable
 
 
@@ -83,6 +84,23 @@ def randomisation(passes: tuple[int, ...]) -> Defence:
             yield Outcome(budget, scores, None, ["ok"] * len(images), clock(images) - started)
 
     return Defence("randomisation", passes, classify)
+
+
+def low_pass(factors: tuple[int, ...]) -> Defence:
+    """A control without a network: the image at 1/factor of its height and width, enlarged again; one budget a factor.
+
+    What it achieves in next to no time is what the reconstruction's low frequencies alone would achieve.
+    """
+
+    def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], *_: Sequence[int]) -> Iterator[Outcome]:
+        for factor in budgets:
+            started = clock(images)
+            size = images.shape[2:]
+            smaller = reduced(images, DIPConfig(reduction=factor).fitted_size(*size))
+            scores = classifier(enlarged(smaller, size).to(images.dtype))
+            yield Outcome(factor, scores, None, ["ok"] * len(images), clock(images) - started)
+
+    return Defence("low-pass", factors, classify, random=False)
 
 
 def deep_image_prior(

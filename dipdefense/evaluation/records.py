@@ -32,8 +32,8 @@ class Record:
 
     Attributes:
         condition: "clean", or the attack and its ε in 1/255, such as "fgsm-5".
-        defence: "none", "randomisation" or "dip".
-        budget: DIP iterations, or passes of randomisation; 0 for no defence.
+        defence: of ``DEFENCES``, or another experiment's own.
+        budget: DIP iterations, passes of randomisation, or the low-pass filter's factor; 0 for no defence.
         seed: the run's seed that the defence's seed derives from; the first one where nothing is random.
         position: the image's place in the run's order, from 0.
         image: the image's id in its data set.

@@ -255,10 +255,11 @@ def caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: 
 
 
 def _colour(column: Column, columns: Sequence[Column]) -> tuple[float, float, float]:
-    """Grey, oranges and blues for the three defences, darker with the budget."""
+    """Grey, oranges, greens and blues for the defences, darker with the budget."""
     light, dark = {
         "none": ((0.62, 0.62, 0.62), (0.62, 0.62, 0.62)),
         "randomisation": ((0.97, 0.76, 0.47), (0.87, 0.53, 0.16)),
+        "low-pass": ((0.70, 0.85, 0.62), (0.27, 0.55, 0.20)),
         "dip": ((0.66, 0.81, 0.93), (0.10, 0.35, 0.62)),
     }[column[0]]
     budgets = [budget for defence, budget in columns if defence == column[0]]

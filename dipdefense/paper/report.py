@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from dipdefense.evaluation import Run, export
-from dipdefense.evaluation.protocol import condition_title
+from dipdefense.evaluation.protocol import FIXED, condition_title
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
 from dipdefense.evaluation.report import table as markdown_table
 from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread
@@ -226,10 +226,11 @@ def _as_in_the_paper(cells: Sequence[Cell], published: Numbers) -> Rows:
 
 
 def _pairs(cells: Sequence[Cell]) -> Rows:
-    """The reconstruction, at every budget, against no defence and against randomisation at its most passes."""
+    """The reconstruction at every budget against no defence, randomisation at its most passes, and the filters."""
     found = {(cell.condition, cell.column): cell for cell in cells}
     others = [column for column in columns(cells) if column[0] == "none"]
     others += [column for column in columns(cells) if column[0] == "randomisation"][-1:]
+    others += [column for column in columns(cells) if column[0] == "low-pass"]
     rows = [["condition", "defence", *(f"against {column_title(*other)}" for other in others)]]
     for cell in cells:
         if cell.defence == "dip" and cell.condition != "average":
@@ -240,7 +241,7 @@ def _pairs(cells: Sequence[Cell]) -> Rows:
 
 
 def _seeds(cells: Sequence[Cell]) -> Section:
-    random = [column for column in columns(cells) if column[0] != "none"]
+    random = [column for column in columns(cells) if column[0] not in FIXED]
     count = max(len(cell.outcomes) for cell in cells)
     title = "Seeds of the defence"
     if count == 1:

@@ -21,6 +21,7 @@ from dipdefense.evaluation import (
     Subject,
     command_line,
     deep_image_prior,
+    low_pass,
     measure,
     open_subject,
     randomisation,
@@ -34,6 +35,9 @@ from dipdefense.stopping import RuleName, check_stopping
 
 PASSES = (1, 30)
 """Passes of randomisation: one an image, and as many as the submission of Xie et al. 2017 averages."""
+
+FACTORS = (2, 3)
+"""By which the control without a network makes each image smaller, and larger again."""
 
 _CONTROLS = tuple(Attack("noise", epsilon) for epsilon in (2, 5, 10))
 _ROUNDED = tuple(replace(attack, rounded=True) for attack in TABLE_2)
@@ -146,7 +150,7 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
         setting.budgets, config=config, precision=setting.precision, backend=setting.backend,
         shape=subject.shape, batch=setting.batch, device=setting.device, stopping=rule,
     )  # fmt: skip
-    known = (undefended(), randomisation(PASSES), reconstruction)
+    known = (undefended(), randomisation(PASSES), low_pass(FACTORS), reconstruction)
     return measure(
         setting,
         subject,

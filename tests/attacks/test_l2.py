@@ -75,6 +75,11 @@ def test_a_tiny_gradient_is_a_whole_step(images: Tensor) -> None:
     torch.testing.assert_close(unit(images).flatten(1).norm(dim=1), torch.ones(len(images)))
 
 
+def test_one_images_gradient_is_no_measure_for_anothers(images: Tensor) -> None:
+    sizes = torch.tensor([1e-30, 1e-15, 1.0, 1e15, 1e30, 1e-30])
+    torch.testing.assert_close(unit(images * sizes[:, None, None, None]), unit(images))
+
+
 @pytest.mark.parametrize("change", [{"epsilon": 0}, {"epsilon": float("nan")}, {"step": -0.1}, {"steps": 0}], ids=str)
 def test_numbers_that_mean_nothing_are_refused(images: Tensor, change: dict[str, float]) -> None:
     settings = {"epsilon": 0.5, "step": 0.1, "steps": 3} | change

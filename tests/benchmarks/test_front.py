@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import itertools
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
-import torch
+import pytest
 from conftest import ROOT
-from torch import nn
-from torch.nn.functional import interpolate
+from measuring import CONFIG, CONFIGURATION, record, tiny_subject
+
+from dipdefense import DIPConfig
+from dipdefense.evaluation import Run, Setting
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import front as script
-from front_report import Point, fast, front, markdown, picture
+from front_report import CONDITIONS, Point, fast, front, markdown, picture
 
 
 def point(name: str, budget: int, time: float, *right: float) -> Point:
@@ -31,6 +38,10 @@ POINTS = [
 def test_the_front_has_what_no_other_beats() -> None:
     assert [(p.name, p.budget) for p in front(POINTS)] == [("small", 500), ("small", 1000)]
     assert [(p.name, p.budget) for p in front(POINTS[:2])] == [("compact", 500), ("compact", 1000)]
+
+
+def test_of_two_as_fast_the_more_accurate_is_in_the_front() -> None:
+    assert [p.name for p in front([point("worse", 1, 5, 0.5), point("better", 1, 5, 1.0)])] == ["better"]
 
 
 def test_fast_candidates_take_at_most_half_of_the_time() -> None:
@@ -58,11 +69,44 @@ def test_a_filter_is_drawn_as_a_line_of_its_own() -> None:
     )
 
 
-def test_a_filter_makes_the_image_smaller_and_larger_again() -> None:
-    classifier, images = nn.Sequential(nn.Flatten(), nn.Linear(3 * 66 * 64, 4)), torch.rand(2, 3, 66, 64)
-    with torch.no_grad():
-        (outcome,) = script.filtered(3).classify(classifier, images, (0,), (5, 6))
-        smaller = interpolate(images, size=(22, 22), mode="area")
-        again = interpolate(smaller, size=(66, 64), mode="bicubic", antialias=True).clamp(0, 1)
-        torch.testing.assert_close(outcome.scores, classifier(again), rtol=1e-5, atol=1e-5)
-    assert (outcome.budget, script.filtered(3).budgets) == (0, (0,))
+def test_points_have_the_mean_over_conditions_and_the_compact_networks_iterations() -> None:
+    def run(defence: str, *budgets: int) -> Run:
+        records = [
+            record(condition=name, defence=defence, budget=budget, prediction=3 if name == "clean" else 4)
+            for name in CONDITIONS
+            for budget in budgets
+        ]
+        return Run(CONFIGURATION, tuple(records), {0: {}})
+
+    times = script.Times({"compact": (2.0, 1.0, 4.0), "half-size": (1.0, 0.25, 0.5)})
+    runs = {"low-pass": run("low-pass", 2, 3), "compact": run("dip", 4), "half-size": run("dip", 2, 4)}
+    outcomes = {"a": 1 / 3}
+    assert script.points(runs, times) == [
+        Point("low-pass 1/2", 0, 0, outcomes), Point("low-pass 1/3", 0, 0, outcomes), Point("compact", 4, 4, outcomes),
+        Point("half-size", 2, 0.5, outcomes), Point("half-size", 4, 1, outcomes),
+    ]  # fmt: skip
+
+
+def test_the_time_is_without_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reconstruct(images, *, budgets, on_iteration, **_) -> None:
+        for _ in range(budgets[-1]):
+            on_iteration()
+
+    ticks = itertools.cycle([0, 10, 20, 21, 22, 23, 24])
+    monkeypatch.setattr(script, "reconstruct", reconstruct)
+    monkeypatch.setattr(script, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    given = argparse.Namespace(batch=1, device="cpu", precision="fp32", backend="torch")
+    assert script.timed(["compact"], given, (3, 8, 8)).rounds == {"compact": [1.0] * script.ROUNDS}
+
+
+def test_every_candidate_is_measured_with_its_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"compact": CONFIG, "half-size": dataclasses.replace(CONFIG, reduction=2)}
+    monkeypatch.setattr(script, "CANDIDATES", small)
+    given = argparse.Namespace(
+        candidates=["half-size"], budgets=[1], precision="fp32", backend="torch", batch=1, device="cpu"
+    )
+    setting = Setting(out=tmp_path, images=1, seeds=(0, 1), progress=False)
+    runs = script.measured(given, setting, tiny_subject(images=1))
+    assert list(runs) == ["low-pass", *small]
+    assert {name: DIPConfig.from_json(runs[name].configuration["dip"]) for name in small} == small
+    assert [len(run.records) // len(CONDITIONS) for run in runs.values()] == [2, 2, 2]

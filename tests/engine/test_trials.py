@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import threading
@@ -238,6 +239,13 @@ def explain_a_gpu(monkeypatch) -> str:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     return explain("cuda:0")["backend"]
+
+
+def test_a_reduction_is_tried_at_the_size_of_its_networks(auto) -> None:
+    request = auto(half=(0.5, None))
+    request = dataclasses.replace(request, config=dataclasses.replace(request.config, reduction=2))
+    assert backends.chosen(request) == "half"
+    assert [kind.shape for kind in backends._trials] == [(2, 3, 8, 9)]
 
 
 def test_a_run_too_short_to_gain_takes_torchs_operators_whatever_was_found_before(auto, monkeypatch) -> None:

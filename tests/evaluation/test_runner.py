@@ -164,6 +164,14 @@ def test_the_noise_of_two_images_differs(store: Store) -> None:
     assert 0.4 < (signs[0] == signs[1]).float().mean() < 0.6
 
 
+def test_an_image_is_attacked_with_the_same_seed_in_any_batch(store: Store, tmp_path: Path) -> None:
+    asked = {"images": 4, "conditions": ("noise-10",), "defences": tiny_defences()[:1]}
+    with Store(tmp_path / "alone.sqlite") as other:
+        runs = tiny_run(store, batch=4, **asked), tiny_run(other, batch=1, **asked)
+    together, alone = ([record.confidence for record in run.records] for run in runs)
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
 def test_what_is_done_is_not_done_again(store: Store) -> None:
     first = tiny_run(store)
 

@@ -20,11 +20,14 @@ from dipdefense.evaluation.adaptive.levels import LEVELS, Level
 from dipdefense.evaluation.adaptive.names import Norm, named
 from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
 from dipdefense.evaluation.measurement import joined, measure
-from dipdefense.evaluation.protocol import DEFENCES, Condition
+from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.subject import Setting, Subject
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomResizePad
+
+DEFENCES = ("none", "randomisation", "dip")
+"""The defences that are attacked, in the order of a table's columns."""
 
 
 @dataclass(frozen=True, kw_only=True)

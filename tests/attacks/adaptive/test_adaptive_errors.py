@@ -130,6 +130,7 @@ DIP = DIPConfig(scales=1, channels=4, skip_channels=2, input_channels=3)
 DEFENCES = {
     "weights": [convolution(weight) for weight in (1.0, 2.0)],
     "configuration": [DIPPurifier(1, config=replace(DIP, learning_rate=rate)) for rate in (0.01, 0.02)],
+    "variant": [DIPPurifier(1, config=replace(DIP, activation=name)) for name in ("leaky_relu", "elu")],
 }
 
 

@@ -199,6 +199,27 @@ def test_every_attack_of_the_levels_runs_on_dip() -> None:
         assert title(name) in str(report)
 
 
+class Recorded(nn.Module):
+    """Keeps the first random number of each call, and whether the call was for a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[tuple[bool, float]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self._seen.append((torch.is_grad_enabled(), torch.rand(()).item()))
+        return images
+
+
+def test_the_judging_draws_differ_and_are_none_of_the_attacks() -> None:
+    defence, level = Recorded(), Level(name="own", attacks={"bpda": {"steps": 3}}, draws=4)
+    call(defence, level=level, tell=lambda _: defence._seen.clear())
+    attack, judging = ({number for own, number in defence._seen if own is wanted} for wanted in (True, False))
+    # Two batches, each with the start, three steps and four draws.
+    assert (len(attack), len(judging)) == (2 * 4, 2 * 4)
+    assert attack.isdisjoint(judging)
+
+
 def test_a_deterministic_defence_is_judged_once() -> None:
     report = call(nn.Identity())
     assert {len(draws) for verdict in report.verdicts for draws in verdict.draws} == {1}
@@ -238,7 +259,7 @@ class Dimmed(nn.Module):
         return images * self.factor
 
 
-@pytest.mark.parametrize("change", ["classifier", "defence", "attribute"])
+@pytest.mark.parametrize("change", ["classifier", "defence", "variant", "attribute"])
 def test_one_folder_serves_several_classifiers_and_defences(change: str, tmp_path: Path) -> None:
     classifier, images, labels = asked()
     given: dict[str, Any] = {"level": BARE, "epsilon": 16, "tell": None}
@@ -248,6 +269,8 @@ def test_one_folder_serves_several_classifiers_and_defences(change: str, tmp_pat
         classifier.weight.mul_(-0.5)
     elif change == "defence":
         defence = DIPPurifier(2, config=dataclasses.replace(CONFIG, learning_rate=0.1))
+    elif change == "variant":
+        defence = DIPPurifier(2, config=dataclasses.replace(CONFIG, activation="elu"))
     else:
         evaluate(Dimmed(0.1), classifier, images, labels, folder=tmp_path, **given)
         defence = Dimmed(0.5)

@@ -145,6 +145,19 @@ def test_a_missing_library_ends_it_in_one_line_before_any_work(
     assert not (tmp_path / "new").exists()
 
 
+def test_an_attack_that_the_classifier_does_not_suit_ends_it_before_the_plan(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    level = Level(name="own", attacks={"bpda": {"steps": 1, "targeted": True, "restarts": 5}}, draws=1)
+    setting = tiny_setting(tmp_path / "new", level=level, attackers=("bpda",), dry_run=True)
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.parse_arguments", lambda _: setting)
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.open_subject", lambda _: tiny_subject(images=3))
+    with pytest.raises(SystemExit) as ended:
+        reproduce(None)
+    assert ended.value.code == 2
+    assert "restarts must be fewer than the classes" in capsys.readouterr().err
+
+
 def test_a_command_line_becomes_a_setting() -> None:
     arguments = ["--level", "standard", "--epsilon", "8", "2", "--budgets", "100", "300", "--seed", "4", "--dry-run"]
     setting = parse_arguments(None, [*arguments, "--device", "cpu", "--config", "architecture-2", "--norm", "L2"])

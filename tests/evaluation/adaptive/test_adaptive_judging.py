@@ -10,6 +10,7 @@ from measuring import record
 
 from dipdefense.evaluation.adaptive.judging import Verdict, attackers, paired, verdicts, worst_case
 from dipdefense.evaluation.adaptive.names import Named, named, target_name
+from dipdefense.evaluation.statistics import wilson
 
 
 def judged(condition: str, outcomes: Sequence[str], *, defence: str = "dip", budget: int = 100) -> Verdict:
@@ -41,6 +42,11 @@ def test_failing_once_in_many_draws_is_no_success() -> None:
     assert verdict.mean == pytest.approx(0.9)
     assert verdict.majority == 1
     assert verdict.worst == 0
+
+
+def test_the_interval_is_of_the_images_and_not_of_their_draws() -> None:
+    verdict = judged("bpda-8@dip-100", ["xxxx", "aaaa"])
+    assert verdict.interval(verdict.mean) == wilson(0.5, 2)
 
 
 def test_the_loss_is_that_of_every_draw_and_finite() -> None:
@@ -100,6 +106,8 @@ def test_attackers_are_neither_controls_nor_attacks_on_another_defence() -> None
         "transfer-8": Named("transfer", 8),
         "bpda-l2-1e-05@defence-1": Named("bpda", 1e-5, "L2", "defence-1"),
         "transfer-l2-0.3333333333333333": Named("transfer", 1 / 3, "L2"),
+        "bpda-l2-1e06@dip-3": Named("bpda", 1e6, "L2", "dip-3"),
+        "bpda-l2-1.23456789e20@dip-3": Named("bpda", 1.23456789e20, "L2", "dip-3"),
         "unbounded-l2-1000@dip-3": Named("unbounded", 1000, "L2", "dip-3"),
     }.items(),
 )
