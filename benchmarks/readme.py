@@ -33,7 +33,7 @@ BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- 
 VERDICT = "<!-- verdict: begin (written by benchmarks/readme.py) -->", "<!-- verdict: end -->"
 
 FIRST_SCREEN = "table2-reconstruction"
-MEASURED = (("none", 0), ("randomisation", 1), ("dip", 500), ("dip", 1000))
+MEASURED = (("none", 0), ("randomisation", 1), ("low-pass", 3), ("dip", 500), ("dip", 1000))
 PUBLISHED = (("none", 0), ("dip", 500), ("dip", 1000))
 
 ADAPTIVE = ("adaptive-standard", "adaptive-architecture-2", "adaptive-architecture-1", "adaptive-compact-224")
