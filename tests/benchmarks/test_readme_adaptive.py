@@ -107,4 +107,4 @@ def test_the_first_table_gains_the_row_of_its_own_classifier_and_budget_alone(
     header = text.splitlines()[0]
     for line in found:
         assert line.count("|") == header.count("|")
-        assert "| 0.0 [0.0, 27.8] | – | 0.0 [0.0, 27.8] | – |" in line
+        assert "| 0.0 [0.0, 27.8] | – | – | 0.0 [0.0, 27.8] | – |" in line

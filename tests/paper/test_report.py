@@ -18,6 +18,8 @@ from dipdefense.paper.published import QUOTED, THIS_PAPER
 from dipdefense.paper.report import as_markdown, as_text, headline, write_report
 from dipdefense.paper.tables import ADVERSARIES, TABLES, table_cells
 
+BASELINES = ["no defence", "randomisation ×1", "randomisation ×30", "low-pass 1/2", "low-pass 1/3"]
+
 
 def row(markdown: str, section: str, condition: str) -> list[str]:
     """The cells of the first line of a section's table that begins so."""
@@ -31,22 +33,22 @@ def test_every_number_has_its_interval_and_the_published_one_beside_it() -> None
     markdown = as_markdown(run, table=2)
     assert "n = 40" in markdown
     header = row(markdown, "## Accuracy", "condition")
-    measured = ["no defence", "randomisation ×1", "randomisation ×30", "DIP 500", "DIP 750", "DIP 1000"]
+    measured = [*BASELINES, "DIP 500", "DIP 750", "DIP 1000"]
     published = ["no defence", "randomisation ×1, quoted", "DIP 500", "DIP 750", "DIP 1000"]
     assert header == ["condition", *measured, *(f"published: {title}" for title in published)]
     cells = row(markdown, "## Accuracy", "FGSM ε=5")
-    assert cells[7:] == ["3.5", "54.5", "61.2", "69.0", "70.1"]
+    assert cells[9:] == ["3.5", "54.5", "61.2", "69.0", "70.1"]
     outcomes = [r for r in run.records if (r.condition, r.defence, r.budget) == ("fgsm-5", "dip", 750)]
     right = sum(r.correct for r in outcomes)
     low, high = wilson(right / 40, 40)
-    assert cells[5] == f"{100 * right / 40:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    assert row(markdown, "## Accuracy", "BI ε=10")[7:9] == ["0.2", "–"]
+    assert cells[7] == f"{100 * right / 40:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert row(markdown, "## Accuracy", "BI ε=10")[9:11] == ["0.2", "–"]
 
 
 def test_beside_small_images_no_published_number_stands() -> None:
     run = made_up(shape=(3, 32, 32), config=DIPConfig.architecture_1())
     markdown, text = as_markdown(run, table=2), as_text(run, table=2)
-    measured = ["no defence", "randomisation ×1", "randomisation ×30", "DIP 500", "DIP 750", "DIP 1000"]
+    measured = [*BASELINES, "DIP 500", "DIP 750", "DIP 1000"]
     assert row(markdown, "## Accuracy", "condition") == ["condition", *measured]
     tables_and_claims = text[: text.index("Sanity checks")]
     for words in (THIS_PAPER, QUOTED, "(published", ", published", "61.2"):
@@ -134,7 +136,9 @@ def test_seeds_are_reported_with_mean_spread_and_worst() -> None:
     assert row(report, "## Seeds", "clean")[3] == expected
     # The interval is of the images, the independent units, and not of three times as many.
     low, high = wilson(mean, 40)
-    assert row(report, "## Accuracy", "clean")[4] == f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert row(report, "## Accuracy", "clean")[6] == f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    # A filter has no random numbers, and so no seeds to differ.
+    assert "low-pass" not in report.split("## Seeds")[1].split("##")[0]
     assert "spread over the defence's seeds is unknown" in as_markdown(made_up(conditions=("clean",)), table=1)
 
 
@@ -235,7 +239,7 @@ def test_files(tmp_path: Path) -> None:
     assert markdown.read_text() == as_markdown(run, table=2)
     assert picture.read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader(values.open()))
-    assert len(rows) == 10 * 6
+    assert len(rows) == 10 * 8
     assert {row["setting"] for row in rows} == {"defence-unaware"}
     quoted = next(r for r in rows if (r["condition"], r["defence"]) == ("FGSM ε=2", "randomisation ×1"))
     assert (quoted["published, %"], quoted["by"], quoted["n"]) == ("65.1", "Xie et al. 2017, quoted", "7")
