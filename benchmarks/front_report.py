@@ -144,14 +144,8 @@ def picture(points: Sequence[Point]) -> Figure:
     for point in points:
         if point.time == 0:
             axes.axhline(100 * point.accuracy, color="grey", linestyle="--", linewidth=0.8)
-            axes.annotate(
-                f"{point.name}, no network",
-                (1, 100 * point.accuracy),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize="small",
-            )
+            place, told = (0.01, 100 * point.accuracy), f"{point.name}, no network"
+            axes.annotate(told, place, xycoords=("axes fraction", "data"), va="bottom", fontsize="small")
     fitted = [point for point in points if point.time > 0]
     for index, name in enumerate(dict.fromkeys(point.name for point in fitted)):
         own = sorted((point for point in fitted if point.name == name), key=lambda point: point.budget)

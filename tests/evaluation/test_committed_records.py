@@ -11,7 +11,7 @@ from torch import nn
 
 from dipdefense import DIPConfig
 from dipdefense.config import PAPER_BUDGETS
-from dipdefense.evaluation import Run, Store, deep_image_prior, randomisation, read_export, undefended
+from dipdefense.evaluation import Run, Store, deep_image_prior, low_pass, randomisation, read_export, undefended
 from dipdefense.evaluation.protocol import Chosen, attack_named
 from dipdefense.evaluation.records import identity
 from dipdefense.evaluation.runner import run
@@ -53,7 +53,8 @@ def test_the_committed_reconstructions_are_complete_and_another_variants_are_not
 
     def resumed(config: DIPConfig) -> Run:
         budgets = tuple(range(50, 1001, 50))
-        defences = [undefended(), randomisation((1, 30)), deep_image_prior(budgets, config=config, precision="fp32")]
+        reconstruction = deep_image_prior(budgets, config=config, precision="fp32")
+        defences = [undefended(), randomisation((1, 30)), low_pass((2, 3)), reconstruction]
         with Store(tmp_path / "outcomes.sqlite") as store:
             store.restore(exported)
             done = run(
@@ -63,6 +64,6 @@ def test_the_committed_reconstructions_are_complete_and_another_variants_are_not
             )  # fmt: skip
             return store.load(done.key)
 
-    assert len(resumed(DIPConfig(scales=5, channels=32)).records) == len(exported.records) == 30 * 3 * 23
+    assert len(resumed(DIPConfig(scales=5, channels=32)).records) == len(exported.records) == 30 * 3 * 25
     with pytest.raises(AssertionError, match="were to be measured"):
         resumed(DIPConfig(scales=5, channels=32, upsampling="nearest"))
