@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dipdefense.evaluation import AdaptiveReport
 from dipdefense.evaluation.adaptive.judging import Verdict, attackers
@@ -48,6 +49,11 @@ def attacked(report: AdaptiveReport) -> str:
     return "\n".join([*lines, "", about])
 
 
+def _network(config: Mapping[str, Any]) -> str:
+    size = f" at 1/{config['reduction']} of the images' size" if "reduction" in config else ""
+    return f"{config['channels']} channels{size}"
+
+
 def verdict(reports: Sequence[AdaptiveReport]) -> str:
     """A sentence on what attackers who know the defence leave of it, and a line for each record and budget."""
     lines: list[str] = []
@@ -66,7 +72,7 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
             ran = ", ".join(_attack(each) for each in attackers(report.verdicts, column, epsilon))
             unaware = report.judged("transfer", column, epsilon)
             lines.append(
-                f"- {column_title(column)}, {configuration['dip']['channels']} channels, {classifier}, "
+                f"- {column_title(column)}, {_network(configuration['dip'])}, {classifier}, "
                 f'level "{configuration["adaptive"]["level"]}" ({ran}), n = {left.n}, ε = {epsilon:g}: '
                 f"**{_cell(left)} %** under the worst case of these attacks, {100 * left.majority:.1f} % by majority "
                 f"vote; {_cell(strongest)} % under {_attack(strongest)} alone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import pytest
 from conftest import ROOT
 from measuring import CIRCUMSTANCES, CONFIGURATION, made_up, record
 
+from dipdefense import DIPConfig
 from dipdefense.evaluation import AdaptiveReport, Run
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -16,11 +18,17 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import readme
 from readme_adaptive import attacked, verdict
 
+PAPER = DIPConfig.paper()
 ATTACKS = {"transfer": {"steps": 20}, "bpda": {"steps": 10}, "trajectory": {"steps": 10}}
 
 
 def adaptive(
-    correct: Mapping[str, int], *, level: str = "quick", classifier: str = "efficientnet-lite0", budget: int = 500
+    correct: Mapping[str, int],
+    *,
+    level: str = "quick",
+    classifier: str = "efficientnet-lite0",
+    budget: int = 500,
+    config: DIPConfig = PAPER,
 ) -> AdaptiveReport:
     """Ten images, of which each condition leaves so many correct: behind DIP, and without a defence if clean."""
     records = [
@@ -35,6 +43,7 @@ def adaptive(
     ]  # fmt: skip
     configuration = CONFIGURATION | {
         "classifier": classifier,
+        "dip": json.loads(json.dumps(config.to_json())),
         "adaptive": {"level": level, "attacks": ATTACKS, "controls": {}},
     }
     return AdaptiveReport(Run(configuration, tuple(records), {1: CIRCUMSTANCES}))
@@ -93,15 +102,27 @@ def test_the_tables_have_the_strongest_attack_beside_the_defence_unaware_one() -
     assert "REDUCED" not in attacked(adaptive(FALLEN, level="full"))
 
 
+def test_the_verdict_names_the_network() -> None:
+    assert "- DIP 500, 128 channels, efficientnet-lite0, " in verdict([adaptive(FALLEN)])
+    half = verdict([adaptive(FALLEN, config=DIPConfig.half_size())])
+    assert "- DIP 500, 32 channels at 1/2 of the images' size, efficientnet-lite0, " in half
+
+
 @pytest.mark.parametrize(
-    ("classifier", "budget", "rows"),
-    [("efficientnet-lite0", 500, 1), ("another", 500, 0), ("efficientnet-lite0", 7, 0)],
+    ("classifier", "budget", "config", "rows"),
+    [
+        ("efficientnet-lite0", 500, PAPER, 1),
+        ("another", 500, PAPER, 0),
+        ("efficientnet-lite0", 7, PAPER, 0),
+        ("efficientnet-lite0", 500, DIPConfig.compact(), 0),
+    ],
 )
-def test_the_first_table_gains_the_row_of_its_own_classifier_and_budget_alone(
-    classifier: str, budget: int, rows: int
+def test_the_first_table_gains_the_row_of_its_own_classifier_network_and_budget_alone(
+    classifier: str, budget: int, config: DIPConfig, rows: int
 ) -> None:
     attacks = {name.replace("500", str(budget)): kept for name, kept in FALLEN.items()}
-    text = readme.brief(made_up(classifier=classifier, budgets=(500, 1000)), adaptive(attacks, budget=budget))
+    report = adaptive(attacks, budget=budget, config=config)
+    text = readme.brief(made_up(classifier=classifier, budgets=(500, 1000)), report)
     found = [line for line in text.splitlines() if line.startswith("| **strongest attack found, ε=8** (n = 10)")]
     assert len(found) == rows
     header = text.splitlines()[0]
