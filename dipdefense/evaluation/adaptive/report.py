@@ -198,6 +198,8 @@ class AdaptiveReport:
             less.append(f"{max(budgets)} iterations at most instead of {min(PAPER_BUDGETS)} or more")
         if (channels := self.run.configuration["dip"]["channels"]) != DIPConfig().channels:
             less.append(f"{channels} channels instead of {DIPConfig().channels}")
+        if reduction := self.run.configuration["dip"].get("reduction"):
+            less.append(f"1/{reduction} of the images' height and width")
         return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(less)}."] if less else []
 
     def _subject(self) -> str:
