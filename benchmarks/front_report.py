@@ -74,7 +74,7 @@ def markdown(points: Sequence[Point], *, images: int, source: str, classifier: s
         f"{classifier}, {images} images of {source} that it classifies correctly; accuracy is the mean over "
         f"{', '.join(condition_title(name) for name in CONDITIONS)}, with the Wilson 95 % interval of {images} images. "
         f"Time is in iterations of the compact network. The attacks are defence-unaware: this is not robustness. "
-        "The filters have no network: the image is made smaller by that factor and larger again."
+        "The low-pass filters have no network: they make the image smaller, by that factor, and larger again."
     )
     head = ["candidate", "iterations", "time", "accuracy, %"]
     return as_markdown(
@@ -125,7 +125,7 @@ def _difference(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def _last(points: Sequence[Point], whole: Point) -> list[Point]:
-    """The filters, and every other candidate at the budget of the compact network's whole run."""
+    """The filters, and every candidate but the compact network at the budget of that one's whole run."""
     return [point for point in points if (point.time == 0 or point.budget == whole.budget) and point is not whole]
 
 

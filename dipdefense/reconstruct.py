@@ -146,8 +146,8 @@ def reconstruct(
             fp32 for whole iterations and in bf16 for what lies between torch's convolutions
             (:mod:`dipdefense.native`); on an NVIDIA GPU, "cudagraphs" for torch's operators replayed from a CUDA graph,
             or "triton" for hand-written kernels replayed likewise. "auto" tries a GPU's backends once and takes the
-            fastest whose results are right (:mod:`dipdefense.engine.backends`); elsewhere it is "torch". Only "torch"
-            has been run on a GPU so far. All have the same initial weights and fixed noise, but "native" and "triton"
+            fastest whose results are right (:mod:`dipdefense.engine.backends`); elsewhere it is "torch". None has
+            been run on a GPU yet. All have the same initial weights and fixed noise, but "native" and "triton"
             generate the fresh noise in their own ways, and the same seed gives other reconstructions. Name the backend
             where a seed must reproduce.
         stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit on its own, at

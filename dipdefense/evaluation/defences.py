@@ -89,7 +89,7 @@ def randomisation(passes: tuple[int, ...]) -> Defence:
 def low_pass(factors: tuple[int, ...]) -> Defence:
     """A control without a network: the image at 1/factor of its height and width, enlarged again; one budget a factor.
 
-    What it achieves in next to no time is what the reconstruction's low frequencies alone would achieve.
+    It shows what a smoother image alone achieves, in next to no time.
     """
 
     def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], *_: Sequence[int]) -> Iterator[Outcome]:

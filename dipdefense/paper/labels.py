@@ -51,8 +51,12 @@ def column_title(defence: str, budget: int) -> str:
         >>> column_title("dip", 500), column_title("randomisation", 30), column_title("low-pass", 3)
         ('DIP 500', 'randomisation ×30', 'low-pass 1/3')
     """
-    titles = {"none": "no defence", "randomisation": f"randomisation ×{budget}", "low-pass": f"low-pass 1/{budget}"}
-    titles["dip"] = f"DIP {budget}"
+    titles = {
+        "none": "no defence",
+        "randomisation": f"randomisation ×{budget}",
+        "low-pass": f"low-pass 1/{budget}",
+        "dip": f"DIP {budget}",
+    }
     return titles.get(defence, f"{defence} {budget}")
 
 

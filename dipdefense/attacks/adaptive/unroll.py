@@ -105,10 +105,11 @@ def unrolled(images: Tensor, *, iterations: int, config: DIPConfig, seeds: Seque
     request = check_request(
         images.detach(), budgets=(iterations,), config=config, seed=seeds, precision="fp32", backend="torch"
     )
-    size, own = config.fitted_size(*images.shape[2:]), images.shape[2:]
     if config.reduction == 1:
         return _Unrolled.apply(images, request)  # type: ignore[no-any-return]
-    return enlarged(_Unrolled.apply(reduced(images, size), request.reduced()), own).to(images.dtype)
+    size = images.shape[2:]
+    smaller = reduced(images, config.fitted_size(*size))
+    return enlarged(_Unrolled.apply(smaller, request.reduced()), size).to(images.dtype)
 
 
 class _Unrolled(torch.autograd.Function):
