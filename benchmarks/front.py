@@ -2,13 +2,14 @@
 
     python benchmarks/front.py
     python benchmarks/front.py --data IMAGENET/val --images 20 --candidates compact half-width half-size
+    python benchmarks/front.py --data IMAGENET/val --images 20 --candidates half-size --longer 2
 
 Every candidate is fitted to the same images, clean and attacked (defence-unaware), and its outputs are classified every
-50 iterations. Beside them stand two filters without a network, which make the image smaller and larger again. The
-report compares the accuracy at each budget, the mean over the conditions, with the time; the front has the points that
-no other beats in both. Times are relative to the compact network's and are measured at the end, all
-candidates in turns in one process. Without options it uses packaged images at a reduced setting that is too small to
-decide anything. A killed run resumes.
+50 iterations, with `--longer` beyond the compact network's last. Beside them stand two filters without a network, which
+make the image smaller and larger again. The report compares the accuracy at each budget, the mean over the conditions,
+with the time; the front has the points that no other beats in both. Times are relative to the compact network's and are
+measured at the end, all candidates in turns in one process. Without options it uses packaged images at a reduced
+setting that is too small to decide anything. A killed run resumes.
 """
 
 from __future__ import annotations
@@ -128,6 +129,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; see the module."""
     made = command_line.parser(__doc__, command_line.add_subject, command_line.add_reconstruction)
     made.add_argument("--candidates", nargs="+", choices=CANDIDATES, metavar="NAME", help=", ".join(CANDIDATES))
+    made.add_argument(
+        "--longer", type=command_line.count, default=1, metavar="FACTOR",
+        help="all but the compact network go on, in the same steps, to FACTOR times the last budget (default: 1)",
+    )  # fmt: skip
 
     def defaults(given: argparse.Namespace) -> dict[str, Any]:
         large = given.data is not None
@@ -140,14 +145,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return command_line.parse(made, defaults, arguments)
 
 
+def budgets_of(name: str, given: argparse.Namespace) -> tuple[int, ...]:
+    """The candidate's budgets: `--budgets`, and after them the same steps again up to `--longer` times their last."""
+    rounds = 1 if name == REFERENCE else given.longer
+    return tuple(budget + k * given.budgets[-1] for k in range(rounds) for budget in given.budgets)
+
+
 def measured(given: argparse.Namespace, setting: Setting, subject: Subject) -> dict[str, Run]:
     """The outcomes of the filters and of every candidate, the compact network first."""
     runs = {}
     conditions = {name: attack_named(name) for name in CONDITIONS}
     for name in dict.fromkeys([LOW_PASS, REFERENCE, *given.candidates]):
-        print(f"{name}: {setting.images} images, to {given.budgets[-1]} iterations", file=sys.stderr)
-        way = low_pass(FACTORS) if name == LOW_PASS else deep_image_prior(
-            tuple(given.budgets), config=subject.fitted(CANDIDATES[name]), precision=given.precision,
+        budgets = FACTORS if name == LOW_PASS else budgets_of(name, given)
+        print(f"{name}: {setting.images} images, to {budgets[-1]}", file=sys.stderr)
+        way = low_pass(budgets) if name == LOW_PASS else deep_image_prior(
+            budgets, config=subject.fitted(CANDIDATES[name]), precision=given.precision,
             backend=given.backend, shape=subject.shape, batch=given.batch, device=given.device,
         )  # fmt: skip
         runs[name] = measure(

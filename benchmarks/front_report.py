@@ -82,11 +82,12 @@ def markdown(points: Sequence[Point], *, images: int, source: str, classifier: s
             Section("Accuracy against time", [about]),
             Section("The front", table=[head, *(_row(point) for point in front(points))]),
             Section(
-                f"At {whole.budget} iterations",
+                "At the last iteration",
                 [
-                    f"Against the compact network at {whole.budget} iterations ({_percent(whole)}), no budget being "
-                    "chosen: on how many images the candidate has the higher share of conditions, and the lower; exact "
-                    "sign test, two-sided, not corrected; the mean difference in points with its 95 % interval (t)."
+                    f"Against the compact network at {whole.budget} iterations ({_percent(whole)}): candidates at as "
+                    "many and at their last, no budget being chosen. On how many images the candidate has the higher "
+                    "share of conditions, and the lower; exact sign test, two-sided, not corrected; the mean "
+                    "difference in points with its 95 % interval (t)."
                 ],
                 [[*head, *_TESTED], *_against(_last(points, whole), whole)],
             ),
@@ -125,8 +126,10 @@ def _difference(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def _last(points: Sequence[Point], whole: Point) -> list[Point]:
-    """The filters, and every candidate but the compact network at the budget of that one's whole run."""
-    return [point for point in points if (point.time == 0 or point.budget == whole.budget) and point is not whole]
+    """The filters, and every candidate but the compact network at that one's last budget and at its own."""
+    own = {point.name: max(other.budget for other in points if other.name == point.name) for point in points}
+    others = [point for point in points if point.name != REFERENCE]
+    return [point for point in others if point.time == 0 or point.budget in (whole.budget, own[point.name])]
 
 
 def _best(points: Sequence[Point]) -> list[Point]:

@@ -53,11 +53,29 @@ def test_the_report_and_the_picture() -> None:
     # Differences of 0 and 50 points: 25 ± t(0.975, 1 degree of freedom) = 12.706 times 25.
     row = "| small | 1000 | 250 | 100.0 [34.2, 100.0] | 1 : 0 | 1 | +25.0 [-292.7, +342.7] |"
     same, fastest = text.split("## At most half")
-    assert row in same.split("## At 1000 iterations")[1]
+    same = same.split("## At the last iteration")[1]
+    assert row in same
     assert row in fastest
     assert "| slow | 1000 | 4000 |" in same
     assert "| compact | 500 | 500 | 50.0 [9.5, 90.5] | 0 : 1 | 1 | -25.0 [-342.7, +292.7] |" in fastest
     assert len(picture(POINTS).axes[0].lines) == 3 + 2
+
+
+def test_a_longer_run_is_compared_at_the_compact_networks_last_iteration_and_at_its_own() -> None:
+    points = [*POINTS, point("small", 1500, 375, 1.0, 1.0), point("small", 2000, 500, 1.0, 1.0)]
+    text = markdown(points, images=2, source="some", classifier="c")
+    rows = text.split("## At the last iteration")[1].split("## At most half")[0].splitlines()
+    assert [row.split(" | ")[0:2] for row in rows if "1000" in row or "small" in row][1:] == [
+        ["| small", "1000"], ["| slow", "1000"], ["| small", "2000"],
+    ]  # fmt: skip
+
+
+def test_longer_repeats_the_budgets_of_the_candidates_but_the_compact_network() -> None:
+    given = script.parse(["--budgets", "100", "200", "--longer", "3", "--out", "unused"])
+    assert script.budgets_of("compact", given) == (100, 200)
+    assert script.budgets_of("half-size", given) == (100, 200, 300, 400, 500, 600)
+    usual = script.parse(["--budgets", "100", "200", "--out", "unused"])
+    assert script.budgets_of("half-size", usual) == (100, 200)
 
 
 def test_a_filter_is_drawn_as_a_line_of_its_own() -> None:
@@ -103,10 +121,10 @@ def test_every_candidate_is_measured_with_its_own_network(tmp_path: Path, monkey
     small = {"compact": CONFIG, "half-size": dataclasses.replace(CONFIG, reduction=2)}
     monkeypatch.setattr(script, "CANDIDATES", small)
     given = argparse.Namespace(
-        candidates=["half-size"], budgets=[1], precision="fp32", backend="torch", batch=1, device="cpu"
+        candidates=["half-size"], budgets=[1], longer=2, precision="fp32", backend="torch", batch=1, device="cpu"
     )
     setting = Setting(out=tmp_path, images=1, seeds=(0, 1), progress=False)
     runs = script.measured(given, setting, tiny_subject(images=1))
     assert list(runs) == ["low-pass", *small]
     assert {name: DIPConfig.from_json(runs[name].configuration["dip"]) for name in small} == small
-    assert [len(run.records) // len(CONDITIONS) for run in runs.values()] == [2, 2, 2]
+    assert [len(run.records) // len(CONDITIONS) for run in runs.values()] == [2, 2, 2 * 2]
