@@ -51,7 +51,7 @@ def accuracy_by_epsilon(curves: Mapping[Column, Mapping[str, Curve]], *, about: 
         axes.set(ylim=(-2, 102), xlim=(0, None))
         axes.grid(color="0.92", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(labelsize=8, labelbottom=True)
     # No label of the figure: it would lie on the legend below.
     for axes in figure.axes:
         axes.set_xlabel("ε", fontsize=9)

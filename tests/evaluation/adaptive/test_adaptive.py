@@ -21,6 +21,7 @@ from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, evaluate
 from dipdefense.evaluation.adaptive.conditions import Target, conditions
 from dipdefense.evaluation.adaptive.names import title
 from dipdefense.evaluation.adaptive.plan import costs, duration
+from dipdefense.evaluation.adaptive.plot import accuracy_by_epsilon
 
 BRIEF = Level(
     name="brief",
@@ -352,6 +353,13 @@ def test_the_plot_has_a_panel_a_defence(report: AdaptiveReport) -> None:
     figure = report.plot()
     assert [axes.get_title() for axes in figure.axes] == ["no defence", "DIP 2", "DIP 2, known seed"]
     assert all(line.get_xdata()[0] == 0 for axes in figure.axes for line in axes.lines)
+
+
+def test_every_panel_of_several_rows_has_numbers_below_it(report: AdaptiveReport) -> None:
+    curves = {("dip", budget): {"bpda": [(8.0, report.verdicts[0])]} for budget in range(1, 6)}
+    figure = accuracy_by_epsilon(curves, about="five")
+    figure.draw_without_rendering()
+    assert [bool(axes.xaxis.get_ticklabels()[0].get_text()) for axes in figure.axes] == [True] * 5
 
 
 def test_a_defence_without_attacks_has_no_panel(report: AdaptiveReport) -> None:
