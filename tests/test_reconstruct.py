@@ -23,8 +23,13 @@ def images() -> torch.Tensor:
     return torch.rand(4, 3, 32, 37)
 
 
-def test_equals_the_published_loop(tiny: DIPConfig, images: torch.Tensor) -> None:
+OTHER_NUMBERS = {"learning_rate": 0.02, "betas": (0.5, 0.8), "adam_eps": 1e-3, "norm_eps": 1e-2, "leaky_slope": 0.3}
+
+
+@pytest.mark.parametrize("changes", [{}, OTHER_NUMBERS], ids=["default", "other numbers"])
+def test_equals_the_published_loop(tiny: DIPConfig, images: torch.Tensor, changes) -> None:
     """The same initial weights and the same noise give the same first ten outputs and losses."""
+    tiny = dataclasses.replace(tiny, **changes)
     run = reconstruct(images, budgets=range(1, 11), config=tiny, seed=[5, 6, 7, 8])
     for index, image in enumerate(images):
         generator = torch.Generator().manual_seed(5 + index)

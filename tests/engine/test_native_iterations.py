@@ -38,6 +38,19 @@ def test_it_does_what_torch_does(native: Kernels, tiny: DIPConfig, shape, change
         trial.prove(request, "native")
 
 
+@pytest.mark.parametrize("changes", [{"betas": (0.5, 0.999)}, {"betas": (0.9, 0.8)}, {"adam_eps": 1e-2}], ids=str)
+def test_adams_numbers_count(native: Kernels, tiny: DIPConfig, changes) -> None:
+    # Without fresh noise, which comes of another generator.
+    images, usual = torch.rand(2, 3, 32, 36), dataclasses.replace(tiny, adam_eps=1e-3, norm_eps=0.1, noise_std=0)
+    asked = dataclasses.replace(usual, **changes)
+    plain, own, other = (
+        reconstruct(images, budgets=(8,), config=config, seed=0, backend=backend).images
+        for config, backend in ((asked, "torch"), (asked, "native"), (usual, "native"))
+    )
+    torch.testing.assert_close(own, plain, rtol=0, atol=1e-3)
+    assert (other - plain).abs().max() > 5e-3
+
+
 class Wrong(Iteration):
     def __call__(self) -> None:
         super().__call__()

@@ -196,6 +196,23 @@ def test_a_run_of_another_configuration_begins_anew(store: Store) -> None:
     assert len(tiny_run(store, images=1, configuration=other).records) == 3 * 5
 
 
+@pytest.mark.parametrize("stored", range(6))
+def test_an_outcome_is_stored_before_the_next_is_sought(tmp_path: Path, stored: int) -> None:
+    """Whenever a run ends, all that was known before is in the file: of two batches, three budgets each."""
+    path = tmp_path / "outcomes.sqlite"
+
+    def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]):
+        for budget in budgets:
+            with Store(path) as other:
+                known = len(other.load(other.open_run(CONFIGURATION)).records)
+            if known == 2 * stored:
+                raise KeyboardInterrupt
+            yield Outcome(budget, classifier(images), None, ["ok"] * len(images), 0.1)
+
+    with Store(path) as store, pytest.raises(KeyboardInterrupt):
+        tiny_run(store, images=4, batch=2, conditions=("clean",), defences=[Defence("dip", (1, 2, 3), classify)])
+
+
 def test_a_run_that_ends_in_an_error_leaves_gradients_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError("no space left")
