@@ -42,6 +42,21 @@ class Point(NamedTuple):
         return fmean(self.outcomes.values())
 
 
+def percent(share: float, n: int) -> str:
+    """A share of n images in per cent, with its Wilson 95 % interval."""
+    low, high = wilson(share, n)
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def difference(pairs: Sequence[tuple[float, float]]) -> str:
+    """The mean difference of pairs of shares in points, with its 95 % interval (t)."""
+    differences = [100 * (own - other) for own, other in pairs]
+    if len(set(differences)) == 1:
+        return f"{differences[0]:+.1f}"
+    low, high = ttest_1samp(differences, 0).confidence_interval()
+    return f"{fmean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def front(points: Sequence[Point]) -> list[Point]:
     """The points that no other beats: none is as accurate in less time or more accurate in the same. Ascending."""
     best: list[Point] = []
@@ -84,10 +99,10 @@ def markdown(points: Sequence[Point], *, images: int, source: str, classifier: s
             Section(
                 "At the last iteration",
                 [
-                    f"Against the compact network at {whole.budget} iterations ({_percent(whole)}): candidates at as "
-                    "many and at their last, no budget being chosen. On how many images the candidate has the higher "
-                    "share of conditions, and the lower; exact sign test, two-sided, not corrected; the mean "
-                    "difference in points with its 95 % interval (t)."
+                    f"Against the compact network at {whole.budget} iterations "
+                    f"({percent(whole.accuracy, images)}): candidates at as many and at their last, no budget being "
+                    "chosen. On how many images the candidate has the higher share of conditions, and the lower; exact "
+                    "sign test, two-sided, not corrected; the mean difference in points with its 95 % interval (t)."
                 ],
                 [[*head, *_TESTED], *_against(_last(points, whole), whole)],
             ),
@@ -102,27 +117,14 @@ def markdown(points: Sequence[Point], *, images: int, source: str, classifier: s
 
 
 def _row(point: Point) -> list[str]:
-    return [point.name, str(point.budget), f"{point.time:.0f}", _percent(point)]
-
-
-def _percent(point: Point) -> str:
-    low, high = wilson(point.accuracy, len(point.outcomes))
-    return f"{100 * point.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return [point.name, str(point.budget), f"{point.time:.0f}", percent(point.accuracy, len(point.outcomes))]
 
 
 def _against(points: Iterable[Point], whole: Point) -> Iterator[list[str]]:
     for point in points:
         pairs = [(point.outcomes[image], whole.outcomes[image]) for image in whole.outcomes]
         test = mcnemar([own > other for own, other in pairs], [other > own for own, other in pairs])
-        yield [*_row(point), f"{test.only_first} : {test.only_second}", f"{test.p:.2g}", _difference(pairs)]
-
-
-def _difference(pairs: Sequence[tuple[float, float]]) -> str:
-    differences = [100 * (own - other) for own, other in pairs]
-    if len(set(differences)) == 1:
-        return f"{differences[0]:+.1f}"
-    low, high = ttest_1samp(differences, 0).confidence_interval()
-    return f"{fmean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"
+        yield [*_row(point), f"{test.only_first} : {test.only_second}", f"{test.p:.2g}", difference(pairs)]
 
 
 def _last(points: Sequence[Point], whole: Point) -> list[Point]:
