@@ -18,7 +18,7 @@ from dipdefense.evaluation.exports import ExportError, read_export
 from dipdefense.evaluation.protocol import Chosen, Condition, Images
 from dipdefense.evaluation.provenance import circumstances, digest
 from dipdefense.evaluation.records import Key, Run
-from dipdefense.evaluation.runner import Asked, Spread, everything, run
+from dipdefense.evaluation.runner import Asked, Done, Spread, everything, run, unfinished
 from dipdefense.evaluation.store import Store
 from dipdefense.evaluation.subject import Setting, Subject
 
@@ -36,6 +36,7 @@ def measure(
     asked: Asked = everything,
     exports: str = "*.jsonl",
     spread: Spread | None = None,
+    only_stored: bool = False,
 ) -> Run:
     """Complete the store in ``setting.out`` with every outcome that is asked for, and return just those.
 
@@ -53,6 +54,8 @@ def measure(
         asked: which combinations of condition, defence, budget and seed; the others are left out.
         exports: a pattern of the names of the folder's exported records.
         spread: see ``runner.run``; None for this process. The store is written here all the same.
+        only_stored: measure nothing, and return what is stored of each condition, defence and budget whose outcomes are
+            complete.
 
     Returns:
         The outcomes, positions as in ``subject``. Images that could not be read are left out, and named.
@@ -89,6 +92,7 @@ def measure(
             batch=setting.batch,
             progress=setting.progress,
             spread=spread,
+            only_stored=only_stored,
         )
 
 
@@ -108,14 +112,17 @@ def complete(
     batch: int = 1,
     progress: bool = False,
     spread: Spread | None = None,
+    only_stored: bool = False,
 ) -> Run:
-    """Complete a store with every outcome that is asked for, and return just those; arguments as of ``runner.run``.
+    """Complete a store with every outcome that is asked for, and return just those.
+
+    Arguments as of ``runner.run``; with ``only_stored`` as of ``measure``.
 
     Raises:
         StoreError: the store cannot be read or written.
         ValueError: none of the images can be read any more.
     """
-    done = run(
+    done = Done(store.open_run(configuration), ()) if only_stored else run(
         store, configuration, told, data=data, chosen=chosen, classifier=classifier, conditions=conditions,
         defences=defences, seeds=seeds, asked=asked, device=device, batch=batch, progress=progress, spread=spread,
     )  # fmt: skip
@@ -125,11 +132,14 @@ def complete(
     images = [image for image in zip(ids, chosen.contents, strict=True) if image[0] not in done.lost]
     if not images:
         raise ValueError("none of the chosen images can be read any more; see the warnings, and call again")
+    known = {record.key for record in stored.records}
+    left_out = unfinished(known, images, conditions, defences, seeds, asked) if only_stored else set()
     wanted = {
         Key(condition, defence.name, budget, seed, *image)
         for condition in conditions
         for defence in defences
         for budget in defence.budgets
+        if (condition, defence.name, budget) not in left_out
         for seed in seeds
         if asked(condition, defence.name, budget, seed)
         for image in images

@@ -136,6 +136,29 @@ def run(
     return Done(key, tuple(lost))
 
 
+def unfinished(
+    done: set[Key],
+    images: Sequence[tuple[str, str]],
+    conditions: Iterable[str],
+    defences: Sequence[Defence],
+    seeds: Sequence[int],
+    asked: Asked = everything,
+) -> set[tuple[str, str, int]]:
+    """The conditions, defences and budgets of which an outcome is missing that is asked for.
+
+    Args:
+        done: what is stored.
+        images: ids and contents.
+        conditions: their names.
+        defences: with the budgets of each.
+        seeds: as of ``run``.
+        asked: which combinations; the others are not missing.
+    """
+    todo = _todo(done, dict(images), conditions, defences, seeds, asked, 1)
+    work = ((piece.condition, *each) for piece in todo for each in piece.work)
+    return {(condition, defences[place].name, budget) for condition, place, _, budgets in work for budget in budgets}
+
+
 Part = tuple[Mapping[str, str], Sequence[Record]]
 """Why images can no longer be read, by id, and outcomes that became known together."""
 

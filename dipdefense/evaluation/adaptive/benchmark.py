@@ -45,6 +45,7 @@ class AdaptiveSetting(Setting):
         precision: "auto", "fp32" or "bf16".
         backend: "auto", "torch", "native", "cudagraphs" or "triton".
         dry_run: print the plan and stop.
+        report: measure nothing, and report on the attacks that are stored in full.
     """
 
     level: Level
@@ -57,6 +58,7 @@ class AdaptiveSetting(Setting):
     precision: Precision = "auto"
     backend: Backend = "auto"
     dry_run: bool = False
+    report: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could not be run."""
@@ -84,7 +86,9 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
     )
     add("--norm", choices=("Linf", "L2"), default="Linf", help="default: %(default)s")
     add("--defences", nargs="+", choices=DEFENCES, default=DEFENCES, help="default: %(default)s")
-    add("--dry-run", action="store_true", help="print purifications an image and the expected time, and stop")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--dry-run", action="store_true", help="print purifications an image and the expected time, and stop")
+    either("--report", action="store_true", help="measure nothing, and report on the attacks that are stored in full")
     given = command_line.parse(parser, _defaults, arguments)
     level = LEVELS[given.level]
     known = [*level.attacks, *level.controls]
@@ -106,6 +110,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
         norm=given.norm,
         defences=tuple(name for name in DEFENCES if name in given.defences),
         dry_run=given.dry_run,
+        report=given.report,
     )
 
 
@@ -166,6 +171,8 @@ def opponents(setting: AdaptiveSetting, subject: Subject) -> Opponents:
 def measure_adaptive(setting: AdaptiveSetting, subject: Subject, against: Opponents | None = None) -> Run:
     """Complete the stored outcomes of an adaptive evaluation in ``setting.out``, and return them; see ``measure``.
 
+    With ``setting.report`` it measures nothing.
+
     Raises:
         ValueError, StoreError, ExportError: as there.
     """
@@ -180,6 +187,7 @@ def measure_adaptive(setting: AdaptiveSetting, subject: Subject, against: Oppone
             configuration={**against.settings, "adaptive": level.settings()},
             asked=asked(level, draws),
             exports="adaptive*.jsonl",
+            only_stored=setting.report,
         )
         for repeat, part in rounds(level, subject.chosen)
     ]

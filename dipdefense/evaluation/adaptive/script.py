@@ -33,7 +33,7 @@ _PROBED = 2
 
 
 def reproduce(description: str | None) -> None:
-    """Read the command line, print the plan, measure, write the report, and print it.
+    """Read the command line, print the plan, measure, write the report, and print it; --report writes the report alone.
 
     Raises:
         SystemExit: see ``command_line``: every end but the ordinary one.
@@ -49,12 +49,16 @@ def reproduce(description: str | None) -> None:
             stacked = subject.data.stack(subject.chosen.indices[: setting.batch])
             few, labels = stacked.images.to(setting.device), stacked.labels.to(setting.device)
             check_conditions(found, subject.classifier, few[:1], labels[:1])
-        seconds = {target.name: seconds_of(target, subject.classifier, few) for target in against.targets}
-        rows = costs(setting.level, against.targets, found)
-        print(text([plan(setting.level, rows, seconds, images=len(subject.chosen.indices))]), flush=True)
+        if not setting.report:
+            seconds = {target.name: seconds_of(target, subject.classifier, few) for target in against.targets}
+            rows = costs(setting.level, against.targets, found)
+            print(text([plan(setting.level, rows, seconds, images=len(subject.chosen.indices))]), flush=True)
         if setting.dry_run:
             return
         run = measure_adaptive(setting, subject, against)
+        with command_line.usage():
+            if not run.records:
+                raise ValueError(f"{store} has nothing of this evaluation in full yet")
         report = AdaptiveReport(run, probed(setting, subject, against))
         written = write_report(report, setting.out)
         print(report)

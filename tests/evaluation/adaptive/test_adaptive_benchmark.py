@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 from measuring import CONFIG, timeless, tiny_subject
 
-from dipdefense.evaluation import Level, Record, Store, measurement
+from dipdefense.evaluation import STORE, Level, Record, Store, measurement
 from dipdefense.evaluation.adaptive.benchmark import AdaptiveSetting, measure_adaptive, opponents, parse_arguments
+from dipdefense.evaluation.adaptive.names import named
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
 from dipdefense.evaluation.adaptive.script import probed, read_report, reproduce, write_report
+from dipdefense.evaluation.protocol import digits
 
 BRIEF = Level(
     name="brief",
@@ -102,6 +105,57 @@ def test_a_kill_and_a_resume_give_the_same_numbers(
     assert timeless(run) == timeless(whole[0].run)
 
 
+@pytest.mark.parametrize("death", [3, 20, 41])
+def test_a_report_of_a_killed_run_has_what_is_complete(
+    whole: tuple[AdaptiveReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: int
+) -> None:
+    monkeypatch.setattr(measurement, "Store", DyingStore)
+    monkeypatch.setattr(DyingStore, "deaths", {death})
+    monkeypatch.setattr(DyingStore, "writes", itertools.count())
+    with pytest.raises(KeyboardInterrupt):
+        measure_adaptive(tiny_setting(tmp_path), tiny_subject(images=3))
+    stored = measure_adaptive(tiny_setting(tmp_path, report=True), tiny_subject(images=3)).records
+    wanted, counts = Counter(map(cell, whole[0].run.records)), Counter(map(cell, stored))
+    assert counts == {name: wanted[name] for name in counts}
+    with Store(tmp_path / STORE) as store:
+        everything = Counter(map(cell, store.load(store.open_run(whole[0].run.configuration)).records))
+    assert counts.keys() == {name for name in everything if everything[name] == wanted[name]}
+    assert len(counts) < len(everything) or death == 3
+
+
+def cell(record: Record) -> tuple[str, str, int]:
+    return record.condition, record.defence, record.budget
+
+
+def test_a_report_joins_what_several_commands_measured(tmp_path: Path) -> None:
+    setting = tiny_setting(tmp_path, budgets=(2,), defences=("none", "dip"))
+    for attackers, epsilon in ((("transfer", "bpda"), 16.0), (("bpda",), 8.0)):
+        measure_adaptive(dataclasses.replace(setting, attackers=attackers, epsilons=(epsilon,)), tiny_subject(images=3))
+    both = dataclasses.replace(setting, epsilons=(8.0, 16.0), report=True)
+    run = measure_adaptive(both, tiny_subject(images=3))
+    attacks = {parts.attack + digits(parts.epsilon) for r in run.records if (parts := named(r.condition))}
+    assert attacks == {"noise8", "noise16", "transfer16", "bpda8", "bpda16"}
+    assert "| transfer |" not in AdaptiveReport(run).markdown().split("## Accuracy at ε = 16")[0]
+    # Of more images only the further seeds of the attacks are complete, which take the first two.
+    more = measure_adaptive(both, tiny_subject(images=4))
+    repeats = {parts.repeat for r in more.records if (parts := named(r.condition))}
+    assert repeats == {1}
+    assert "Several seeds of the attacks" in str(AdaptiveReport(more))
+
+
+def test_a_report_of_nothing_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting = tiny_setting(tmp_path, report=True)
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.parse_arguments", lambda _: setting)
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.open_subject", lambda _: tiny_subject(images=3))
+    with pytest.raises(SystemExit):
+        reproduce(None)
+    out, err = capsys.readouterr()
+    assert err.endswith("outcomes.sqlite has nothing of this evaluation in full yet\n")
+    assert out == ""
+
+
 def test_exported_records_are_resumed_from(whole: tuple[AdaptiveReport, Path], tmp_path: Path) -> None:
     write_report(whole[0], tmp_path)
     run = measure_adaptive(tiny_setting(tmp_path), tiny_subject(images=3))
@@ -176,6 +230,7 @@ def test_a_command_line_becomes_a_setting() -> None:
         (["--seed", "1", "2"], "takes one seed here"),
         (["--level", "hard"], "invalid choice: 'hard'"),
         (["--budgets", "300", "100"], "must ascend"),
+        (["--report", "--dry-run"], "not allowed with argument --report"),
     ],
 )
 def test_bad_command_lines_end_in_one_line(
