@@ -6,8 +6,8 @@
 
 Without options it uses packaged images and weights, on a CPU at a reduced setting that takes minutes and that every
 report names. Accuracy under a reduced attack is never called robust accuracy. A killed run resumes by the same command,
-even inside an attack; with more images, attackers or ε, the command adds them. With --report it measures nothing and reports on the attacks
-that are complete, beside a run that still goes on, or of several runs with other attackers at other ε.
+even inside an attack; with more images, attackers or ε, the command adds them. With --report it measures nothing and
+reports on the attacks that are complete: of a run that still goes on, or of several with other attackers at other ε.
 """
 
 from __future__ import annotations
