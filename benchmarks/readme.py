@@ -15,7 +15,7 @@ import readme_claims
 from readme_adaptive import attacked, strongest_row, verdict
 from speed import hardware
 
-from dipdefense.evaluation import AdaptiveReport, Run, read_export
+from dipdefense.evaluation import LEVELS, AdaptiveReport, Run, read_export
 from dipdefense.evaluation.adaptive.script import read_report
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.files import write_atomically
@@ -28,8 +28,8 @@ from dipdefense.paper.tables import table_cells
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SOURCES = (
-    "table2-baselines", "table2-squeezenet", "table2-reconstruction", "table2-half-size", "table2-paper-network",
-    "table2-cifar10",
+    "table2-baselines", "table2-squeezenet", "table2-reconstruction", "table2-half-size", "table2-squeezenet-half-size",
+    "table2-paper-network", "table2-cifar10",
 )  # fmt: skip
 CURVES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/figure1.jsonl")))
 BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- results: end -->"
@@ -52,10 +52,8 @@ def pages() -> Iterator[tuple[Path, str]]:
     reports = [read_report(RESULTS / name) for name in ADAPTIVE]
     opening = reports[: len(VERDICTS)]
     # The first screen has room for one of them.
-    largest = sorted(reports, key=lambda report: -max(each.n for each in report.verdicts))[:1]
-    path, text = _filled(
-        ROOT / "README.md", "\n\n".join([brief(runs[FIRST_SCREEN], opening[-1]), *map(attacked, largest)])
-    )
+    hardest = max(reports, key=_strength)
+    path, text = _filled(ROOT / "README.md", "\n\n".join([brief(runs[FIRST_SCREEN], opening[-1]), attacked(hardest)]))
     yield path, _between(text, VERDICT, verdict(opening))
     own_tables = [*(headline(run) for run in runs.values()), *map(attacked, reports)]
     own_tables += [figure1_report.headline(read_export(RESULTS / source / "figure1.jsonl")) for source in CURVES]
@@ -64,6 +62,12 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield RESULTS / "speed.csv", hardware.as_csv(speeds)
     yield _filled(ROOT / "docs" / "pages" / "speed.md", hardware.as_markdown(speeds))
     yield _filled(ROOT / "docs" / "pages" / "reproducing.md", readme_claims.as_markdown(RESULTS))
+
+
+def _strength(report: AdaptiveReport) -> tuple[int, int]:
+    """The place of its level, and its images."""
+    level = report.run.configuration["adaptive"]["level"]
+    return list(LEVELS).index(level), max(each.n for each in report.verdicts)
 
 
 def brief(run: Run, report: AdaptiveReport | None = None) -> str:

@@ -25,6 +25,7 @@ CONFIGS = {
     "table2-reconstruction": DIPConfig(scales=5, channels=32),
     "table2-rounding": DIPConfig(scales=5, channels=32),
     "table2-squeezenet": DIPConfig(scales=5, channels=32),
+    "table2-squeezenet-half-size": DIPConfig(scales=5, channels=32, reduction=2),
 }
 
 
