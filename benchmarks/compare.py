@@ -15,13 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from front_report import difference, percent
+from front_report import TESTED, percent, tested
 
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation import Run, command_line, read_export
 from dipdefense.evaluation.protocol import condition_order, condition_title
-from dipdefense.evaluation.report import Section, markdown
-from dipdefense.evaluation.statistics import mcnemar
+from dipdefense.evaluation.report import Section, markdown, provenance
 
 
 class Image(NamedTuple):
@@ -71,12 +70,10 @@ def rows(first: Outcomes, second: Outcomes) -> Iterator[list[str]]:
     pairs["mean"] = [
         (fmean(one for one, _ in own), fmean(other for _, other in own)) for own in zip(*pairs.values(), strict=True)
     ]
-    yield ["condition", "n", "first, %", "second, %", "higher : lower", "p", "difference"]
+    yield ["condition", "n", "first, %", "second, %", *TESTED]
     for title, own in pairs.items():
-        test = mcnemar([one > other for one, other in own], [other > one for one, other in own])
         shares = [percent(fmean(side), len(own)) for side in zip(*own, strict=True)]
-        split = f"{test.only_first} : {test.only_second}"
-        yield [title, str(len(own)), *shares, split, f"{test.p:.2g}", difference(own)]
+        yield [title, str(len(own)), *shares, *tested(own)]
 
 
 def report(first: Sequence[Run], second: Sequence[Run], budgets: Sequence[int]) -> str:
@@ -105,6 +102,7 @@ def report(first: Sequence[Run], second: Sequence[Run], budgets: Sequence[int]) 
                     for (side, _, budget), told in zip(sides, _settings([run for _, run, _ in sides]), strict=True)
                 ],
             ),
+            *(Section(f"Provenance: {side}", items=list(provenance(run))) for side, run, _ in sides),
         ]
     )
 

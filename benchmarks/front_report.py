@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "compact"
 CONDITIONS = ("clean", "fgsm-5", "bi-10")
-_TESTED = ("higher : lower", "p", "difference")
+TESTED = ("higher : lower", "p", "difference")
 
 
 class Point(NamedTuple):
@@ -48,8 +48,13 @@ def percent(share: float, n: int) -> str:
     return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def difference(pairs: Sequence[tuple[float, float]]) -> str:
-    """The mean difference of pairs of shares in points, with its 95 % interval (t)."""
+def tested(pairs: Sequence[tuple[float, float]]) -> list[str]:
+    """Of pairs of shares: how often the first is higher, and lower; the sign test's p; the difference in points (t)."""
+    test = mcnemar([own > other for own, other in pairs], [other > own for own, other in pairs])
+    return [f"{test.only_first} : {test.only_second}", f"{test.p:.2g}", _difference(pairs)]
+
+
+def _difference(pairs: Sequence[tuple[float, float]]) -> str:
     differences = [100 * (own - other) for own, other in pairs]
     if len(set(differences)) == 1:
         return f"{differences[0]:+.1f}"
@@ -104,12 +109,12 @@ def markdown(points: Sequence[Point], *, images: int, source: str, classifier: s
                     "chosen. On how many images the candidate has the higher share of conditions, and the lower; exact "
                     "sign test, two-sided, not corrected; the mean difference in points with its 95 % interval (t)."
                 ],
-                [[*head, *_TESTED], *_against(_last(points, whole), whole)],
+                [[*head, *TESTED], *_against(_last(points, whole), whole)],
             ),
             Section(
                 "At most half of the compact network's time",
                 ["The same at the best budget, chosen on the same images, which flatters the candidate."],
-                [[*head, *_TESTED], *_against(fast(points), whole)],
+                [[*head, *TESTED], *_against(fast(points), whole)],
             ),
             Section("Every candidate at its best budget", table=[head, *(_row(point) for point in _best(points))]),
         ]
@@ -123,8 +128,7 @@ def _row(point: Point) -> list[str]:
 def _against(points: Iterable[Point], whole: Point) -> Iterator[list[str]]:
     for point in points:
         pairs = [(point.outcomes[image], whole.outcomes[image]) for image in whole.outcomes]
-        test = mcnemar([own > other for own, other in pairs], [other > own for own, other in pairs])
-        yield [*_row(point), f"{test.only_first} : {test.only_second}", f"{test.p:.2g}", difference(pairs)]
+        yield [*_row(point), *tested(pairs)]
 
 
 def _last(points: Sequence[Point], whole: Point) -> list[Point]:

@@ -132,8 +132,11 @@ def complete(
     images = [image for image in zip(ids, chosen.contents, strict=True) if image[0] not in done.lost]
     if not images:
         raise ValueError("none of the chosen images can be read any more; see the warnings, and call again")
-    known = {record.key for record in stored.records}
-    left_out = unfinished(known, images, conditions, defences, seeds, asked) if only_stored else set()
+    left_out = (
+        unfinished({record.key for record in stored.records}, images, conditions, defences, seeds, asked)
+        if only_stored
+        else set()
+    )
     wanted = {
         Key(condition, defence.name, budget, seed, *image)
         for condition in conditions
