@@ -88,7 +88,8 @@ def report(first: Sequence[Run], second: Sequence[Run], budgets: Sequence[int]) 
     about = (
         f"{first[0].configuration['classifier']}, defence-unaware: accuracy is not robustness. Accuracy in per cent "
         "with the Wilson 95 % interval; on how many images the first is right more often than the second, and less "
-        "often; exact sign test, two-sided, not corrected; the mean difference in points with its 95 % interval (t)."
+        "often; exact sign test, two-sided, not corrected; the mean difference in points with its 95 % interval "
+        "(Newcombe's for yes or no, t for shares)."
     )
     sides = (*(("first", run, budgets[0]) for run in first), *(("second", run, budgets[1]) for run in second))
     return markdown(

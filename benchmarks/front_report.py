@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.report import Section
 from dipdefense.evaluation.report import markdown as as_markdown
-from dipdefense.evaluation.statistics import mcnemar, wilson
+from dipdefense.evaluation.statistics import mcnemar, paired_difference, wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,16 +49,20 @@ def percent(share: float, n: int) -> str:
 
 
 def tested(pairs: Sequence[tuple[float, float]]) -> list[str]:
-    """Of pairs of shares: how often the first is higher, and lower; the sign test's p; the difference in points (t)."""
+    """Of pairs of shares: how often the first is higher, and lower; the sign test's p; the difference in points."""
     test = mcnemar([own > other for own, other in pairs], [other > own for own, other in pairs])
     return [f"{test.only_first} : {test.only_second}", f"{test.p:.2g}", _difference(pairs)]
 
 
 def _difference(pairs: Sequence[tuple[float, float]]) -> str:
+    """With its 95 % interval: Newcombe's where every share is 0 or 1, else that of t."""
     differences = [100 * (own - other) for own, other in pairs]
-    if len(set(differences)) == 1:
+    if {share for pair in pairs for share in pair} <= {0, 1}:
+        low, high = (100 * end for end in paired_difference(*zip(*pairs, strict=True))[1:])
+    elif len(set(differences)) == 1:
         return f"{differences[0]:+.1f}"
-    low, high = ttest_1samp(differences, 0).confidence_interval()
+    else:
+        low, high = ttest_1samp(differences, 0).confidence_interval()
     return f"{fmean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 

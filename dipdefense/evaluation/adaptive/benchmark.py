@@ -29,6 +29,9 @@ from dipdefense.randomization import RandomResizePad
 DEFENCES = ("none", "randomisation", "dip")
 """The defences that are attacked, in the order of a table's columns."""
 
+EXPORTS = "adaptive*.jsonl"
+"""The files of records that a folder's store takes up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveSetting(Setting):
@@ -186,7 +189,7 @@ def measure_adaptive(setting: AdaptiveSetting, subject: Subject, against: Oppone
             defences=[*against.defences, *with_known_draws(level, against.targets)],
             configuration={**against.settings, "adaptive": level.settings()},
             asked=asked(level, draws),
-            exports="adaptive*.jsonl",
+            exports=EXPORTS,
             only_stored=setting.report,
         )
         for repeat, part in rounds(level, subject.chosen)

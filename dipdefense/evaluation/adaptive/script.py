@@ -9,6 +9,7 @@ from pathlib import Path
 from dipdefense.attacks.adaptive.autoattack import check_autoattack
 from dipdefense.evaluation import command_line
 from dipdefense.evaluation.adaptive.benchmark import (
+    EXPORTS,
     AdaptiveSetting,
     Opponents,
     measure_adaptive,
@@ -42,6 +43,8 @@ def reproduce(description: str | None) -> None:
     store = setting.out / STORE
     with command_line.script(store):
         with command_line.usage():
+            if setting.report and not (store.exists() or any(setting.out.glob(EXPORTS))):
+                raise ValueError(f"{setting.out} has no evaluation to report on")
             check_autoattack(setting.attackers)
             subject = open_subject(setting)
             against = opponents(setting, subject)

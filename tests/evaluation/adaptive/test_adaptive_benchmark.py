@@ -151,6 +151,12 @@ def test_a_report_of_nothing_ends_in_one_line(
     monkeypatch.setattr("dipdefense.evaluation.adaptive.script.open_subject", lambda _: tiny_subject(images=3))
     with pytest.raises(SystemExit):
         reproduce(None)
+    assert capsys.readouterr().err.endswith(f"{tmp_path} has no evaluation to report on\n")
+    assert not list(tmp_path.iterdir())
+    with Store(tmp_path / STORE):
+        pass
+    with pytest.raises(SystemExit):
+        reproduce(None)
     out, err = capsys.readouterr()
     assert err.endswith("outcomes.sqlite has nothing of this evaluation in full yet\n")
     assert out == ""
