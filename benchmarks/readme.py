@@ -49,19 +49,32 @@ ADAPTIVE = (*VERDICTS, "adaptive-architecture-1", "adaptive-compact-224")
 def pages() -> Iterator[tuple[Path, str]]:
     """Each file and its new text, with the tables of the records between their markers."""
     runs = {source: read_export(RESULTS / source / "table2.jsonl") for source in SOURCES}
-    reports = [read_report(RESULTS / name) for name in ADAPTIVE]
-    opening = reports[: len(VERDICTS)]
+    reports = {name: read_report(RESULTS / name) for name in ADAPTIVE}
+    opening = [reports[name] for name in VERDICTS]
     # The first screen has room for one of them.
-    hardest = max(reports, key=_strength)
-    path, text = _filled(ROOT / "README.md", "\n\n".join([brief(runs[FIRST_SCREEN], opening[-1]), attacked(hardest)]))
-    yield path, _between(text, VERDICT, verdict(opening))
-    own_tables = [*(headline(run) for run in runs.values()), *map(attacked, reports)]
-    own_tables += [figure1_report.headline(read_export(RESULTS / source / "figure1.jsonl")) for source in CURVES]
-    yield _filled(ROOT / "benchmarks" / "README.md", "\n\n".join(own_tables))
+    hardest = max(ADAPTIVE, key=lambda name: _strength(reports[name]))
+    first = [
+        f"{brief(runs[FIRST_SCREEN], opening[-1])} {_record(FIRST_SCREEN)}",
+        f"{attacked(reports[hardest])} {_record(hardest)}",
+    ]
+    path, text = _filled(ROOT / "README.md", "\n\n".join(first))
+    yield path, _between(text, VERDICT, f"{verdict(opening)}\n\n{_record(*VERDICTS)}")
+    own_tables = {source: headline(run) for source, run in runs.items()}
+    own_tables |= {name: attacked(report) for name, report in reports.items()}
+    own_tables |= {
+        source: figure1_report.headline(read_export(RESULTS / source / "figure1.jsonl")) for source in CURVES
+    }
+    titled = (f"**`{source}`**\n\n{own}" for source, own in own_tables.items())
+    yield _filled(ROOT / "benchmarks" / "README.md", "\n\n".join(titled))
     speeds = hardware.read(RESULTS)
     yield RESULTS / "speed.csv", hardware.as_csv(speeds)
     yield _filled(ROOT / "docs" / "pages" / "speed.md", hardware.as_markdown(speeds))
     yield _filled(ROOT / "docs" / "pages" / "reproducing.md", readme_claims.as_markdown(RESULTS))
+
+
+def _record(*names: str) -> str:
+    """Where numbers come from."""
+    return f"Record{'s' * (len(names) > 1)}: {', '.join(f'`benchmarks/results/{name}`' for name in names)}."
 
 
 def _strength(report: AdaptiveReport) -> tuple[int, int]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dipdefense.evaluation import AdaptiveReport
 from dipdefense.evaluation.adaptive.judging import Verdict, attackers
-from dipdefense.evaluation.adaptive.names import WORST_CASE, Column, column_title, is_known, named, title
+from dipdefense.evaluation.adaptive.names import (
+    KNOWN_SEED,
+    WORST_CASE,
+    Column,
+    column_title,
+    is_known,
+    known,
+    named,
+    title,
+)
 
 WORKS = 0.5
 """The accuracy on clean images from which a reconstruction counts as a defence."""
@@ -46,7 +55,18 @@ def attacked(report: AdaptiveReport) -> str:
         f"Images: {n}. Each attack's image is judged on fresh draws; accuracy of a single draw in per cent, with "
         "Wilson 95 % intervals."
     )
-    return "\n".join([*lines, "", about])
+    return "\n".join([*lines, "", " ".join([about, *_with_known_seed(report, columns)])])
+
+
+def _with_known_seed(report: AdaptiveReport, columns: Sequence[Column]) -> Iterator[str]:
+    """A sentence for each reconstruction on what is left where the attacker has the seed that will be used."""
+    for name, budget in columns:
+        found = [report.judged(KNOWN_SEED, (known(name), budget), epsilon) for epsilon in report.epsilons]
+        left = [
+            f"{_cell(each)} at ε={epsilon:g}" for epsilon, each in zip(report.epsilons, found, strict=True) if each
+        ]
+        if name == "dip" and left:
+            yield f"An attacker who has {column_title((name, budget))}'s seed leaves {', '.join(left)}."
 
 
 def _network(config: Mapping[str, Any]) -> str:

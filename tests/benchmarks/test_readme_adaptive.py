@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -41,6 +42,11 @@ def adaptive(
         if defence == "dip" or "@" not in condition
         for position in range(10)
     ]  # fmt: skip
+    records += [
+        dataclasses.replace(each, defence="dip-known-seed")
+        for each in records
+        if each.defence == "dip" and "known-seed" in each.condition
+    ]
     configuration = CONFIGURATION | {
         "classifier": classifier,
         "dip": json.loads(json.dumps(config.to_json())),
@@ -100,6 +106,12 @@ def test_the_tables_have_the_strongest_attack_beside_the_defence_unaware_one() -
     assert "| **strongest attack found**, ε=8 | 0.0 [0.0, 27.8] | 0.0 [0.0, 27.8] |" in text
     assert "REDUCED ATTACK, no robust accuracy." in text
     assert "REDUCED" not in attacked(adaptive(FALLEN, level="full"))
+
+
+def test_the_tables_tell_what_a_known_seed_leaves_for_the_reconstruction() -> None:
+    text = attacked(adaptive(FALLEN | {"known-seed-8@dip-500": 3}))
+    assert text.endswith(" An attacker who has DIP 500's seed leaves 30.0 [10.8, 60.3] at ε=8.")
+    assert "seed" not in attacked(adaptive(FALLEN))
 
 
 def test_the_verdict_names_the_network() -> None:
