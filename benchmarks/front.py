@@ -142,7 +142,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         # The candidates are the networks: --config has nothing to choose here.
         return {"candidates": names, "budgets": budgets, "batch": batch, "images": 20 if large else 1, "config": None}
 
-    return command_line.parse(made, defaults, arguments)
+    given = command_line.parse(made, defaults, arguments)
+    if len(given.seed) > 1:
+        made.error(f"--seed takes one seed here; got {given.seed}")
+    return given
 
 
 def budgets_of(name: str, given: argparse.Namespace) -> tuple[int, ...]:

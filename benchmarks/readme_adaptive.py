@@ -49,7 +49,7 @@ def attacked(report: AdaptiveReport) -> str:
         lines.append(f"| {name} | " + " | ".join("–" if each is None else _cell(each) for each in found) + " |")
     configuration, n = report.run.configuration, max(each.n for each in report.verdicts)
     level = configuration["adaptive"]["level"]
-    reduced = "" if level == "full" else "REDUCED ATTACK, no robust accuracy. "
+    reduced = "REDUCED ATTACK, no robust accuracy. " if report.reduced else ""
     about = (
         f'{reduced}Attackers who know the defence, level "{level}". Classifier: {configuration["classifier"]}. '
         f"Images: {n}. Each attack's image is judged on fresh draws; accuracy of a single draw in per cent, with "
@@ -62,9 +62,7 @@ def _with_known_seed(report: AdaptiveReport, columns: Sequence[Column]) -> Itera
     """A sentence for each reconstruction on what is left where the attacker has the seed that will be used."""
     for name, budget in columns:
         found = [report.judged(KNOWN_SEED, (known(name), budget), epsilon) for epsilon in report.epsilons]
-        left = [
-            f"{_cell(each)} at ε={epsilon:g}" for epsilon, each in zip(report.epsilons, found, strict=True) if each
-        ]
+        left = [f"{_cell(each)} at ε={epsilon:g}" for epsilon, each in zip(report.epsilons, found, strict=True) if each]
         if name == "dip" and left:
             yield f"An attacker who has {column_title((name, budget))}'s seed leaves {', '.join(left)}."
 
@@ -110,7 +108,7 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
     )
     if least and all(min(left.mean, left.majority) <= NOTHING for _, left, _ in least.values()):
         head += ": next to nothing is left"
-    reduced = any(report.run.configuration["adaptive"]["level"] != "full" for report in reports)
+    reduced = any(report.reduced for report in reports)
     end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
     return "\n".join([f"**{head}.**{end} Accuracy of a single random draw, with 95 % intervals:", "", *lines])
 

@@ -140,8 +140,9 @@ def reconstruct(
         config: the method's numbers; the paper's by default.
         seed: an integer for every image, whatever its position; or one per image; or None for fresh ones from torch's
             default generator of the CPU. With a seed, no global generator is touched.
-        precision: "fp32"; "bf16" for the convolutions' operands (parameters, statistics and loss stay fp32); "auto"
-            takes bf16 on a GPU that has it and on a CPU that multiplies it in tiles (AMX).
+        precision: "fp32", whose operands a GPU may round to TF32, as torch's settings allow; "bf16" for the
+            convolutions' operands (parameters, statistics and loss stay fp32); "auto" takes bf16 on a GPU that has it
+            and on a CPU that multiplies it in tiles (AMX).
         backend: "torch" for torch's operators; on a CPU, "native" for kernels compiled from C++ at the first use, in
             fp32 for whole iterations and in bf16 for what lies between torch's convolutions
             (:mod:`dipdefense.native`); on an NVIDIA GPU, "cudagraphs" for torch's operators replayed from a CUDA graph,
@@ -149,7 +150,8 @@ def reconstruct(
             fastest whose results are right (:mod:`dipdefense.engine.backends`); elsewhere it is "torch". None has
             been run on a GPU yet. All have the same initial weights and fixed noise, but "native" and "triton"
             generate the fresh noise in their own ways, and the same seed gives other reconstructions. Name the backend
-            where a seed must reproduce.
+            where a seed must reproduce, and on a GPU call ``torch.use_deterministic_algorithms(True)`` too: otherwise
+            cuDNN may add up gradients in another order each time.
         stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit on its own, at
             the last budget at the latest. The image leaves the batch, which changes nothing for the others. None, the
             default, is the paper's fixed budgets. With a rule, backend must be "torch" or "auto", which then is

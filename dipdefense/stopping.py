@@ -157,6 +157,8 @@ class Variance(Rule):
     def __post_init__(self) -> None:
         """Refuse settings that no fit could be stopped with."""
         super().__post_init__()
+        # One output has no variance, and 0 is the least there is.
+        integer("warm_up", self.warm_up, low=1)
         self._check_share("decay")
 
     def watch(self, images: Tensor) -> Watch:

@@ -132,7 +132,7 @@ def tiny_subject(data: Files | None = None, *, images: int | None = 5) -> Subjec
 def tiny_measure(folder: Path, subject: Subject | None = None, **changes: Any) -> Run:
     asked: dict[str, Any] = {"defences": tiny_defences(), "conditions": ("clean", "noise-10"), "batch": 2} | changes
     conditions = {name: attack_named(name) for name in asked["conditions"]}
-    setting = Setting(out=folder, batch=asked["batch"], progress=False)
+    setting = Setting(out=folder, batch=asked["batch"], seeds=asked.get("seeds", (0,)), progress=False)
     subject = subject or tiny_subject()
     return measure(setting, subject, conditions=conditions, defences=asked["defences"])
 

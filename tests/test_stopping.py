@@ -267,6 +267,7 @@ def test_what_is_no_rule_is_refused(stopping, error, message: str, images: torch
 SETTINGS = {
     "patience": (lambda: Variance(patience=0), ValueError, "patience must be an integer of at least 1"),
     "warm-up": (lambda: Trend(warm_up=1.5), TypeError, "warm_up must be an integer"),
+    "no warm-up": (lambda: Variance(warm_up=0), ValueError, "warm_up must be an integer of at least 1, got 0"),
     "decay": (lambda: Variance(decay=0), ValueError, "decay must be a number above 0 and at most 1, got 0"),
     "warm-up of a trend": (lambda: Trend(warm_up=1), ValueError, "warm_up must be an integer of at least 2, got 1"),
     "smoothing": (lambda: Trend(smoothing=float("nan")), ValueError, "smoothing must be a number above 0"),

@@ -86,7 +86,12 @@ def chosen(request: Request) -> Backend:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                # Torch's operators ran out, as the run will. It is repeated with fewer images, which are another kind.
+                # Torch's operators ran out, as the run will. All of its chunks keep this backend, however small.
+                warnings.warn(
+                    f"the trial of backends ran out of memory with {len(request.images)} images at once; torch's "
+                    "operators are used. A smaller batch_size leaves room for it",
+                    stacklevel=2,
+                )
                 return "torch"
         return _trials[kind].backend
 

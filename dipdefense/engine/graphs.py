@@ -9,6 +9,9 @@ import threading
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
+from dipdefense.engine import constants
 
 # Calls before the capture. The first compiles and loads everything. Torch advises several, since some libraries finish
 # their setup at a later call.
@@ -34,6 +37,7 @@ class Replayed:
         self._stream = _stream(device)
         self._calls = 0
         self._replay: Callable[[], None] | None = None
+        self._kept: list[Tensor] = []
 
     def __call__(self) -> None:
         """Do the work once more, in order with the current stream, without waiting for it."""
@@ -42,12 +46,18 @@ class Replayed:
             _apart(self._step, self._stream)
             return
         if self._replay is None:
-            self._replay = _captured(self._step, self._stream)
+            # The graph reads the constants even after their cache has dropped them.
+            with constants.collected() as self._kept:
+                self._replay = _captured(self._step, self._stream)
         self._replay()
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """This thread's capturing stream on a device, one for all graphs: cuBLAS keeps a workspace for every stream."""
+    """This thread's capturing stream on a device, one for all of its graphs: cuBLAS keeps a workspace for every stream.
+
+    Two threads that capture on one stream would meet. ``DataParallel`` has new threads at every call, and so uses up to
+    the 32 streams of torch's pool.
+    """
     streams: dict[torch.device, torch.cuda.Stream] = _threads.__dict__.setdefault("streams", {})
     if device not in streams:
         streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

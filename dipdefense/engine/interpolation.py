@@ -13,15 +13,16 @@ taps, and one fixed matrix upsamples the products, extends them, shifts each tap
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.engine.constants import constant
 
-@functools.lru_cache(maxsize=64)
+
+@constant
 def upsampling_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Bilinear ×2 without aligned corners along one axis, cropped to ``size``: (size, ceil(size / 2))."""
     unit = torch.eye(-(-size // 2), dtype=dtype, device=device)
@@ -78,7 +79,7 @@ def strip_gradients(pair: Strips, grad: Tensor) -> tuple[Tensor, Tensor]:
     return grad_lines, (pair.steps.mT @ products).view(pair.taps.shape)
 
 
-@functools.lru_cache(maxsize=8)
+@constant
 def _stepping(crops: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Reflection minus replication one pixel beyond either end, from the lines 0, 1, −2 and −1.
 
@@ -89,7 +90,7 @@ def _stepping(crops: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor([[-0.25, 0.25, 0, 0], [0, 0, far, -far]], dtype=dtype, device=device)
 
 
-@functools.lru_cache(maxsize=64)
+@constant
 def _spreading(size: int, reflect: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Upsampling as each mirrored tap sees it, a pixel's three taps beside each other: (size, 3 · ceil(size / 2))."""
     reach = torch.arange(size, device=device)[:, None] + torch.arange(1, -2, -1, device=device)

@@ -53,7 +53,8 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
             out = torch.baddbmm(addend.flatten(2), weight.flatten(2), patches)
         return out.view(count, out_channels, height, width)
     if kernel > 1:
-        x = F.pad(x, (kernel // 2,) * 4, mode="reflect")
+        ring = kernel // 2
+        x = _Reflected.apply(x, ring) if x.is_cuda else F.pad(x, (ring,) * 4, mode="reflect")
     out = F.conv2d(x, weight.squeeze(0), stride=stride) if alone else unfold(_grouped(x, weight, stride), count)
     return out if addend is None else out + addend
 
@@ -124,7 +125,40 @@ class _Patches(torch.autograd.Function):
         for dy in range(3):
             for dx in range(3):
                 padded[:, :, dy : dy + rows : ctx.stride, dx : dx + columns : ctx.stride] += taps[:, :, dy, dx]
+        if padded.is_cuda:
+            return reflected_gradient(padded, 1), None
         return torch.ops.aten.reflection_pad2d_backward(padded, x, _RING), None
+
+
+class _Reflected(torch.autograd.Function):
+    """Padding by reflection whose gradient is added up in one order: (N, C, H, W) to (N, C, H + 2 ring, W + 2 ring).
+
+    On a GPU torch's own gradient adds in no fixed order, so that a seed would not fix a reconstruction, and refuses to
+    run under ``torch.use_deterministic_algorithms(True)``. Not yet run on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ring: int) -> Tensor:
+        """Torch's own."""
+        ctx.ring = ring
+        return F.pad(x, (ring,) * 4, mode="reflect")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """See ``reflected_gradient``."""
+        return reflected_gradient(grad, ctx.ring), None
+
+
+def reflected_gradient(grad: Tensor, ring: int) -> Tensor:
+    """Of a padded tensor's gradient, the ring's rows, then its columns, added to the pixels that they mirror."""
+    for dim in (2, 3):
+        size = grad.shape[dim] - 2 * ring
+        inner = grad.narrow(dim, ring, size).clone()
+        for line in range(1, ring + 1):
+            inner.narrow(dim, line, 1).add_(grad.narrow(dim, ring - line, 1))
+            inner.narrow(dim, size - 1 - line, 1).add_(grad.narrow(dim, ring + size - 1 + line, 1))
+        grad = inner
+    return grad
 
 
 def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slope: float | None = None) -> Tensor:

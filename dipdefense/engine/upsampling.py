@@ -15,13 +15,13 @@ fixed. There are two forms, each the faster one at its sizes:
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.engine.constants import constant
 from dipdefense.engine.folding import fold, unfold
 from dipdefense.engine.interpolation import Strips, strip_gradients, strips, upsampling_matrix
 
@@ -34,7 +34,7 @@ _RING = (1, 1, 1, 1)
 _LARGE = 48 * 48
 
 
-@functools.lru_cache(maxsize=64)
+@constant
 def _tap_matrices(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Upsampling as each of the three taps sees it, shifted and reflected: (3, size, ceil(size / 2))."""
     reach = torch.arange(size, device=device) + torch.arange(-1, 2, device=device)[:, None]
@@ -131,7 +131,7 @@ def _depthwise(x: Tensor, taps: tuple[float, ...], *, padding: int = 0) -> Tenso
     return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
 
 
-@functools.lru_cache(maxsize=64)
+@constant
 def _separable(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     row = torch.tensor(taps, dtype=dtype, device=device)
     return torch.outer(row, row)
@@ -187,13 +187,13 @@ class NormaliseUpsampled(torch.autograd.Function):
         return grad_low.to(grad.dtype), (pull * inverse)[:, :, 0, 0], None, None, None
 
 
-@functools.lru_cache(maxsize=64)
+@constant
 def _gram_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     matrix = upsampling_matrix(size, dtype, device)
     return matrix.T @ matrix
 
 
-@functools.lru_cache(maxsize=64)
+@constant
 def _share(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Each low-resolution pixel's share in the upsampled mean: (h, w), adding up to 1."""
     return torch.outer(*(upsampling_matrix(size, dtype, device).mean(dim=0) for size in (height, width)))

@@ -11,7 +11,6 @@ that code:
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from dipdefense.config import Activation, Downsampling
 from dipdefense.engine import ops
+from dipdefense.engine.constants import constant
 from dipdefense.engine.folding import fold, unfold
 from dipdefense.engine.network import Networks, Slot, conv_norm, output
 
@@ -97,7 +97,7 @@ def downsampled(x: Tensor, downsampling: Downsampling) -> Tensor:
     return unfold(F.conv2d(folded, kernel.expand(channels, 1, -1, -1), stride=2, groups=channels), len(x))
 
 
-@functools.lru_cache(maxsize=16)
+@constant
 def _lanczos(support: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The taps, (4 · support, 4 · support), whose sum is 1; the new pixel's centre lies between the middle two."""
     taps = []

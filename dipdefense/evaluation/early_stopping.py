@@ -69,27 +69,29 @@ class Observation(Watch):
 
 
 class _Fits:
-    """The last batch's fit: the runner hands one batch to every defence in turn."""
+    """The last batch's fits, one for each of its seeds: the runner hands a batch to every defence in turn."""
 
     def __init__(
         self, budgets: tuple[int, ...], rules: Mapping[str, Rule], config: DIPConfig, precision: Precision
     ) -> None:
         self._budgets, self._rules = budgets, rules
         self._config, self._precision = config, precision
-        self._of: tuple[Tensor, list[int]] | None = None
+        self._images: Tensor | None = None
+        self._found: dict[tuple[int, ...], tuple[Reconstruction, Observation, float]] = {}
 
     def __call__(self, images: Tensor, seeds: Sequence[int]) -> tuple[Reconstruction, Observation, float]:
         """The run, what the rules made of it, and its seconds."""
-        if self._of is None or self._of[0] is not images or self._of[1] != list(seeds):
+        if self._images is not images:
+            self._images, self._found = images, {}
+        if tuple(seeds) not in self._found:
             observed = Observed(rules=self._rules)
             started = clock(images)
             run = reconstruct(
                 images, budgets=self._budgets, config=self._config, seed=seeds, precision=self._precision,
                 backend="torch", stopping=observed,
             )  # fmt: skip
-            self._found = run, observed.watches[-1], clock(images) - started
-            self._of = images, list(seeds)
-        return self._found
+            self._found[tuple(seeds)] = run, observed.watches[-1], clock(images) - started
+        return self._found[tuple(seeds)]
 
 
 def one_fit(

@@ -127,14 +127,16 @@ class Compared:
 
 
 def _sections(run: Run, compared: Compared) -> Iterator[Section]:
-    n = compared.fixed(_AVERAGE, compared.best).n
+    best = compared.fixed(_AVERAGE, compared.best)
+    n, several = best.n, len(best.outcomes)
+    seeds = f", of {several} seeds' mean; the tests are of the first seed" if several > 1 else ""
     reduced = [f"Reduced setting: {_reduced(compared.last)}."] if compared.last < PAPER_BUDGETS[-1] else []
     yield Section(
         "Early stopping against fixed budgets",
         [
             f"{n} images that the classifier classifies correctly; {run.configuration['classifier']}; "
             f"{run.configuration['data']}; defence-unaware attacks. Every rule and budget is judged on the same fits. "
-            "Accuracy in per cent, Wilson 95 % intervals.",
+            f"Accuracy in per cent, Wilson 95 % intervals{seeds}.",
             f"The best fixed budget is {compared.best}, chosen for its accuracy on average over the conditions, on "
             "these very images: the comparison favours it. Behind a rule's accuracy: how many images it alone "
             "classifies correctly : how many that budget alone does, and the exact McNemar p; of an average, on how "

@@ -80,7 +80,7 @@ def measure(
         return complete(
             store,
             identity,
-            circumstances(device) | {"batch": setting.batch},
+            circumstances(device),
             data=subject.data,
             chosen=subject.chosen,
             classifier=subject.classifier,

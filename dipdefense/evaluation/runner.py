@@ -3,7 +3,8 @@
 The images are cut into fixed batches of the run's order, and a batch with an outcome missing is run whole. So the same
 images always meet in the same batch, and a run that was killed and resumed has the numbers of one that was not: to the
 bit on a CPU, where sums are taken in a fixed order for a given number of threads. A file that has left the data set
-since shifts the batches of what is still missing, which changes roundings alone; what is stored stays.
+since shifts the batches of what is still missing, which changes roundings alone; what is stored stays. Another batch or
+more images make other batches too: an attack on a whole batch is then measured anew where it had not been finished.
 
 An outcome depends on the pixels and the seed, and the seed on no attack: two conditions that give a batch the same
 pixels, such as FGSM and one step of BI at ε = 1, are measured once and stored under both names.
@@ -25,7 +26,7 @@ from dipdefense.evaluation.defences import Defence, Outcome
 from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_digest, read
 from dipdefense.evaluation.provenance import digest
 from dipdefense.evaluation.records import Key, Record
-from dipdefense.evaluation.store import Store
+from dipdefense.evaluation.store import Attacked, Store
 from dipdefense.seeds import derive_seed
 
 Asked = Callable[[str, str, int, int], bool]
@@ -95,7 +96,7 @@ def run(
         of these, outcomes are missing.
     """
     key = store.open_run(configuration)
-    session = store.open_session(key, circumstances)
+    session = store.open_session(key, {**circumstances, "batch": batch, "chosen": len(chosen.indices)})
     ids = [data.ids[index] for index in chosen.indices]
     places = {name: place for place, name in enumerate(ids)}
     contents = dict(zip(ids, chosen.contents, strict=True))
@@ -108,6 +109,9 @@ def run(
         )
     lost: dict[str, None] = {}
     todo = _todo(store.done(key), contents, conditions, defences, seeds, asked, batch)
+    if mixed := _mixed(store, key, todo, contents, conditions, defences):
+        store.forget(key, mixed)
+        todo = _todo(store.done(key), contents, conditions, defences, seeds, asked, batch)
     remaining = sum(len(piece.positions) for piece in todo)
     measuring = _Measuring(
         data,
@@ -299,6 +303,36 @@ def _todo(
             if work:
                 todo.append(_Piece(positions, condition, work))
     return todo
+
+
+def _mixed(
+    store: Store,
+    key: str,
+    todo: Sequence[_Piece],
+    contents: Mapping[str, str],
+    conditions: Mapping[str, Condition | None],
+    defences: Sequence[Defence],
+) -> list[Attacked]:
+    """The images whose remaining outcomes would be of another adversarial example than those that are stored.
+
+    An attack on a batch as a whole gives another example in another batch, which a larger run makes of its last images.
+    """
+    whole = [piece for piece in todo if getattr(conditions[piece.condition], "whole_batch", False)]
+    if not whole:
+        return []
+    done, stored, images = store.done(key), store.batches(key), list(contents.items())
+    found = []
+    for piece in whole:
+        for image in (images[position] for position in piece.positions):
+            attacked = Attacked(piece.condition, *image)
+            missing = any(
+                Key(piece.condition, defences[place].name, budget, seed, *image) not in done
+                for place, seed, budgets in piece.work
+                for budget in budgets
+            )
+            if missing and stored.get(attacked, set()) - {piece.positions}:
+                found.append(attacked)
+    return found
 
 
 def _records(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from dipdefense.evaluation import earlier
 from dipdefense.evaluation.records import COLUMNS, Key, Record, Run, as_json, check_record, identity
@@ -54,6 +54,20 @@ _ADVICE = {
     sqlite3.SQLITE_NOTADB: "this is no store of outcomes; give another folder, or move the file away",
     sqlite3.SQLITE_ERROR: "this database has other tables than a store of outcomes; give another folder",
 }
+
+
+class Attacked(NamedTuple):
+    """An image under a condition.
+
+    Attributes:
+        condition: its name.
+        image: its id.
+        content: the digest of its pixels and label before the attack.
+    """
+
+    condition: str
+    image: str
+    content: str
 
 
 class StoreError(Exception):
@@ -186,7 +200,7 @@ class Store:
             images: by id, the label and the content's digest of each.
 
         Returns:
-            The ids of those that have outcomes of another label or content, which stay stored and are not used.
+            The ids of those that have outcomes of another label or content alone, which stay stored and are not used.
         """
         changed = []
         with self._transaction():
@@ -195,10 +209,10 @@ class Store:
             for image, label, content in self._execute(statement, run):
                 stored.setdefault(image, set()).add((label, content))
             for image, (label, content) in images.items():
-                others = stored.get(image, set()) - {(label, ""), (label, content)}
-                if others:
-                    changed.append(image)
-                elif (label, "") in stored.get(image, set()):
+                own = stored.get(image, set())
+                if own - {(label, ""), (label, content)}:
+                    changed += [] if (label, content) in own else [image]
+                elif (label, "") in own:
                     statement = "UPDATE OR IGNORE records SET content = ? WHERE run = ? AND image = ? AND content = ''"
                     self._execute(statement, content, run, image)
         return changed
@@ -206,6 +220,29 @@ class Store:
     def done(self, run: str) -> set[Key]:
         """The outcomes that are stored."""
         return {Key(*row) for row in self._execute(f"SELECT {', '.join(Key._fields)} FROM records WHERE run = ?", run)}
+
+    def batches(self, run: str) -> dict[Attacked, set[range | None]]:
+        """The batches in which each image was attacked, as positions in the run's order; None for one not known."""
+        statement = (
+            "SELECT DISTINCT condition, image, content, position, circumstances FROM records JOIN sessions "
+            "USING (session) WHERE records.run = ?"
+        )
+        found: dict[Attacked, set[range | None]] = {}
+        for condition, image, content, position, circumstances in self._execute(statement, run):
+            told = json.loads(circumstances)
+            own = None
+            if "chosen" in told:
+                start = position - position % told["batch"]
+                own = range(start, min(start + told["batch"], told["chosen"]))
+            found.setdefault(Attacked(condition, image, content), set()).add(own)
+        return found
+
+    def forget(self, run: str, attacked: Iterable[Attacked]) -> None:
+        """Drop every outcome of these images under these conditions."""
+        with self._transaction():
+            for each in attacked:
+                statement = "DELETE FROM records WHERE run = ? AND condition = ? AND image = ? AND content = ?"
+                self._execute(statement, run, *each)
 
     def is_empty(self) -> bool:
         """Whether no outcome of any run is stored."""

@@ -26,7 +26,7 @@ class Setting:
         seeds: the first chooses the images and serves the attacks; each is a repetition of the random defences.
         device: "cpu" or "cuda", with a number if need be.
         batch: images at once; a matter of speed, up to rounding, but adaptive attacks take other random numbers for
-            another batch: a killed evaluation is to be resumed with the same one.
+            another batch, and a killed attack that is resumed with another begins anew.
         out: folder of the reports and of the stored outcomes.
         progress: whether to show a bar.
 

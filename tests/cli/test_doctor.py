@@ -78,6 +78,21 @@ def test_as_text() -> None:
         assert text in result.stdout
 
 
+def test_the_proof_is_of_full_precision_on_a_gpu_too(monkeypatch) -> None:
+    allowed = []
+    reconstruct = proof.reconstruct
+
+    def watched(*args, **given):
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return reconstruct(*args, **given)
+
+    monkeypatch.setattr(proof, "reconstruct", watched)
+    before = torch.backends.cudnn.allow_tf32
+    proof.prove(torch.device("cpu"), "fp32")
+    assert allowed == [False]
+    assert torch.backends.cudnn.allow_tf32 is before is True
+
+
 CHANGES = {
     "learning_rate": 0.011, "leaky_slope": 0.25, "noise_std": 0.05, "norm_eps": 1e-3, "betas": (0.8, 0.999),
     "adam_eps": 1e-5,

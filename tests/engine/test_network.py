@@ -79,6 +79,18 @@ def test_one_image_keeps_its_channels_innermost(inputs: int, outputs: int, kerne
     assert out.stride() == (narrow if kernel == 1 else wide).stride()
 
 
+@pytest.mark.parametrize(("side", "ring"), [((3, 7), 1), ((2, 2), 1), ((3, 8), 2), ((9, 5), 2)])
+def test_a_reflections_gradient_in_order_is_torchs(side: tuple[int, int], ring: int) -> None:
+    images = torch.rand(2, 3, *side, dtype=torch.float64, requires_grad=True)
+    padded = torch.nn.functional.pad(images, (ring,) * 4, mode="reflect")
+    grad = torch.rand_like(padded)
+    (expected,) = torch.autograd.grad(padded, images, grad)
+    own = ops._Reflected.apply(images, ring)
+    assert torch.equal(own, padded)
+    torch.testing.assert_close(torch.autograd.grad(own, images, grad)[0], expected)
+    assert torch.autograd.gradgradcheck(lambda x: ops._Reflected.apply(x, ring), (images,))
+
+
 def test_parameters_without_effect_have_no_gradient() -> None:
     networks = batched(SMALL, 3, 3)
     reference = reference_like(networks, 0, SMALL, 3)

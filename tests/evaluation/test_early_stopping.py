@@ -59,6 +59,8 @@ def test_a_batch_is_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(fits) == pieces
     run(tmp_path)
     assert len(fits) == pieces
+    run(tmp_path / "seeds", seeds=(0, 1, 2))
+    assert len(fits) == pieces + 3 * pieces
 
 
 def made_up(rule_right: int, budget_right: int) -> Run:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sqlite3
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,9 @@ def test_a_changed_image_is_measured_anew_and_the_others_are_not(tmp_path: Path)
     assert {r.confidence for r in second.records if r.image == name}.isdisjoint(
         {r.confidence for r in first.records if r.image == name}
     )
-    # The old ones are still there for the old file.
-    with pytest.warns(UserWarning, match="outcomes are stored of"):
+    # The old ones are still there for the old file, and nothing is measured anew.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert tiny_measure(tmp_path, defences=idle()) == first
 
 

@@ -5,6 +5,7 @@ name                      the attacker
 ========================  ==========================================================================================
 transfer                  attacks the classifier alone by AutoAttack's APGD, and replays the images
 bpda                      APGD or PGD through the defence, with the identity in the backward pass
+own-gradient              the same with the defence's own gradient, for defences that have one
 trajectory                APGD by the mean of the gradients at the purifier's intermediate outputs
 bpda-eot                  PGD by gradients that are averaged over random samples of the defence
 bpda-eot-targeted         the same towards the most likely wrong class
@@ -56,6 +57,7 @@ __all__ = [
 ATTACKS: dict[str, Callable[..., Adaptive]] = {
     "transfer": Transfer,
     "bpda": BPDA,
+    "own-gradient": partial(BPDA, backward="own"),
     "trajectory": Trajectory,
     "bpda-eot": BPDAEOT,
     "bpda-eot-targeted": partial(BPDAEOT, targeted=True),

@@ -40,6 +40,7 @@ from dipdefense.engine.kernels.tiles import (
     load_operand,
     multiply,
     require_contiguous,
+    stages_on,
 )
 
 
@@ -227,7 +228,8 @@ def convolve(
     if out is None:
         out = torch.empty(count, *size, outputs, dtype=x.values.dtype, device=x.values.device)
     element_size, filtered = x.values.element_size(), finish.spread is not None
-    blocks = convolution_blocks(inputs, outputs, element_size=element_size, filtered=filtered)
+    stages = stages_on(out.device)
+    blocks = convolution_blocks(inputs, outputs, element_size=element_size, filtered=filtered, stages=stages)
     phase_size = [-(-side // geometry.dilation) for side in size]
     tiles_y, tiles_x = (-(-side // block) for side, block in zip(phase_size, blocks[:2], strict=True))
     tiles, phases = tiles_y * tiles_x, geometry.dilation**2

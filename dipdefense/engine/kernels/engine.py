@@ -103,8 +103,6 @@ class Engine:
         self.grads = torch.zeros_like(self.rows)
         self.moments = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
         self._saved: dict[int, _Saved] = {}
-        # Kept alive: a captured iteration reads them even after their cache has dropped them.
-        self._matrices: dict[int, list[Tensor]] = {}
 
     def forward(self, noise: Tensor) -> Tensor:
         """The outputs: (N, H, W, input_channels) in ``dtype`` to (N, H, W, image channels) fp32 in [0, 1]."""
@@ -146,7 +144,6 @@ class Engine:
         lines = upsampled.lines_of(deep, self.slope)
         spread, _ = convolve(deep, merge.weight, TRANSPOSED, size=upsampled.spread_size(*size), slope=self.slope)
         borders = upsampled.borders(*lines, merge.weight, size, self.dtype)
-        self._matrices[scale] = [matrix for pair in borders for matrix in (pair.stepping, pair.spreading)]
         finish = Finish(spread, *(pair.values.float() for pair in borders))
         skip = merge_skip = None
         if self.config.skip_channels:

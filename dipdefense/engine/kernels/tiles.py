@@ -6,9 +6,11 @@ Checked in Triton's interpreter on a CPU; not yet run on a GPU.
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -68,7 +70,24 @@ class Blocks(NamedTuple):
     num_stages: int
 
 
-def convolution_blocks(inputs: int, outputs: int, *, element_size: int, filtered: bool = False) -> Blocks:
+@functools.cache
+def stages_on(device: torch.device) -> int:
+    """How many loads may be under way: three where a program's shared memory has room for the widest kernels' 144 KiB.
+
+    With two they take 72 KiB, which a GPU of compute capability 8.6 or 8.9 has.
+    """
+    return 3 if device.type != "cuda" or shared_memory(device) >= 144 * 1024 else 2
+
+
+def shared_memory(device: torch.device) -> int:
+    """The bytes of a GPU that one program may have, as Triton checks them at a launch."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
+
+
+def convolution_blocks(
+    inputs: int, outputs: int, *, element_size: int, filtered: bool = False, stages: int = 3
+) -> Blocks:
     """Pixels (rows × columns) × output channels (outer), in steps of input channels (inner).
 
     - 128 × 128 sums on 8 warps are 64 registers per thread. Work on load takes as many again: compiled for sm_90 the
@@ -82,18 +101,18 @@ def convolution_blocks(inputs: int, outputs: int, *, element_size: int, filtered
     """
     inner = min(128 // element_size, max(16, triton.next_power_of_2(inputs)))
     if outputs <= 16:
-        return Blocks(8, 16, 16, inner, 4, 3)
-    return Blocks(4 if filtered else 8, 16, min(128, triton.next_power_of_2(outputs)), inner, 8, 3)
+        return Blocks(8, 16, 16, inner, 4, stages)
+    return Blocks(4 if filtered else 8, 16, min(128, triton.next_power_of_2(outputs)), inner, 8, stages)
 
 
-def weight_blocks(inputs: int, outputs: int, *, element_size: int) -> Blocks:
+def weight_blocks(inputs: int, outputs: int, *, element_size: int, stages: int = 3) -> Blocks:
     """Input channels (rows) × output channels (outer), in steps of pixels (inner); columns is unused.
 
     With the whole 128 × 128 matrix of a tap in one program, each operand is read once per tap. Steps of 64 pixels in
     bf16 take as much memory as above.
     """
     rows, outer = (min(128, max(16, triton.next_power_of_2(size))) for size in (inputs, outputs))
-    return Blocks(rows, 1, outer, 128 // element_size, 8 if rows * outer > 4096 else 4, 3)
+    return Blocks(rows, 1, outer, 128 // element_size, 8 if rows * outer > 4096 else 4, stages)
 
 
 @triton.jit

@@ -25,6 +25,7 @@ from dipdefense.engine.kernels.tiles import (
     load_operand,
     multiply,
     require_contiguous,
+    stages_on,
     weight_blocks,
 )
 
@@ -154,7 +155,7 @@ def weight_gradient(
     steps_h, steps_w = (in_h + 2, in_w + 2) if pairing == TRANSPOSED_PAIRING else (grad_h, grad_w)
     steps = steps_h * steps_w
     fp32 = fp32 or x.values.dtype == torch.float32
-    blocks = weight_blocks(inputs, outputs, element_size=4 if fp32 else 2)
+    blocks = weight_blocks(inputs, outputs, element_size=4 if fp32 else 2, stages=stages_on(out.device))
     programs = kernel**2 * triton.cdiv(inputs, blocks.rows) * triton.cdiv(outputs, blocks.outer)
     splits = splits or triton.cdiv(_PROGRAMS, programs * count)
     split_steps = triton.cdiv(triton.cdiv(steps, splits), blocks.inner) * blocks.inner

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -72,7 +73,10 @@ class Attacked:
         purifier: the defence that it attacks.
         threat: the norm and its bound.
         folder: of the attack's state, from which a killed attack resumes; None for none.
+        whole_batch: the example of an image depends on the batch that it is in.
     """
+
+    whole_batch: ClassVar[bool] = True
 
     name: str
     attack: Adaptive

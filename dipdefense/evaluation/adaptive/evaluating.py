@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import dipdefense
-from dipdefense.arguments import choice, integer, several
+from dipdefense.arguments import callback, choice, integer, several, shown
 from dipdefense.attacks.adaptive import Threat
 from dipdefense.attacks.adaptive.autoattack import check_autoattack
 from dipdefense.attacks.adaptive.checkpoint import fingerprint
 from dipdefense.attacks.adaptive.samples import purified
 from dipdefense.attacks.checking import check_attacked, check_labels_below, detached
-from dipdefense.checks import check_logits
+from dipdefense.checks import check_logits, operand_dtype
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.adaptive.conditions import (
     STATES,
@@ -68,7 +68,8 @@ def evaluate(
 
     The undefended classifier is attacked beside it. Before anything runs, the cost is told: purifications an image
     and the time that they will take. ``quick`` and ``standard`` are reduced attacks, and so the report calls them: an
-    accuracy under them is an upper bound, and no robust accuracy.
+    accuracy under them is an upper bound, and no robust accuracy. Where a defence that keeps the images' shape has a
+    gradient of its own, other than the identity's, the level's BPDA is run with that gradient too ("own gradient").
 
     Args:
         defence: a purifier, any module from images to images. If it is random, it must take its random numbers from
@@ -78,10 +79,10 @@ def evaluate(
         images: (N, C, H, W) floats in [0, 1], taken as float32; all count, including those that are
             misclassified without an attack.
         labels: (N,) integers, the true classes.
-        level: "quick", "standard", "full", or a ``Level`` of your own.
+        level: "quick", "standard", "full", or a ``Level`` of your own, with a name of its own.
         epsilon: one or several, in 1/255 for "Linf"; for "L2" the norm itself.
         norm: "Linf" or "L2".
-        seed: of the attacks and of the draws that judge them.
+        seed: of the attacks and of the draws that judge them; two seeds share no draw.
         batch_size: images attacked and judged at once.
         folder: where outcomes and attacks' states are kept, of any number of evaluations. One that was killed resumes
             from it when called again with the same arguments, with the same result. Modules are told apart by how
@@ -90,7 +91,7 @@ def evaluate(
         tell: is called with the plan before the start; None for silence.
 
     Raises:
-        TypeError, ValueError: an argument is not as described; nothing has been run yet.
+        TypeError, ValueError: an argument is not as described; no attack has been run yet.
         ImportError: the level has an attack of AutoAttack's, which is not installed.
 
     Example:
@@ -105,19 +106,20 @@ def evaluate(
     check_attacked(classifier, images, labels)
     if not len(images):
         raise ValueError("images must be at least one, got an empty batch")
-    if isinstance(level, str):
-        choice("level", level, LEVELS)
-        level = LEVELS[level]
+    level = _level(level)
+    callback("tell", tell, takes="the plan")
+    if folder is not None and not isinstance(folder, str | Path):
+        raise TypeError(f"folder must be a path or None, got {shown(folder)}")
     check_autoattack(level.attacks)
     epsilons = _epsilons(epsilon, norm)
-    seed, batch_size = integer("seed", seed, low=0, high=2**62), integer("batch_size", batch_size, low=1)
+    seed, batch_size = integer("seed", seed, low=0, high=2**48), integer("batch_size", batch_size, low=1)
     with evaluated(classifier):
         # Copies that gradients may flow through, in inference mode too.
         images, labels = detached(images), labels.long().clone()
         with torch.no_grad():
             check_labels_below(labels, check_logits(classifier(images[:1]), 1).shape[1])
     data, chosen = _given(images, labels)
-    configuration = _identity(defence, classifier, images, seed, batch_size) | {"adaptive": level.settings()}
+    identity = _identity(defence, classifier, images, seed, batch_size)
     with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):
         # First of all: a defence may draw once, at its first call.
         probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
@@ -126,7 +128,10 @@ def evaluate(
         if not (probes.randomised or probes.samples):
             # All draws of a deterministic defence are one.
             level = replace(level, draws=1, control_draws=1)
-        draws = tuple(range(seed, seed + level.draws))
+        if keeps_shape and probes.own_gradient:
+            level = _with_own_gradient(level, random=probes.randomised)
+        configuration = identity | {"adaptive": level.settings()}
+        draws = tuple(range(seed * level.draws, (seed + 1) * level.draws))
         found = conditions(level, targets, epsilons=epsilons, norm=norm)
         check_conditions(found, classifier, images[:1], labels[:1])
         if tell is not None:
@@ -137,7 +142,7 @@ def evaluate(
             complete(
                 store,
                 configuration,
-                circumstances(images.device) | {"batch": batch_size},
+                circumstances(images.device),
                 data=data,
                 chosen=part,
                 classifier=classifier,
@@ -151,6 +156,30 @@ def evaluate(
             for repeat, part in rounds(level, chosen)
         ]
     return AdaptiveReport(joined(runs), {targets[1].name: probes})
+
+
+def _level(given: str | Level) -> Level:
+    if isinstance(given, str):
+        choice("level", given, LEVELS)
+        return LEVELS[given]
+    if not isinstance(given, Level):
+        raise TypeError(f"level must be one of {', '.join(LEVELS)}, or a Level, got {shown(given)}")
+    if given != LEVELS.get(given.name, given):
+        raise ValueError(
+            f'level has the name "{given.name}" and other attacks than the library\'s; give it another name'
+        )
+    return given
+
+
+def _with_own_gradient(level: Level, *, random: bool) -> Level:
+    """The level's BPDA once more, through the defence's own gradient; averaged over samples as its EOT is."""
+    own = level.attacks.get("bpda")
+    if own is None or "own-gradient" in level.attacks:
+        return level
+    settings = {name: value for name, value in own.items() if name != "backward"}
+    if random and "samples" in (eot := level.attacks.get("bpda-eot", {})):
+        settings["samples"] = eot["samples"]
+    return replace(level, attacks={**level.attacks, "own-gradient": settings})
 
 
 def _column(defence: nn.Module) -> Column:
@@ -168,10 +197,11 @@ def _epsilons(given: float | Sequence[float], norm: Norm) -> tuple[float, ...]:
 
 def _given(images: Tensor, labels: Tensor) -> tuple[InMemory, Chosen]:
     """The images of a call as a data set, all of which are chosen."""
-    ids = tuple(str(index) for index in range(len(images)))
+    contents = tuple(content_digest(image, label) for image, label in zip(images.cpu(), labels.tolist(), strict=True))
+    # With its content, as another call's image at the same place is another image.
+    ids = tuple(f"{index}-{content[:8]}" for index, content in enumerate(contents))
     data = InMemory(LabelledImages(ids, images.cpu(), labels.cpu(), ()))
-    contents = (content_digest(image, label) for image, label in zip(images.cpu(), labels.tolist(), strict=True))
-    return data, Chosen(tuple(range(len(ids))), len(ids), tuple(contents))
+    return data, Chosen(tuple(range(len(ids))), len(ids), contents)
 
 
 def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor, seed: int, batch_size: int) -> dict[str, Any]:
@@ -179,7 +209,14 @@ def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor, seed: i
 
     The seed is of the attacks too, on whose images the draws of any seed are judged; a batch is attacked as a whole.
     """
-    return {
+    fit = {}
+    if isinstance(defence, DIPPurifier):
+        fit = {
+            "dip": defence.config.to_json(),
+            "precision": str(operand_dtype(defence.precision, images.device)).removeprefix("torch."),
+            "backend": defence.backend_for(images[:batch_size]),
+        }
+    return fit | {
         "classifier": type(classifier).__name__,
         "weights": fingerprint(classifier),
         "defence": fingerprint(defence),

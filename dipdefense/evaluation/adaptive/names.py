@@ -33,7 +33,7 @@ _NAME = re.compile(
 
 _TITLES = {
     "clean": "clean", "noise": "random noise (control)", "transfer": "transfer", "bpda": "BPDA",
-    "trajectory": "trajectory",
+    "own-gradient": "own gradient", "trajectory": "trajectory",
     "bpda-eot": "BPDA + EOT", "bpda-eot-targeted": "BPDA + EOT, targeted", "known-seed": "known seed",
     "unrolled": "unrolled", "stand-in": "stand-in", "low-frequency": "low frequency", "square": "Square",
     "one-step": "one step (control)", "unbounded": "unbounded (control)", "more-steps": "more steps (control)",

@@ -45,6 +45,7 @@ class Probes:
         zero_gradients: images, of ``images``, at which the loss has no gradient.
         images: images that were probed.
         classes: of the classifier.
+        own_gradient: it has a gradient, and another than the identity's.
     """
 
     randomised: bool
@@ -56,6 +57,8 @@ class Probes:
     zero_gradients: int
     images: int
     classes: int
+    # Not known of reports that were written before it was asked.
+    own_gradient: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """In types that JSON has."""
@@ -92,7 +95,7 @@ def probe(defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Ten
             again = purified(defence, images, seed=first)
         with torch.no_grad():
             logits = classifier(output)
-        gradient = _gradient(defence, classifier, images, labels, seed=first)
+        gradient, behind = _gradients(defence, classifier, images, labels, seed=first)
     return Probes(
         randomised=_differ(output, resampled),
         samples=at_first.seen or sampling.seen,
@@ -103,6 +106,7 @@ def probe(defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Ten
         zero_gradients=int((gradient.flatten(1).abs().sum(dim=1) == 0).sum()),
         images=len(images),
         classes=logits.shape[1],
+        own_gradient=bool(gradient.any()) and _differ(gradient, behind),
     )
 
 
@@ -110,16 +114,26 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return one.shape != other.shape or not torch.equal(one, other)
 
 
-def _gradient(defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-    """Of the true label's loss, through the defence's own backward pass; zero where there is none."""
+def _gradients(
+    defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor, *, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Of the true label's loss, at the images through the defence's own backward pass, and at the defence's output.
+
+    Both are zero where the defence has no backward pass, or one that raises, as ``DIPPurifier(gradient="none")``.
+    """
     variable = images.detach().clone().requires_grad_()
     with sampled(seed, images.device):
-        logits = classifier(defence(variable))
-    if not logits.requires_grad:
-        return torch.zeros_like(images)
+        output = defence(variable)
+        logits = classifier(output)
+    none = torch.zeros_like(images)
+    if not output.requires_grad or not logits.requires_grad:
+        return none, none
     loss = F.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, variable, allow_unused=True)
-    return torch.zeros_like(images) if gradient is None else gradient
+    try:
+        own, behind = torch.autograd.grad(loss, (variable, output), allow_unused=True)
+    except RuntimeError:
+        return none, none
+    return none if own is None else own, none if behind is None else behind
 
 
 class _Sampling(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -47,6 +47,10 @@ _PAIRED = (
 )
 
 
+# Attacks that need a trajectory, a reconstruction, or outputs of the images' shape.
+_OF_SOME = {"trajectory", "unrolled", "stand-in"}
+
+
 @dataclass(frozen=True)
 class AdaptiveReport:
     """The accuracy that attackers who know a defence leave of it. It prints as a table.
@@ -89,6 +93,13 @@ class AdaptiveReport:
         """The strengths of the attacks, ascending."""
         parts = (named(verdict.condition) for verdict in self.verdicts)
         return sorted({part.epsilon for part in parts if part is not None and part.attack != "unbounded"})
+
+    @cached_property
+    def reduced(self) -> bool:
+        """Whether the attack is less than the level "full", of which every attack counts that runs on the defence."""
+        level = self.run.configuration["adaptive"]
+        particular = set() if any(column[0] == "dip" for column in self.columns) else _OF_SOME
+        return bool(level["level"] != "full" or set(level["attacks"]) - particular - set(self._names()))
 
     def judged(self, attack: str, column: Column, epsilon: float | None = None) -> Verdict | None:
         """The verdict on an attack, such as "bpda", "clean" or "worst case"; None where it was not measured."""
@@ -148,7 +159,7 @@ class AdaptiveReport:
                 curves[column] = own
         configuration = self.run.configuration
         level = configuration["adaptive"]["level"]
-        reduced = "" if level == "full" else "Reduced attack, no robust accuracy. "
+        reduced = "Reduced attack, no robust accuracy. " if self.reduced else ""
         n = max(verdict.n for verdict in self.verdicts)
         return accuracy_by_epsilon(
             curves,
@@ -185,7 +196,7 @@ class AdaptiveReport:
     def _banner(self) -> str:
         level = self.run.configuration["adaptive"]
         described = "; ".join(f"{title(name)} {_settings(level['attacks'][name])}" for name in self._names())
-        reduced = "" if level["level"] == "full" else f'REDUCED ATTACK, level "{level["level"]}": {_LITERATURE}. '
+        reduced = f'REDUCED ATTACK, level "{level["level"]}": {_LITERATURE}. ' if self.reduced else ""
         return " ".join([*self._reduced(), f"{reduced}Attacks: {described or 'none'}."])
 
     def _reduced(self) -> list[str]:

@@ -2,8 +2,8 @@
 
 Athalye et al. 2018 (section 3.1) and Carlini et al. 2019 name what a sound evaluation shows. A failed check says that
 the attacks are too weak for this defence, and the accuracy under them is an overestimate; or that the defence answers
-by something other than the image. Where two accuracies of a random defence are compared, they may differ by two
-standard errors of its draws.
+by something other than the image. Where two accuracies of a random defence are compared, two standard errors of its
+draws count as chance: within it no attack is weaker than another, and none is stronger than noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Status = Literal["pass", "fail", "flag", "not measured"]
 # More steps or draws may lower the accuracy by this much before the attack counts as not converged.
 _CONVERGED = 0.05
 
-# The loss must rise by more than rounding.
+# The loss must rise by more than rounding, and above that under noise.
 _RISES = 1.01
 
 # AutoAttack's targeted losses need this many classes.
@@ -135,16 +135,19 @@ class Sanity:
             for epsilon in self._epsilons
             if (strong := self._white_box(epsilon)) and (noise := self._found.get(("noise", epsilon)))
         ]
-        return _compared(title, [(e, s.mean, n.mean, s.mean < n.mean, _attack(s)) for e, s, n in pairs])
+        cases = [(e, s.mean, n.mean, s.mean + _chance(s, n) < n.mean, _attack(s)) for e, s, n in pairs]
+        return _compared(title, cases)
 
     def _loss(self) -> Check:
-        title = "the loss rises under attack"
+        title = "the loss rises under attack, by more than under noise"
         strong = [(e, v) for e in self._epsilons if (v := self._white_box(e)) is not None]
         if self._clean is None or not strong:
             return Check(title, "not measured")
         clean = self._clean.loss
-        detail = ", ".join(f"{verdict.loss:.3g} at {epsilon:g}" for epsilon, verdict in strong)
-        rises = all(verdict.loss > _RISES * clean for _, verdict in strong)
+        noise = {e: self._found["noise", e].loss if ("noise", e) in self._found else clean for e, _ in strong}
+        behind = {e: f" (noise {noise[e]:.3g})" if ("noise", e) in self._found else "" for e, _ in strong}
+        detail = ", ".join(f"{verdict.loss:.3g}{behind[e]} at {e:g}" for e, verdict in strong)
+        rises = all(verdict.loss > _RISES * max(clean, noise[e]) for e, verdict in strong)
         return Check(title, "pass" if rises else "fail", f"{clean:.3g} on clean images, {detail}")
 
     def _probed(self) -> Iterator[Check]:

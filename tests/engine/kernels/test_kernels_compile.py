@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 
@@ -12,7 +14,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from dipdefense.engine.kernels import convolution, merge, upsampled, weight_gradient  # noqa: E402
-from dipdefense.engine.kernels.tiles import Blocks, convolution_blocks, weight_blocks  # noqa: E402
+from dipdefense.engine.kernels.tiles import Blocks, convolution_blocks, stages_on, weight_blocks  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,6 +22,9 @@ pytestmark = [
 ]
 H100 = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 227 * 1024
+# Such as an RTX 3090 or an A10: less shared memory than the H100 and the A100 have.
+SMALLER = GPUTarget("cuda", 86, 32)
+SMALLER_SHARED_BYTES = 99 * 1024
 COUNTS = ("inputs", "outputs", "channels", "weight_step", "w_in", "w_out")
 
 
@@ -69,6 +74,36 @@ KERNELS = {
 
 @pytest.mark.parametrize(("kernel", "pointers", "constants", "blocks"), KERNELS.values(), ids=KERNELS)
 def test_compiles_for_an_h100(kernel, pointers, constants, blocks) -> None:
+    compiled = compiled_for(H100, kernel, pointers, constants, blocks)
+    assert compiled.metadata.shared <= SHARED_BYTES
+    # A product on an H100 is a warpgroup's; the older instruction reaches half its speed.
+    multiplies = kernel in (convolution._convolve, weight_gradient._weight_gradient)
+    assert ("wgmma.mma_async" in compiled.asm["ptx"]) == multiplies
+    assert "mma.sync" not in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("name", ["its gradient, stride 2", "1x1 gradient", "weights"])
+def test_two_stages_fit_a_smaller_gpu_and_three_do_not(name: str) -> None:
+    kernel, pointers, constants, blocks = KERNELS[name]
+    shared = [
+        compiled_for(SMALLER, kernel, pointers, constants, blocks._replace(num_stages=stages)).metadata.shared
+        for stages in (2, 3)
+    ]
+    assert shared[0] <= SMALLER_SHARED_BYTES < shared[1]
+
+
+@pytest.mark.parametrize(("room", "stages"), [(227 * 1024, 3), (163 * 1024, 3), (99 * 1024, 2)])
+def test_stages_by_shared_memory(room: int, stages: int, monkeypatch) -> None:
+    utils = SimpleNamespace(get_device_properties=lambda _: {"max_shared_mem": room})
+    active = SimpleNamespace(utils=utils)
+    monkeypatch.setattr(triton.runtime.driver, "_active", active)
+    stages_on.cache_clear()
+    assert stages_on(torch.device("cuda", 0)) == stages
+    stages_on.cache_clear()
+    assert stages_on(torch.device("cpu")) == 3
+
+
+def compiled_for(target, kernel, pointers, constants, blocks):
     # An argument that is neither a number, a constant nor a given pointer is an optional tensor left out.
     optional = {"x_coef", "x_raw", "grad_coef", "grad_raw", "partial", "y_raw", "y_coef"} | FILTER.keys()
     signature, values, attributes = {}, {}, {}
@@ -80,9 +115,4 @@ def test_compiles_for_an_h100(kernel, pointers, constants, blocks) -> None:
         if name in pointers or name in COUNTS:
             attributes[index,] = [["tt.divisibility", 16]]
     options = {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages}
-    compiled = triton.compile(ASTSource(kernel, signature, values, attributes), target=H100, options=options)
-    assert compiled.metadata.shared <= SHARED_BYTES
-    # A product on an H100 is a warpgroup's; the older instruction reaches half its speed.
-    multiplies = kernel in (convolution._convolve, weight_gradient._weight_gradient)
-    assert ("wgmma.mma_async" in compiled.asm["ptx"]) == multiplies
-    assert "mma.sync" not in compiled.asm["ptx"]
+    return triton.compile(ASTSource(kernel, signature, values, attributes), target=target, options=options)

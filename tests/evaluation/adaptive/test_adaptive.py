@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -17,11 +18,12 @@ from test_adaptive_sanity import TINY, Honest, Linear, questions
 from torch import Tensor, nn
 
 from dipdefense import DIPPurifier
-from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, evaluate
+from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, Store, evaluate
 from dipdefense.evaluation.adaptive.conditions import Target, conditions
 from dipdefense.evaluation.adaptive.names import title
 from dipdefense.evaluation.adaptive.plan import costs, duration
 from dipdefense.evaluation.adaptive.plot import accuracy_by_epsilon
+from dipdefense.evaluation.records import Record
 
 BRIEF = Level(
     name="brief",
@@ -127,6 +129,13 @@ def test_attacks_of_another_seed_or_batch_share_nothing_in_one_folder(change: di
     assert same(call(folder=tmp_path, **change)) == same(call(**change))
 
 
+def test_two_seeds_share_no_draw() -> None:
+    found = [call(Honest(), seed=seed).run.records for seed in (0, 1, 2)]
+    draws = [{(r.condition, r.image, r.confidence) for r in records if r.defence == "defence"} for records in found]
+    assert all(draws)
+    assert all(one.isdisjoint(other) for one, other in itertools.combinations(draws, 2))
+
+
 def test_no_generator_and_no_mode_is_touched() -> None:
     defence = DIPPurifier(2, config=CONFIG).train()
     torch.manual_seed(3)
@@ -171,6 +180,65 @@ def test_a_kill_in_the_middle_of_an_attack_changes_no_result(tmp_path: Path, mon
             kills += 1
     assert kills == 4
     assert same(resumed) == same(whole)
+
+
+def test_a_kill_before_more_images_mixes_no_two_examples_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Linear()
+    images, labels = questions(classifier)
+    given: dict[str, Any] = {"level": Level(name="own", attacks={"bpda": {"steps": 3}}, draws=6), "tell": None}
+    add, writes = Store.add, itertools.count()
+
+    def killed(store: Store, run: str, records: list[Record]) -> None:
+        add(store, run, records)
+        # The batch's third draw under attack.
+        if records[0].condition.startswith("bpda") and next(writes) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Honest(), classifier, images[:2], labels[:2], folder=tmp_path, **given)
+    monkeypatch.setattr(Store, "add", add)
+    more = evaluate(Honest(), classifier, images, labels, folder=tmp_path, **given)
+    whole = evaluate(Honest(), classifier, images, labels, **given)
+    attacked = {r.key: r.confidence for r in whole.run.records if r.condition == "bpda-8@defence-1"}
+    assert {r.key: r.confidence for r in more.run.records if r.key in attacked} == attacked
+    # What was finished stays.
+    few = evaluate(Honest(), classifier, images[:2], labels[:2], folder=tmp_path, **given)
+    kept = {r.key: r.confidence for r in more.run.records}
+    assert all(kept[r.key] == r.confidence for r in few.run.records)
+
+
+def test_other_images_in_one_folder_warn_of_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    classifier = Linear()
+    images, labels = questions(classifier)
+    for part in (slice(0, 2), slice(2, 4), slice(0, 2)):
+        evaluate(Honest(), classifier, images[part], labels[part], level=BARE, tell=None, folder=tmp_path)
+    assert not recwarn.list
+
+
+def test_a_purifier_without_a_gradient_is_evaluated() -> None:
+    report = call(DIPPurifier(2, config=CONFIG, gradient="none"), level=BARE)
+    assert report.judged("bpda", ("dip", 2), 16) is not None
+    assert report.probes["dip-2"].zero_gradients == 3
+
+
+def test_the_report_names_the_network_and_how_it_was_fitted(report: AdaptiveReport) -> None:
+    assert {"dip", "precision", "backend"} <= report.run.configuration.keys()
+    text = " ".join(str(report).split())
+    assert "REDUCED SETTING, NOT THE PAPER'S: 2 iterations at most instead of 500 or more" in text
+    assert "backend: torch" in text
+
+
+def test_an_attack_that_lacks_attacks_of_the_level_full_is_reduced(report: AdaptiveReport) -> None:
+    attacks = report.run.configuration["adaptive"]["attacks"]
+    for missing, reduced in (({}, False), ({"square": {}}, True), ({"trajectory": {}}, True)):
+        level = {"level": "full", "attacks": {**attacks, **missing}, "controls": {}}
+        run = dataclasses.replace(report.run, configuration={**report.run.configuration, "adaptive": level})
+        found = dataclasses.replace(report, run=run)
+        assert found.reduced is reduced
+        assert ("REDUCED ATTACK" in str(found)) is reduced
 
 
 def test_a_resumed_attack_does_not_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,6 +469,10 @@ def wrong() -> Iterator[Any]:
     yield pytest.param(good, {"norm": "L1"}, ValueError, 'norm must be "Linf" or "L2"', id="norm")
     yield pytest.param(good, {"seed": -1}, ValueError, "seed must be", id="seed")
     yield pytest.param(good, {"batch_size": 0}, ValueError, "batch_size must be", id="batch")
+    yield pytest.param(good, {"level": None}, TypeError, "level must be one of quick, standard, full", id="no level")
+    named = dataclasses.replace(BRIEF, name="full")
+    yield pytest.param(good, {"level": named}, ValueError, 'level has the name "full" and other attacks', id="name")
+    yield pytest.param(good, {"tell": 3}, TypeError, "tell must be a function of the plan, got", id="tell")
 
 
 @pytest.mark.parametrize(("arguments", "changes", "kind", "message"), list(wrong()))

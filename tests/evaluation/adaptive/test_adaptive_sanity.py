@@ -24,7 +24,7 @@ STEPS = "more steps change nothing"
 SAMPLES = "more samples change nothing"
 FALLS = "accuracy falls with ε"
 NOISE = "attacks are stronger than random noise of the same norm"
-LOSS = "the loss rises under attack"
+LOSS = "the loss rises under attack, by more than under noise"
 FRESH = "the judging draws are fresh: a defence that samples gives another output for another seed"
 LOOKS = "another image gets another output"
 REPEATS = "one seed gives one output, whatever was asked in between"
@@ -69,11 +69,19 @@ class Honest(nn.Module):
         return images + 0.01 * torch.randn_like(images)
 
 
-class Shattered(nn.Module):
+class Inverted(nn.Module):
     """Its output falls where the image rises, so that the identity is the wrong way round."""
 
     def forward(self, images: Tensor) -> Tensor:
         return 1 - images
+
+
+class Shattered(Inverted):
+    """The same, without a gradient of its own."""
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)
 
 
 class Vanishing(nn.Module):
@@ -228,6 +236,59 @@ def doctored(found: AdaptiveReport, correct: Callable[[str], bool]) -> dict[str,
     return statuses(AdaptiveReport(dataclasses.replace(found.run, records=records), found.probes))
 
 
+def test_an_attack_as_weak_as_noise_is_no_stronger_by_luck() -> None:
+    """Every draw is right but one, of one image, under the attack."""
+    (unlucky, *_) = [r.key for r in report(Honest).run.records if r.condition == "bpda-8@defence-1"]
+    records = tuple(
+        dataclasses.replace(r, prediction=(r.label + 1) % 4 if r.key == unlucky else r.label)
+        for r in report(Honest).run.records
+    )
+    found = AdaptiveReport(dataclasses.replace(report(Honest).run, records=records), report(Honest).probes)
+    (check,) = [check for check in found.sanity(("defence", 1)) if check.title == NOISE]
+    assert check.status == "fail"
+    assert "95.8 % (bpda) : 100.0 % at 8" in check.detail
+
+
+def test_a_loss_as_low_as_under_noise_is_no_rise() -> None:
+    def confident(condition: str, much: bool) -> float:
+        return 0.9 if condition == "clean" or (much and not condition.startswith("noise")) else 0.5
+
+    for much in (False, True):
+        records = tuple(
+            dataclasses.replace(r, confidence=confident(r.condition, much)) for r in report(Honest).run.records
+        )
+        assert statuses(AdaptiveReport(dataclasses.replace(report(Honest).run, records=records)))[LOSS] == "fail"
+    records = tuple(
+        dataclasses.replace(r, confidence=confident(r.condition, False) - 0.2 * ("@" in r.condition))
+        for r in report(Honest).run.records
+    )
+    assert statuses(AdaptiveReport(dataclasses.replace(report(Honest).run, records=records)))[LOSS] == "pass"
+
+
+def test_a_gradient_of_the_defences_own_is_attacked_with_too() -> None:
+    found = report(Inverted)
+    own, identity = (found.judged(name, ("defence", 1), 8) for name in ("own-gradient", "bpda"))
+    assert own is not None
+    assert identity is not None
+    assert own.mean < identity.mean
+    assert found.judged("worst case", ("defence", 1), 8).mean == own.mean
+    assert "own gradient (10 steps)" in str(found)
+    # Nothing of its own: the identity's gradient, and none.
+    for make in (Honest, Shattered):
+        assert report(make).judged("own-gradient", ("defence", 1), 8) is None
+
+
+def test_the_own_gradient_of_a_random_defence_is_averaged_as_the_levels_eot_is() -> None:
+    class Noisy(Inverted):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) + 0.01 * torch.randn_like(images)
+
+    classifier = Linear()
+    found = evaluate(Noisy(), classifier, *questions(classifier, count=2), level=TINY, tell=None)
+    settings = found.run.configuration["adaptive"]["attacks"]["own-gradient"]
+    assert settings == {"steps": 10, "samples": 2}
+
+
 def test_without_its_control_a_check_is_named_as_not_measured() -> None:
     classifier = Linear()
     images, labels = questions(classifier)
@@ -257,7 +318,9 @@ def probed(defence: nn.Module, classifier: nn.Module | None = None) -> Probes:
         (Honest(), {"randomised": True, "samples": True, "repeatable": True}),
         (Fitted(), {"optimises": True, "randomised": False}),
         (Compiled(2), {"optimises": True}),
-        (Vanishing(), {"zero_gradients": 2, "images": 2}),
+        (Vanishing(), {"zero_gradients": 2, "images": 2, "own_gradient": False}),
+        (Inverted(), {"zero_gradients": 0, "own_gradient": True}),
+        (Shattered(), {"zero_gradients": 2, "own_gradient": False}),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
