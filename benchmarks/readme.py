@@ -43,7 +43,7 @@ VERDICTS = ("adaptive-standard", "adaptive-architecture-2", "adaptive-half-size-
 """Records of attackers who know the defence that the README opens with; the last has the classifier of its table."""
 
 ADAPTIVE = (*VERDICTS, "adaptive-architecture-1", "adaptive-compact-224")
-"""All of them. The others are too small: five images, and a budget that fails on clean images."""
+"""All of them. The budgets of the others are too small for clean images."""
 
 
 def pages() -> Iterator[tuple[Path, str]]:
