@@ -35,9 +35,9 @@ CURVES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/figure1.jsonl
 BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- results: end -->"
 VERDICT = "<!-- verdict: begin (written by benchmarks/readme.py) -->", "<!-- verdict: end -->"
 
-FIRST_SCREEN = "table2-reconstruction"
-MEASURED = (("none", 0), ("randomisation", 1), ("low-pass", 3), ("dip", 500), ("dip", 1000))
-PUBLISHED = (("none", 0), ("dip", 500), ("dip", 1000))
+FIRST_SCREEN = "table2-half-size"
+MEASURED = (("none", 0), ("randomisation", 1), ("low-pass", 3), ("dip", 750), ("dip", 2000))
+PUBLISHED = (("none", 0), ("dip", 750), ("dip", 1000))
 
 VERDICTS = ("adaptive-standard", "adaptive-architecture-2", "adaptive-half-size-224")
 """Records of attackers who know the defence that the README opens with; the last has the classifier of its table."""

@@ -123,10 +123,10 @@ def test_the_verdict_names_the_network() -> None:
 @pytest.mark.parametrize(
     ("classifier", "budget", "config", "rows"),
     [
-        ("efficientnet-lite0", 500, PAPER, 1),
-        ("another", 500, PAPER, 0),
+        ("efficientnet-lite0", 750, PAPER, 1),
+        ("another", 750, PAPER, 0),
         ("efficientnet-lite0", 7, PAPER, 0),
-        ("efficientnet-lite0", 500, DIPConfig.compact(), 0),
+        ("efficientnet-lite0", 750, DIPConfig.compact(), 0),
     ],
 )
 def test_the_first_table_gains_the_row_of_its_own_classifier_network_and_budget_alone(
@@ -134,7 +134,7 @@ def test_the_first_table_gains_the_row_of_its_own_classifier_network_and_budget_
 ) -> None:
     attacks = {name.replace("500", str(budget)): kept for name, kept in FALLEN.items()}
     report = adaptive(attacks, budget=budget, config=config)
-    text = readme.brief(made_up(classifier=classifier, budgets=(500, 1000)), report)
+    text = readme.brief(made_up(classifier=classifier, budgets=(750, 2000)), report)
     found = [line for line in text.splitlines() if line.startswith("| **strongest attack found, ε=8** (n = 10)")]
     assert len(found) == rows
     header = text.splitlines()[0]
