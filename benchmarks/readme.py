@@ -42,8 +42,8 @@ PUBLISHED = (("none", 0), ("dip", 750), ("dip", 1000))
 VERDICTS = ("adaptive-standard", "adaptive-architecture-2", "adaptive-half-size-224")
 """Records of attackers who know the defence that the README opens with; the last has the classifier of its table."""
 
-ADAPTIVE = (*VERDICTS, "adaptive-architecture-1", "adaptive-compact-224")
-"""All of them. The budgets of the others are too small for clean images."""
+ADAPTIVE = (*VERDICTS, "adaptive-budgets", "adaptive-architecture-1", "adaptive-compact-224")
+"""All of them. The others are of fewer attacks, or their budgets too small for clean images."""
 
 
 def pages() -> Iterator[tuple[Path, str]]:
