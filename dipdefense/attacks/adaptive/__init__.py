@@ -26,7 +26,7 @@ The gradient-based ones share one loop (:mod:`dipdefense.attacks.adaptive.ascent
 from collections.abc import Callable
 from functools import partial
 
-from dipdefense.attacks.adaptive.bpda import BPDA, BPDAEOT
+from dipdefense.attacks.adaptive.bpda import BPDA, BPDAEOT, OwnGradient
 from dipdefense.attacks.adaptive.checkpoint import Checkpoint
 from dipdefense.attacks.adaptive.known_seed import KnownSeed
 from dipdefense.attacks.adaptive.low_frequency import LowFrequency
@@ -46,6 +46,7 @@ __all__ = [
     "Checkpoint",
     "KnownSeed",
     "LowFrequency",
+    "OwnGradient",
     "Square",
     "StandIn",
     "Threat",
@@ -57,7 +58,7 @@ __all__ = [
 ATTACKS: dict[str, Callable[..., Adaptive]] = {
     "transfer": Transfer,
     "bpda": BPDA,
-    "own-gradient": partial(BPDA, backward="own"),
+    "own-gradient": OwnGradient,
     "trajectory": Trajectory,
     "bpda-eot": BPDAEOT,
     "bpda-eot-targeted": partial(BPDAEOT, targeted=True),

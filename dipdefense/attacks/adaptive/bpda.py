@@ -48,6 +48,19 @@ class BPDA(GradientAttack):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnGradient(BPDA):
+    """Through the defence and its own backward pass: BPDA is for defences that have none of use.
+
+    Raises:
+        ValueError: at the first step; the defence's output has no gradient.
+    """
+
+    kind: ClassVar[str] = "own-gradient"
+
+    backward: Backward = "own"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BPDAEOT(BPDA):
     """BPDA whose gradients are averaged over K random samples of the defence (EOT, Athalye et al. 2018, section 4.2).
 

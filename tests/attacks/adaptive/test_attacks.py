@@ -18,6 +18,7 @@ SMALL: dict[str, Callable[[], Adaptive]] = {
     "transfer": lambda: ATTACKS["transfer"](steps=4),
     "bpda": lambda: ATTACKS["bpda"](steps=6),
     "bpda pgd": lambda: ATTACKS["bpda"](steps=4, rule="pgd", restarts=2),
+    "own-gradient": lambda: ATTACKS["own-gradient"](steps=6),
     "trajectory": lambda: ATTACKS["trajectory"](steps=4, points=3),
     "bpda-eot": lambda: ATTACKS["bpda-eot"](steps=3, samples=2),
     "bpda-eot-targeted": lambda: ATTACKS["bpda-eot-targeted"](steps=3, samples=2, restarts=2),
