@@ -128,3 +128,9 @@ def test_every_candidate_is_measured_with_its_own_network(tmp_path: Path, monkey
     assert list(runs) == ["low-pass", *small]
     assert {name: DIPConfig.from_json(runs[name].configuration["dip"]) for name in small} == small
     assert [len(run.records) // len(CONDITIONS) for run in runs.values()] == [2, 2, 2 * 2]
+
+
+def test_several_seeds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script.parse(["--seed", "0", "1"])
+    assert "--seed takes one seed here; got [0, 1]" in capsys.readouterr().err
