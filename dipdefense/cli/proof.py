@@ -51,7 +51,10 @@ class Proof:
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Products of full precision: a GPU's convolutions in fp32 round their operands to TF32 by torch's default."""
+    """Products of full precision: a GPU's convolutions in fp32 round their operands to TF32 by torch's default.
+
+    Not yet run on a GPU.
+    """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -108,8 +108,9 @@ def run(
             stacklevel=2,
         )
     lost: dict[str, None] = {}
-    todo = _todo(store.done(key), contents, conditions, defences, seeds, asked, batch)
-    if mixed := _mixed(store, key, todo, contents, conditions, defences):
+    done = store.done(key)
+    todo = _todo(done, contents, conditions, defences, seeds, asked, batch)
+    if mixed := _mixed(store, key, done, todo, contents, conditions, defences):
         store.forget(key, mixed)
         todo = _todo(store.done(key), contents, conditions, defences, seeds, asked, batch)
     remaining = sum(len(piece.positions) for piece in todo)
@@ -308,6 +309,7 @@ def _todo(
 def _mixed(
     store: Store,
     key: str,
+    done: set[Key],
     todo: Sequence[_Piece],
     contents: Mapping[str, str],
     conditions: Mapping[str, Condition | None],
@@ -320,7 +322,7 @@ def _mixed(
     whole = [piece for piece in todo if getattr(conditions[piece.condition], "whole_batch", False)]
     if not whole:
         return []
-    done, stored, images = store.done(key), store.batches(key), list(contents.items())
+    stored, images = store.batches(key), list(contents.items())
     found = []
     for piece in whole:
         for image in (images[position] for position in piece.positions):

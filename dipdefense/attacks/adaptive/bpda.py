@@ -49,7 +49,7 @@ class BPDA(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnGradient(BPDA):
-    """Through the defence and its own backward pass: BPDA is for defences that have none of use.
+    """Through the defence and its own backward pass, which BPDA replaces.
 
     Raises:
         ValueError: at the first step; the defence's output has no gradient.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from dipdefense.attacks.adaptive.autoattack import check_autoattack
 from dipdefense.attacks.adaptive.checkpoint import fingerprint
 from dipdefense.attacks.adaptive.samples import purified
 from dipdefense.attacks.checking import check_attacked, check_labels_below, detached
-from dipdefense.checks import check_logits, operand_dtype
+from dipdefense.checks import check_logits
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.adaptive.conditions import (
     STATES,
@@ -36,7 +36,7 @@ from dipdefense.evaluation.adaptive.names import Column, Norm
 from dipdefense.evaluation.adaptive.plan import costs, plan, seconds_of
 from dipdefense.evaluation.adaptive.probes import probe
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
-from dipdefense.evaluation.defences import undefended
+from dipdefense.evaluation.defences import deep_image_prior, undefended
 from dipdefense.evaluation.measurement import STORE, complete, joined
 from dipdefense.evaluation.protocol import Chosen, content_digest
 from dipdefense.evaluation.provenance import circumstances
@@ -209,14 +209,14 @@ def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor, seed: i
 
     The seed is of the attacks too, on whose images the draws of any seed are judged; a batch is attacked as a whole.
     """
-    fit = {}
+    fit: Mapping[str, Any] = {}
     if isinstance(defence, DIPPurifier):
-        fit = {
-            "dip": defence.config.to_json(),
-            "precision": str(operand_dtype(defence.precision, images.device)).removeprefix("torch."),
-            "backend": defence.backend_for(images[:batch_size]),
-        }
-    return fit | {
+        fit = deep_image_prior(
+            (defence.iters,), config=defence.config, precision=defence.precision, backend=defence.backend,
+            shape=images.shape[1:], batch=min(batch_size, len(images)), device=images.device, stopping=defence.stopping,
+        ).settings  # fmt: skip
+    return {
+        **fit,
         "classifier": type(classifier).__name__,
         "weights": fingerprint(classifier),
         "defence": fingerprint(defence),
