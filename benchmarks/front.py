@@ -127,11 +127,11 @@ def points(runs: Mapping[str, Run], times: Times) -> list[Point]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; see the module."""
-    made = command_line.parser(__doc__, command_line.add_subject, command_line.add_reconstruction)
+    made = command_line.parser(__doc__, command_line.add_subject, command_line.add_budgets, command_line.add_fitting)
     made.add_argument("--candidates", nargs="+", choices=CANDIDATES, metavar="NAME", help=", ".join(CANDIDATES))
     made.add_argument(
         "--longer", type=command_line.count, default=1, metavar="FACTOR",
-        help="all but the compact network go on, in the same steps, to FACTOR times the last budget (default: 1)",
+        help="all but the compact network continue, in the same steps, to FACTOR times the last budget (default: 1)",
     )  # fmt: skip
 
     def defaults(given: argparse.Namespace) -> dict[str, Any]:
@@ -139,8 +139,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         names = [name for name in CANDIDATES if name != "paper"] if large else ["compact", "half-size"]
         budgets = list(range(50, 1001, 50)) if large else [100, 200, 300]
         batch = 32 if torch.device(given.device).type == "cuda" else 1
-        # The candidates are the networks: --config has nothing to choose here.
-        return {"candidates": names, "budgets": budgets, "batch": batch, "images": 20 if large else 1, "config": None}
+        return {"candidates": names, "budgets": budgets, "batch": batch, "images": 20 if large else 1}
 
     given = command_line.parse(made, defaults, arguments)
     if len(given.seed) > 1:

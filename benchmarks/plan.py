@@ -3,7 +3,8 @@
     python benchmarks/plan.py benchmarks/results/table2-reconstruction/table2.jsonl
 
 The plan follows from the differences measured so far. Each comparison's split of the same images gives the
-probabilities for the exact McNemar test (80 % power at the 5 % level). A small record makes a rough plan: the range
+probabilities for the exact McNemar test (80 % power at the 5 % level, for that comparison alone: a claim about several
+attacks is corrected by Holm's procedure, and takes more). A small record makes a rough plan: the range
 covers the equally plausible splits with one image more or less on either side. The seconds are the record's median for
 one reconstruction at the largest budget.
 """
@@ -68,9 +69,9 @@ def _needed(pair: Comparison) -> tuple[int | None, int | None]:
     n, split = pair.higher.n, compare(pair.higher, pair.lower)
     counts = []
     for shift in (-1, 1):
-        first, second = (
-            max(0, count + sign * shift) for count, sign in ((split.only_first, 1), (split.only_second, -1))
-        )
+        # One image more than there are, or fewer than none, is no split.
+        first = min(n, max(0, split.only_first + shift))
+        second = min(n - first, max(0, split.only_second - shift))
         counts.append(images_needed(smoothed(first, n), smoothed(second, n), most=MOST))
     known = [count for count in counts if count is not None]
     return (min(known) if known else None, None if None in counts else max(known))

@@ -34,9 +34,10 @@ from torch import Tensor
 
 from dipdefense import DIPConfig, classifiers
 from dipdefense.attacks import fgsm
-from dipdefense.datasets import LabelledImages, cifar10, image_folder, packaged_images
+from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation import circumstances
 from dipdefense.evaluation.protocol import choose
+from dipdefense.evaluation.subject import open_data
 from dipdefense.files import write_atomically
 from dipdefense.reconstruct import reconstruct
 from dipdefense.seeds import derive_seed
@@ -198,12 +199,10 @@ def correct_images(
     Raises:
         ValueError: there are too few.
     """
-    small = classifier.categories == classifiers.CIFAR10_CATEGORIES
-    if given.data is None:
-        found = packaged_images("cifar10" if small else "imagenet", preprocess=classifier.preprocess)
-    else:
-        data = (cifar10 if small else image_folder)(given.data, preprocess=classifier.preprocess)
-        found = data.stack(choose(data, classifier, images=given.images, device=device).indices)
+    _, data = open_data(given.data, classifier)
+    packaged = given.data is None
+    indices = range(len(data.ids)) if packaged else choose(data, classifier, images=given.images, device=device).indices
+    found = data.stack(indices)
     images, labels = found.images.to(device), found.labels.to(device)
     with torch.inference_mode():
         right = (classifier(images).argmax(dim=1) == labels).nonzero()[: given.images, 0].tolist()

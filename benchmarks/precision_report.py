@@ -119,7 +119,7 @@ def as_markdown(measured: Measured, budgets: Sequence[int], heads: Mapping[str, 
     yield f"{configuration['classifier']}; {configuration['data']}; {configuration['attack']}."
     yield (
         f"{len(measured.images)} images, seeds {', '.join(map(str, measured.seeds))}, to {budgets[-1]} iterations; "
-        f"under the attack the classifier alone gets {sum(measured.undefended)} right."
+        f"under the attack the classifier alone classifies {sum(measured.undefended)} correctly."
     )
     for way, head in heads.items():
         yield ""
@@ -133,7 +133,8 @@ def as_markdown(measured: Measured, budgets: Sequence[int], heads: Mapping[str, 
     yield ""
     yield f"Means over the images, with the 95 % interval of a bootstrap over them. `ways`: |{other} − fp32| with the"
     yield "same seed; `seeds`: fp32's difference between two seeds; `excess`: the first less the second, by image;"
-    yield f"`signed`: {other} − fp32. The verdict is of the mean over all budgets: no where the excess is above chance."
+    yield f"`signed`: {other} − fp32. The verdict is of the mean over all budgets: yes where the excess is"
+    yield "above chance, no where it is below zero; otherwise not shown, and its upper end relative to `seeds`."
     yield ""
     for quantity in QUANTITIES:
         yield _verdict(other, quantity, *(part.mean(dim=1) for part in differences(measured, quantity)))
@@ -149,10 +150,12 @@ def as_markdown(measured: Measured, budgets: Sequence[int], heads: Mapping[str, 
 
 
 def _verdict(other: str, quantity: str, own: Tensor, yardstick: Tensor, signed: Tensor) -> str:
-    # NaN, from a fit that diverged, is within nothing.
-    within = "yes" if interval(own - yardstick)[0] <= 0 else "no"
+    # A fit that diverged makes the interval NaN, and counts as a larger difference.
+    low, high = interval(own - yardstick)
+    larger = "no" if high <= 0 else "not shown" if low <= 0 else "yes"
+    most = f", by {max(high, 0) / yardstick.mean():.0%} at most" if larger == "not shown" else ""
     return (
-        f"- **{quantity}: {other}'s difference lies within what two seeds of fp32 differ by: {within}** (ways "
+        f"- **{quantity}: {other} differs from fp32 by more than two seeds of fp32 do: {larger}{most}** (ways "
         f"{own.mean():.4g}, seeds {yardstick.mean():.4g}, excess {_with_interval(own - yardstick)}; "
         f"signed {_with_interval(signed)})"
     )

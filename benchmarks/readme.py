@@ -36,7 +36,7 @@ BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- 
 VERDICT = "<!-- verdict: begin (written by benchmarks/readme.py) -->", "<!-- verdict: end -->"
 
 FIRST_SCREEN = "table2-half-size"
-MEASURED = (("none", 0), ("randomisation", 1), ("low-pass", 3), ("dip", 750), ("dip", 2000))
+MEASURED = (("none", 0), ("randomisation", 1), ("low-pass", 3), ("dip", 750), ("dip", 1000), ("dip", 2000))
 PUBLISHED = (("none", 0), ("dip", 750), ("dip", 1000))
 
 VERDICTS = ("adaptive-standard", "adaptive-architecture-2", "adaptive-half-size-224")

@@ -47,13 +47,13 @@ def attacked(report: AdaptiveReport) -> str:
     for name, attack, epsilon in rows:
         found = [report.judged(attack, column, epsilon) for column in columns]
         lines.append(f"| {name} | " + " | ".join("–" if each is None else _cell(each) for each in found) + " |")
-    configuration, n = report.run.configuration, max(each.n for each in report.verdicts)
+    configuration = report.run.configuration
     level = configuration["adaptive"]["level"]
     reduced = "REDUCED ATTACK, no robust accuracy. " if report.reduced else ""
     about = (
         f'{reduced}Attackers who know the defence, level "{level}". Classifier: {configuration["classifier"]}. '
-        f"Images: {n}. Each attack's image is judged on fresh draws; accuracy of a single draw in per cent, with "
-        "Wilson 95 % intervals."
+        f"Images: {report.described}. Each attack's image is judged on fresh draws; accuracy of a single draw in per "
+        "cent, with Wilson 95 % intervals."
     )
     return "\n".join([*lines, "", " ".join([about, *_with_known_seed(report, columns)])])
 
@@ -68,7 +68,7 @@ def _with_known_seed(report: AdaptiveReport, columns: Sequence[Column]) -> Itera
 
 
 def _network(config: Mapping[str, Any]) -> str:
-    size = f" at 1/{config['reduction']} of the images' size" if "reduction" in config else ""
+    size = f" at 1/{config['reduction']} of the images' height and width" if "reduction" in config else ""
     return f"{config['channels']} channels{size}"
 
 
@@ -110,7 +110,8 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
         head += ": next to nothing is left"
     reduced = any(report.reduced for report in reports)
     end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
-    return "\n".join([f"**{head}.**{end} Accuracy of a single random draw, with 95 % intervals:", "", *lines])
+    scope = "of a single random draw, on images that are classified correctly without defence, with 95 % intervals:"
+    return "\n".join([f"**{head}.**{end} Accuracy {scope}", "", *lines])
 
 
 def _attack(judged: Verdict) -> str:

@@ -41,6 +41,6 @@ def refuse_export(module: str) -> None:
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if tracing or torch.compiler.is_exporting():
         raise RuntimeError(
-            f"{module} cannot be traced or exported: its output is no fixed function of the image. Export the "
+            f"{module} cannot be traced or exported: its output is not a fixed function of the image. Export the "
             f"classifier alone, and call {module} in front of it"
         )

@@ -175,6 +175,22 @@ class DIPConfig:
         """
         return {name: getattr(self, name) for name in _VARIANTS if name not in self._defaults()}
 
+    def differences(self) -> list[str]:
+        """How the network and its optimiser differ from those of the paper's Tables 1 and 2, in words.
+
+        Example:
+            >>> DIPConfig(scales=3, channels=16).differences(), DIPConfig.paper().differences()
+            (['scales 3 instead of 5', 'channels 16 instead of 128'], [])
+        """
+        found = []
+        for name in (field.name for field in dataclasses.fields(self)):
+            used, published = getattr(self, name), getattr(DIPConfig.paper(), name)
+            if name == "reduction" and used != published:
+                found.append(f"images reduced to 1/{used} of their height and width")
+            elif used != published:
+                found.append(f"{name.replace('_', ' ')} {used} instead of {published}")
+        return found
+
     def _defaults(self) -> set[str]:
         """The names of the later fields that have their defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}

@@ -240,7 +240,7 @@ def read_bytes(path: Path | str) -> bytes:
     with _naming(printable(path)):
         status = os.stat(path)  # noqa: PTH116 - takes a str as well as a Path
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         if status.st_size > MAX_BYTES:
             raise ValueError(_TOO_LONG)
         with open(path, "rb", opener=_open_at_once) as file:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,9 @@ class DIPPurifier(nn.Module):
         >>> purifier(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 3, 32, 32])
     """
+
+    immaterial: ClassVar[tuple[str, ...]] = ("batch_size", "progress")
+    """The attributes that decide no output."""
 
     def __init__(
         self,

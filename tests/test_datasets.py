@@ -258,10 +258,10 @@ def make(path: Path, kind: str) -> None:
 
 
 BAD = {
-    "pipe": "no regular file",
+    "pipe": "not a regular file",
     "dangling link": "No such file",
     "link to itself": "Too many levels of symbolic links",
-    "endless device": "no regular file",
+    "endless device": "not a regular file",
     "truncated": "truncated",
     "empty": "it is empty",
     "text": "it does not begin as a readable BMP",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dipdefense.arguments import real
 from dipdefense.checks import check_images
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -39,14 +40,15 @@ def check_labels_below(labels: Tensor, classes: int) -> None:
         )
 
 
-def check_epsilon(epsilon: float) -> None:
+def check_epsilon(epsilon: object) -> None:
     """Refuse anything but an attack's strength in the ∞-norm.
 
     Raises:
-        ValueError: no number in [1, 255].
+        TypeError: it is not a real number.
+        ValueError: it is not in [1, 255].
     """
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 1 <= epsilon <= 255:
-        raise ValueError(f"epsilon is in units of 1/255 (write 8, not 8/255) and must lie in [1, 255], got {epsilon!r}")
+    expected = "a number in [1, 255], in units of 1/255 (write 8, not 8/255)"
+    real("epsilon", epsilon, expected=expected, holds=lambda value: 1 <= value <= 255)
 
 
 def detached(images: Tensor) -> Tensor:

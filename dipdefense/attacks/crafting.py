@@ -10,6 +10,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from dipdefense.arguments import integer
 from dipdefense.attacks.checking import check_attacked, check_epsilon, check_labels_below, detached
 from dipdefense.checks import check_logits
 from dipdefense.modes import evaluated
@@ -139,5 +140,4 @@ def _estimator(classifier: nn.Module, clean: Tensor, device: torch.device) -> An
 def _check(classifier: object, images: Tensor, labels: Tensor, epsilon: float, batch_size: int) -> None:
     check_attacked(classifier, images, labels)
     check_epsilon(epsilon)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+    integer("batch_size", batch_size, low=1)

@@ -23,7 +23,7 @@ def iterations(epsilon: float) -> int:
         epsilon: in units of 1/255.
 
     Raises:
-        ValueError: ε is no number in [1, 255].
+        TypeError, ValueError: ε is not a number in [1, 255].
 
     Example:
         >>> [iterations(epsilon) for epsilon in (2, 5, 10)]
@@ -147,7 +147,7 @@ class Attack:
         rounded: whether the adversarial images are rounded to 8 bits, as a file would have them (see `quantise`).
 
     Raises:
-        ValueError: the name is unknown, or ε is no number in [1, 255].
+        TypeError, ValueError: the name is unknown, or ε is not a number in [1, 255].
 
     Example:
         >>> [str(attack) for attack in TABLE_2]

@@ -52,15 +52,15 @@ def command(
 ) -> None:
     """Attack the reconstruction with full knowledge of it, and write the remaining accuracy into the folder OUT.
 
-    The expected cost is printed first. "quick" and "standard" are reduced attacks: accuracy under them is an upper
-    bound and not robust accuracy. OUT gets the report as Markdown and as JSON, and the state that a killed run resumes
-    from.
+    The expected cost is printed before the first attack. "quick" and "standard" are reduced attacks: accuracy under
+    them is an upper bound and not robust accuracy. OUT gets the report as Markdown and as JSON, and the state that a
+    killed run resumes from.
     """
     from dipdefense import evaluation
     from dipdefense.cli import reading
     from dipdefense.cli.evaluating import sampled, written
     from dipdefense.cli.network import asked_for
-    from dipdefense.cli.outputs import run
+    from dipdefense.cli.outputs import run, writing
     from dipdefense.cli.progress import say
     from dipdefense.cli.summary import Summary
 
@@ -73,7 +73,7 @@ def command(
     if chosen.reduced:
         say(chosen.reduced)
     try:
-        with usage(), run(summary, [out / "report.md"], out):
+        with usage(), run(summary, [out / "report.md"], out), writing(out):
             summary.begun = True
             report = evaluation.evaluate(
                 purifier, model, found.images.to(chosen.device), found.labels.to(chosen.device),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dipdefense import datasets
 from dipdefense.classifiers import Classifier
 from dipdefense.cli.outputs import writing
 from dipdefense.cli.summary import Summary
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation import AdaptiveReport
 from dipdefense.evaluation.protocol import read, seeded_order
+from dipdefense.evaluation.subject import open_data
 from dipdefense.files import write_atomically
 
 
@@ -18,8 +18,8 @@ def sampled(data: Path | None, classifier: Classifier, count: int, seed: int, su
     """Labelled images chosen at random and preprocessed; a larger ``count`` begins with the same images.
 
     Args:
-        data: a folder of folders named by WordNet id; None for the packaged images.
-        classifier: has the resize and crop.
+        data: as of ``open_data``.
+        classifier: likewise.
         count: number of images.
         seed: of the random choice.
         summary: gets the images that cannot be read.
@@ -27,18 +27,11 @@ def sampled(data: Path | None, classifier: Classifier, count: int, seed: int, su
     Raises:
         ValueError, OSError, ImportError: there are no such images, or fewer than ``count``.
     """
-    found: datasets.ImageFiles | LabelledImages
-    if data is None:
-        found = datasets.packaged_images("imagenet", preprocess=classifier.preprocess)
-    else:
-        found = datasets.image_folder(data, preprocess=classifier.preprocess)
+    _, found = open_data(data, classifier)
     if len(found.ids) < count:
         raise ValueError(f"{count} images were asked for, and there are {len(found.ids)}")
     place = {name: index for index, name in enumerate(found.ids)}
     places = [place[name] for name in seeded_order(place, seed)[:count]]
-    if isinstance(found, LabelledImages):
-        ids = tuple(found.ids[index] for index in places)
-        return LabelledImages(ids, found.images[places], found.labels[places], found.categories)
     readable, _, errors = read(found, places)
     for name, error in errors.items():
         summary.fail(name, error.reason)

@@ -76,17 +76,34 @@ def add_subject(to: argparse.ArgumentParser) -> None:
 
 def add_reconstruction(to: argparse.ArgumentParser) -> None:
     """Add the arguments of the reconstruction: network, budgets, precision and backend."""
+    add_network(to)
+    add_budgets(to)
+    add_fitting(to)
+
+
+def add_network(to: argparse.ArgumentParser) -> None:
+    """Add the network of the reconstruction."""
     add = to.add_argument
     add("--config", choices=CONFIGS, help="network of the reconstruction (default: paper on a GPU, else compact)")
+
+
+def add_budgets(to: argparse.ArgumentParser) -> None:
+    """Add the budgets of the reconstruction."""
+    add = to.add_argument
     add("--budgets", type=count, nargs="+", metavar="ITERATIONS", help="ascending (the paper: 500 750 1000)")
-    add_fitting(to)
 
 
 def add_fitting(to: argparse.ArgumentParser) -> None:
     """Add the arguments of how the networks are fitted: precision and backend."""
+    add_precision(to)
+    add = to.add_argument
+    add("--backend", choices=get_args(Backend), default="auto", help="of the reconstruction (default: %(default)s)")
+
+
+def add_precision(to: argparse.ArgumentParser) -> None:
+    """Add the precision of the reconstruction."""
     add = to.add_argument
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the reconstruction's convolutions")
-    add("--backend", choices=get_args(Backend), default="auto", help="of the reconstruction (default: %(default)s)")
 
 
 def add_stopping(to: argparse.ArgumentParser) -> None:
@@ -118,6 +135,7 @@ def parse(
             check_budgets(given.budgets)
         if "backend" in given:
             check_backend(given.backend, torch.device(given.device))
+        if "precision" in given:
             operand_dtype(given.precision, torch.device(given.device))
         if getattr(given, "stopping", None):
             stoppable(given.backend)
@@ -195,7 +213,7 @@ def existing(text: str) -> Path:
 def existing_file(text: str) -> Path:
     """The path of a file that exists."""
     if not existing(text).is_file():
-        raise argparse.ArgumentTypeError(f"{text!r} is no file")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file")
     return Path(text)
 
 

@@ -17,9 +17,8 @@ from dipdefense.evaluation import STORE, Run, Setting, command_line, export, mea
 from dipdefense.evaluation.early_stopping import one_fit
 from dipdefense.evaluation.protocol import attack_named, condition_order, condition_title
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance
-from dipdefense.evaluation.statistics import Cell, Interval, compare, holm, summarise, wilson
+from dipdefense.evaluation.statistics import Cell, compare, holm, leaning, summarise
 from dipdefense.files import write_atomically
-from dipdefense.stopping import stoppable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,14 +36,14 @@ def compare_rules(*, description: str | None, arguments: Sequence[str] | None = 
     Raises:
         SystemExit: see ``command_line``: every end but the ordinary one.
     """
-    parser = command_line.parser(description, command_line.add_subject, command_line.add_reconstruction)
+    adders = command_line.add_subject, command_line.add_network, command_line.add_budgets, command_line.add_precision
+    parser = command_line.parser(description, *adders)
     add = parser.add_argument
     add("--conditions", nargs="+", default=CONDITIONS, help="clean, fgsm-5, bi-10, … (default: %(default)s)")
     given = command_line.parse(parser, _defaults, arguments)
     setting = Setting(**command_line.subject_of(given))
     with command_line.script(setting.out / STORE):
         with command_line.usage():
-            stoppable(given.backend)
             conditions = {name: attack_named(name) for name in given.conditions}
             if unknown := [name for name, attack in conditions.items() if attack is None and name != "clean"]:
                 raise ValueError(f"--conditions takes clean and attacks such as fgsm-5, got {', '.join(unknown)}")
@@ -171,8 +170,8 @@ def _verdicts(compared: Compared) -> Iterator[str]:
         tests = [compare(*pair) for pair in pairs]
         corrected = holm([test.p for test in tests])
         for name, budget, (rule, fixed), test, p in zip(rules, budgets, pairs, tests, corrected, strict=True):
-            above = test.only_first > test.only_second
-            verdict = ("yes" if above else "no, it is below") if p < _LEVEL else "no, not decided"
+            way = leaning(rule, fixed) if p < _LEVEL else 0
+            verdict = {1: "yes", 0: "no, not decided", -1: "no, it is below"}[way]
             yield (
                 f"Does {name} beat {title}, {budget}? {verdict}: {_percent(rule.accuracy)} against "
                 f"{_percent(fixed.accuracy)} on average; {test.only_first} : {test.only_second} images (sign test, "
@@ -218,12 +217,12 @@ def plot(compared: Compared) -> Figure:
     panels = figure.subplots(1, len(conditions), sharey=True)
     for panel, condition in zip(panels, conditions, strict=True):
         fixed = [compared.fixed(condition, budget) for budget in compared.budgets]
-        low, high = zip(*(_interval(cell) for cell in fixed), strict=True)
+        low, high = zip(*(cell.interval for cell in fixed), strict=True)
         panel.plot(compared.budgets, [cell.accuracy for cell in fixed], color="black", label="fixed budgets")
         panel.fill_between(compared.budgets, low, high, color="black", alpha=0.1, linewidth=0)
         for place, rule in enumerate(compared.rules):
             cell = compared.rule(condition, rule)
-            ends = _interval(cell)
+            ends = cell.interval
             panel.errorbar(
                 fmean(compared.iterations[condition, rule]), cell.accuracy,
                 yerr=[[cell.accuracy - ends.low], [ends.high - cell.accuracy]],
@@ -247,16 +246,12 @@ def _title(condition: str) -> str:
     return "average of these" if condition == _AVERAGE else condition_title(condition)
 
 
-def _interval(cell: Cell) -> Interval:
-    return wilson(cell.accuracy, cell.n)
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
 def _shown(cell: Cell) -> str:
-    low, high = _interval(cell)
+    low, high = cell.interval
     return f"{100 * cell.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 

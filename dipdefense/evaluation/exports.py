@@ -109,7 +109,7 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _no_number(constant: str) -> Never:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def _digest(head: Mapping[str, Any], lines: Iterable[str]) -> str:
@@ -117,4 +117,4 @@ def _digest(head: Mapping[str, Any], lines: Iterable[str]) -> str:
 
 
 def _refuse(path: Path, line: int, reason: str, error: Exception | None = None) -> Never:
-    raise ExportError(f"{path}, line {line}: {reason}; it holds no exported run") from error
+    raise ExportError(f"{path}, line {line}: {reason}{'; it holds no exported run' if line == 1 else ''}") from error

@@ -33,6 +33,7 @@ def measure(
     conditions: Mapping[str, Condition | None],
     defences: Sequence[Defence],
     configuration: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
     asked: Asked = everything,
     exports: str = "*.jsonl",
     spread: Spread | None = None,
@@ -51,6 +52,7 @@ def measure(
         defences: with the budgets of each.
         configuration: everything else that decides the outcomes, in types that JSON has; runs that differ in it never
             mix.
+        seeds: of the defences, the first of the attacks too; by default the setting's.
         asked: which combinations of condition, defence, budget and seed; the others are left out.
         exports: a pattern of the names of the folder's exported records.
         spread: see ``runner.run``; None for this process. The store is written here all the same.
@@ -86,7 +88,7 @@ def measure(
             classifier=subject.classifier,
             conditions=conditions,
             defences=defences,
-            seeds=setting.seeds,
+            seeds=setting.seeds if seeds is None else seeds,
             asked=asked,
             device=device,
             batch=setting.batch,

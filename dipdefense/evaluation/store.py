@@ -51,7 +51,7 @@ _ADVICE = {
     sqlite3.SQLITE_FULL: "free some space and call again; everything stored before is kept",
     sqlite3.SQLITE_IOERR: "check the disk and call again; everything stored before is kept",
     sqlite3.SQLITE_CORRUPT: "move the file away; a new store takes up the exported records beside it",
-    sqlite3.SQLITE_NOTADB: "this is no store of outcomes; give another folder, or move the file away",
+    sqlite3.SQLITE_NOTADB: "this is not a store of outcomes; give another folder, or move the file away",
     sqlite3.SQLITE_ERROR: "this database has other tables than a store of outcomes; give another folder",
 }
 

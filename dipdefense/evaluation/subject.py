@@ -102,7 +102,7 @@ def open_subject(setting: Setting) -> Subject:
         ImportError: an optional package is missing.
     """
     classifier = classifiers.load(setting.classifier, weights=setting.weights, device=setting.device)
-    source, data = _open(setting.data, classifier)
+    source, data = open_data(setting.data, classifier)
     chosen = choose(
         data, classifier, images=setting.images, classes=setting.classes, seed=setting.seeds[0], device=setting.device
     )
@@ -110,8 +110,17 @@ def open_subject(setting: Setting) -> Subject:
     return Subject(classifier, data, source, chosen, (channels, height, width))
 
 
-def _open(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, Images]:
-    """The data set of the kind that the classifier is for, behind its name in reports."""
+def open_data(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, Images]:
+    """The data set of the kind that the classifier is for, behind its name in reports.
+
+    Args:
+        path: a folder of images by class, or CIFAR-10; None for the packaged images.
+        classifier: has the categories, the resize and the crop.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such data.
+        ImportError: the package with the images is missing.
+    """
     small = classifier.categories == classifiers.CIFAR10_CATEGORIES
     if path is None:
         packaged = packaged_images("cifar10" if small else "imagenet", preprocess=classifier.preprocess)

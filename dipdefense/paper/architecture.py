@@ -178,7 +178,7 @@ def measure_variants(setting: ArchitectureSetting, subject: Subject) -> dict[str
         subject: from ``open_subject``.
 
     Raises:
-        ValueError: see ``networks``; or an export is none.
+        ValueError: see ``networks``; or an export is broken.
         StoreError: the store cannot be read or written.
     """
     configs = networks(setting.config, subject.shape, names=setting.variants, backend=setting.backend)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from dipdefense.config import PAPER_BUDGETS
 from dipdefense.evaluation.protocol import condition_title
-from dipdefense.evaluation.statistics import Cell, Paired, compare, holm
+from dipdefense.evaluation.statistics import Cell, compare, holm, leaning
 from dipdefense.paper.labels import Column, column_title, percent
 from dipdefense.paper.published import CLAIMS, PUBLISHED, QUOTED, Claim, Published, printed_number
 from dipdefense.paper.tables import ADVERSARIES, PASSES
@@ -134,7 +134,7 @@ def decide(
     verdicts = []
     details = []
     for pair, split, p in zip(pairs, splits, corrected, strict=True):
-        verdicts.append(_verdict(pair, split, p))
+        verdicts.append(_verdict(pair, p))
         mine, other = (f"{column_title(*cell.column)} {percent(cell)}" for cell in (pair.higher, pair.lower))
         details.append(
             f"{condition_title(pair.condition)}: {mine} against {other}, {split.only_first} : {split.only_second}, "
@@ -163,14 +163,11 @@ def wording(claim: Claim) -> str:
     return f"{statement} ({place}{f': “{quote}”' if quote else ''})"
 
 
-def _verdict(pair: Comparison, split: Paired, p: float) -> str:
-    if p >= SIGNIFICANT:
+def _verdict(pair: Comparison, p: float) -> str:
+    way = leaning(pair.higher, pair.lower)
+    if p >= SIGNIFICANT or not way:
         return UNDECIDED
-    more, difference = split.only_first > split.only_second, pair.higher.accuracy - pair.lower.accuracy
-    # Most images may have a little more of an average that is lower, and the first seed may differ from all.
-    if difference == 0 or (difference > 0) != more:
-        return UNDECIDED
-    return CONFIRMED if more else CONTRADICTED
+    return CONFIRMED if way > 0 else CONTRADICTED
 
 
 def _published(pair: Comparison, published: Sequence[Published]) -> str:

@@ -48,6 +48,11 @@ class Curve:
     loss: Numbers
     before: Numbers
 
+    @property
+    def diverged(self) -> int:
+        """Images that a network diverged on, with any seed."""
+        return int(np.isnan(self.loss).any(axis=1).sum())
+
 
 class Extremum(NamedTuple):
     """The peak or trough of a mean curve.
@@ -196,7 +201,7 @@ def findings(curves: Mapping[str, Curve]) -> list[Finding]:
         found.append(
             _compared("early", more, f"against {name}, n = {n}: ahead by {ahead}, {more} more than at the end", n)
         )
-        slower = difference(_logarithms(other), _logarithms(robust), paired=paired)
+        slower = difference(*_fitted(_logarithms(other), _logarithms(robust), paired=paired), paired=paired)
         found.append(_compared("convergence", slower, f"against {name}, n = {n}: log10 of it lower by {slower}", n))
     for name, other in others.items():
         found.append(_extremal("trough", name, extremum(other.confidence, other.budgets, sign=-1), len(other.images)))
@@ -241,6 +246,12 @@ def _crossing(apart: Numbers, budgets: tuple[int, ...]) -> float | None:
     share = apart[last] / (apart[last] - apart[last + 1])
     low, high = np.log(budgets[last]), np.log(budgets[last + 1])
     return float(np.exp(low + share * (high - low)))
+
+
+def _fitted(first: Numbers, second: Numbers, *, paired: bool) -> tuple[Numbers, Numbers]:
+    """Both without the images whose network diverged, and without their partners where ``paired``."""
+    one, other = np.isfinite(first), np.isfinite(second)
+    return (first[one & other], second[one & other]) if paired else (first[one], second[other])
 
 
 def _logarithms(of: Curve) -> Numbers:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from dipdefense.classifiers import CIFAR10_CATEGORIES
@@ -34,7 +35,8 @@ _CLAIMS = (
     "Confirmed or contradicted: the 95 % bootstrap interval over the images lies on one side of zero. A peak or trough "
     "is taken, for each image, where the mean over the other half of the images has it, so that noise alone makes "
     "none. It is confirmed if it lies significantly above (below) both a point before it and the end of the curve, and "
-    "contradicted if it has less than 0.02 in 97.5 % of the resampled curves. Below 20 images nothing is decided."
+    "contradicted if it has less than 0.02 in 97.5 % of the resampled curves. Below 20 images nothing is decided. "
+    "Nothing is corrected for several claims or sets."
 )
 _COLOURS = {"original": "#000000", "robust": "#0072B2", "non-robust": "#D55E00", "random-target": "#CC79A7"}
 _CROSSING = ("robust", "non-robust")
@@ -129,18 +131,18 @@ def draw_sets(sets: Sequence[ImageSet], *, batch: int, count: int = 8) -> Figure
 
 
 def as_csv(curves: Mapping[tuple[int, str], Curve]) -> str:
-    """Every mean of the curves with its interval; iterations 0 are the images themselves."""
+    """Every mean of the curves with its interval; iterations 0 are the images themselves. Losses are finite ones."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["architecture", "set", "iterations", "n", "measure", "mean", "from", "to"])
     for (architecture, name), each in curves.items():
         own = [architecture, name]
         writer.writerow([*own, 0, len(each.images), "confidence", *(f"{x:.4f}" for x in mean_interval(each.before))])
-        for values, measure in ((each.confidence, "confidence"), (each.correct, "accuracy"), (each.loss, "loss")):
-            low, high = band(values)
-            for place, budget in enumerate(each.budgets):
-                numbers = (values[:, place].mean(), low[place], high[place])
-                writer.writerow([*own, budget, len(each.images), measure, *(f"{x:.4g}" for x in numbers)])
+        finite = each.loss[~np.isnan(each.loss).any(axis=1)]
+        for values, measure in ((each.confidence, "confidence"), (each.correct, "accuracy"), (finite, "loss")):
+            curves_of = zip(each.budgets, values.mean(axis=0), *band(values), strict=True) if len(values) else ()
+            for budget, *numbers in curves_of:
+                writer.writerow([*own, budget, len(values), measure, *(f"{x:.4g}" for x in numbers)])
     return lines.getvalue()
 
 
@@ -180,7 +182,9 @@ def _sections(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Iterator[S
     if listed:
         yield Section("The paper's claims, for this classifier and these sets", [_CLAIMS], items=listed)
     notes = [note for run in runs.values() for note in about_parameters(network(run), run.configuration["input"])]
-    yield Section("Notes", items=[*_NOTES, *dict.fromkeys(notes)])
+    lost = sum(each.diverged for each in curves.values())
+    diverged = [f"{lost} fits diverged: their confidence counts as 0, and losses are of the others."] if lost else []
+    yield Section("Notes", items=[*_NOTES, *dict.fromkeys(notes), *diverged])
     for (architecture, name), run in runs.items():
         yield Section(f"How architecture {architecture}, {name}, was measured", items=list(provenance(run)))
 

@@ -154,7 +154,7 @@ def measure_sets(setting: FigureSetting, sets: Sequence[ImageSet]) -> dict[tuple
 
     Raises:
         StoreError: the store cannot be read or written.
-        ValueError: an export is none, or the backend does not run on the device.
+        ValueError: an export is broken, or the backend does not run on the device.
     """
     told = {each.name: each.told for each in sets}
     images = min(len(each.subject.ids) for each in sets)

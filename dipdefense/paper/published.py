@@ -8,7 +8,6 @@ undefended.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 from dipdefense.config import PAPER_BUDGETS, DIPConfig
@@ -310,8 +309,4 @@ def reductions(
         found.append(f"{max(budgets)} iterations at most instead of {max(PAPER_BUDGETS)}")
     if stopping is not None:
         found.append(f'each image\'s fit ended by the rule "{stopping["rule"]}" instead of at fixed budgets')
-    for name in (field.name for field in fields(DIPConfig)):
-        used, published = getattr(config, name), getattr(DIPConfig.paper(), name)
-        if used != published:
-            found.append(f"{name.replace('_', ' ')} {used} instead of {published}")
-    return found
+    return found + config.differences()

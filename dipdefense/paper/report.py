@@ -231,6 +231,8 @@ def _pairs(cells: Sequence[Cell]) -> Rows:
     others = [column for column in columns(cells) if column[0] == "none"]
     others += [column for column in columns(cells) if column[0] == "randomisation"][-1:]
     others += [column for column in columns(cells) if column[0] == "low-pass"]
+    if not others:
+        return []
     rows = [["condition", "defence", *(f"against {column_title(*other)}" for other in others)]]
     for cell in cells:
         if cell.defence == "dip" and cell.condition != "average":

@@ -129,7 +129,7 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
         subject: from ``open_subject``; opened here where none is given.
 
     Raises:
-        ValueError: there are fewer correctly classified images, or classes, than asked for; an export is none; or the
+        ValueError: there are fewer correctly classified images, or classes, than asked for; an export is broken; or the
             backend does not run on the device.
         StoreError: the store cannot be read or written.
         FileNotFoundError: there is no such data.

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 from conftest import ROOT
+from measuring import CONFIGURATION, record
 
-from dipdefense.evaluation import read_export
+from dipdefense.evaluation import Run, read_export
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -20,6 +21,20 @@ def test_a_record_without_the_reconstruction_is_refused(monkeypatch, capsys) -> 
     with pytest.raises(SystemExit):
         main()
     assert "has no outcomes of the reconstruction" in capsys.readouterr().err
+
+
+def test_a_split_of_all_images_can_be_planned_for() -> None:
+    """Every image right in one way alone: one more than that there is not."""
+    records = [
+        record(
+            f"{place}", condition=condition, defence=defence, budget=budget, position=place, label=1, prediction=right
+        )
+        for place in range(2)
+        for condition in ("clean", "fgsm-5")
+        for defence, budget, right in (("none", 0, 0), ("randomisation", 1, 0), ("dip", 500, 1))
+    ]
+    rows = [line for line in plan(Run(CONFIGURATION, tuple(records), {})) if "| 2 : 0 |" in line]
+    assert rows
 
 
 def test_a_clear_difference_needs_fewer_images_than_a_slight_one() -> None:

@@ -89,7 +89,7 @@ def test_the_record_has_every_fit_and_how_it_came_about(finished: Path) -> None:
     own, seeds, _ = precision_report.differences(precision_report.collect(fits(finished)), "log loss")
     assert 0 < own[:, 0].mean() < seeds[:, 0].mean() / 2
     report = (finished / "report.md").read_text()
-    assert report.count("lies within what two seeds of fp32 differ by:") == 5
+    assert report.count("differs from fp32 by more than two seeds of fp32 do:") == 5
     assert (finished / "precision.png").stat().st_size > 0
     assert not list(finished.glob(".*"))
 
@@ -103,7 +103,7 @@ def test_the_native_kernels_are_compared_likewise(native, tmp_path: Path) -> Non
     own, seeds, _ = precision_report.differences(precision_report.collect(ways), "PSNR to the attacked image")
     # The fresh noise is another, so even the first iterations differ.
     assert 0 < own.mean() < 3 * seeds.mean()
-    assert "native's difference lies within" in (tmp_path / "report.md").read_text()
+    assert "native differs from fp32 by more than two seeds" in (tmp_path / "report.md").read_text()
 
 
 def test_a_killed_run_resumes_with_the_same_numbers(
@@ -172,15 +172,15 @@ def test_too_few_images_that_the_classifier_gets_right(tmp_path: Path) -> None:
         precision.main([*COMMAND, "--images", "21", "--out", str(tmp_path)])
 
 
-def invented(shift: float, between_seeds: float, *, wrong: bool = False) -> dict[tuple[int, str], dict]:
-    """Ten images, two seeds, two budgets."""
+def invented(shift: float, between_seeds: float, *, wrong: bool = False, every: int = 1) -> dict[tuple[int, str], dict]:
+    """Ten images, two seeds, two budgets; one image of ``every`` is shifted."""
     return {
         (seed, f"image {image}"): {
             "seed": seed, "image": f"image {image}", "label": 1, "status": "ok", "seconds": 1.0,
             "undefended": {"prediction": image % 2, "confidence": 0.5},
             "losses": [2.718281828459045 ** (shift + seed * between_seeds - budget) for budget in (1, 1, 2, 2)],
             "psnr_attacked": [30 + image + shift + seed * between_seeds] * 2,
-            "psnr_clean": [25 + image + shift + seed * between_seeds] * 2,
+            "psnr_clean": [25 + image + (0 if image % every else shift) + seed * between_seeds] * 2,
             "predictions": [1, 2 if wrong and seed else 1],
             "confidences": [0.5, 0.5],
         }
@@ -202,16 +202,19 @@ def test_the_differences_are_those_between_ways_and_between_seeds() -> None:
     assert signed == [0, -0.5]
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(0.25, "yes"), (1.0, "no"), (float("nan"), "no")])
-def test_the_verdict(shift: float, verdict: str) -> None:
-    measured = precision_report.collect({"fp32": invented(0, 0.5), "bf16": invented(shift, 0.5)})
+@pytest.mark.parametrize(
+    ("shift", "every", "verdict"),
+    [(0.25, 1, "no"), (1.0, 1, "yes"), (float("nan"), 1, "yes"), (1.0, 2, "not shown, by 60% at most")],
+)
+def test_the_verdict(shift: float, every: int, verdict: str) -> None:
+    measured = precision_report.collect({"fp32": invented(0, 0.5), "bf16": invented(shift, 0.5, every=every)})
     configuration = {"setting": "s", "classifier": "c", "data": "d", "attack": "a"}
     head = {"configuration": configuration, "sessions": []}
     lines = list(precision_report.as_markdown(measured, [10, 20], {"fp32": head, "bf16": head}))
     (line,) = (line for line in lines if line.startswith("- **PSNR to the clean image:"))
-    assert f"differ by: {verdict}**" in line
+    assert f"two seeds of fp32 do: {verdict}**" in line
     (line,) = (line for line in lines if line.startswith("- **decision:"))
-    assert "differ by: yes**" in line
+    assert "two seeds of fp32 do: no**" in line
 
 
 def test_an_image_that_one_precision_lacks_is_left_out() -> None:

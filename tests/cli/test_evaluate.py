@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from conftest import ROOT
 from torch import nn
 
 from dipdefense import DIPPurifier, datasets, evaluation
@@ -88,6 +90,24 @@ def test_an_interrupt_is_told(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(evaluation, "evaluate", interrupted)
     result = evaluate(tmp_path / "out", "--images", 1)
     assert (result.exit_code, result.stderr.strip()) == (143, "Terminated. The same command resumes.")
+
+
+def test_a_full_disk_is_no_error_of_usage(tmp_path: Path, monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> AdaptiveReport:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluation, "evaluate", fails)
+    result = evaluate(tmp_path / "out", "--images", 1)
+    assert (result.exit_code, "No space left on device" in result.stderr) == (ending.STOPPED, True)
+    assert "Usage" not in result.stderr
+
+
+def test_a_classifier_of_cifar10_gets_its_images(tmp_path: Path, given: dict) -> None:
+    weights = ROOT / "benchmarks" / "weights" / "cifar10-external.pt"
+    result = evaluate(tmp_path / "out", "--images", 2, "--classifier", "cifar10-cnn", "--weights", weights)
+    assert result.exit_code == 0, result.output
+    assert given["images"].shape == (2, 3, 32, 32)
+    assert given["labels"].max() < 10
 
 
 def test_a_broken_store_is_named(tmp_path: Path) -> None:

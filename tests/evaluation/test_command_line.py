@@ -43,7 +43,7 @@ REFUSED = {
     "--data FOLDER/none": "argument --data: there is no file or folder",
     "--data=": "argument --data: there is no file or folder ''",
     "--weights FOLDER/none.pt": "argument --weights: there is no file or folder",
-    "--weights FOLDER": "is no file",
+    "--weights FOLDER": "is not a file",
     "--out FOLDER/file": "argument --out: the folder 'FOLDER/file' cannot be written: Not a directory",
     "--out FOLDER/file/below": "argument --out: the folder 'FOLDER/file/below' cannot be written: Not a directory",
     "--out /proc/out": "argument --out: the folder '/proc/out' cannot be written",

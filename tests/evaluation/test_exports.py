@@ -65,7 +65,7 @@ def test_an_export_without_a_digest_is_trusted_by_name_says_so_and_has_one_once_
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "confidence": ({"confidence": 99}, "confidence must be a number in [0, 1] or null, got 99"),
-    "NaN": ({"confidence": float("nan")}, "it is not JSON (NaN is no number)"),
+    "NaN": ({"confidence": float("nan")}, "it is not JSON (NaN is not a number)"),
     "status": ({"status": "wat"}, "status must be one of ok, diverged, got 'wat'"),
     "prediction": ({"prediction": "cat"}, "prediction must be an integer"),
     "prediction of nothing": ({"prediction": -1}, "prediction is -1 exactly where confidence is null"),

@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy import stats
 
-from dipdefense.evaluation.statistics import mcnemar, paired_difference, spread, wilson
+from dipdefense.evaluation.statistics import Cell, leaning, mcnemar, paired_difference, spread, wilson
 from dipdefense.paper.published import NOTES, PUBLISHED, QUOTED, THIS_PAPER, printed_number
 
 COUNTS = [(0, 1), (1, 1), (0, 20), (17, 20), (20, 20), (306, 500), (1, 500), (500, 500), (250, 500)]
@@ -143,8 +143,24 @@ def test_paired_differences_stay_and_turn_about(counts, expected) -> None:
     assert paired_difference(second, first) == pytest.approx((-value, -high, -low), abs=5e-5)
 
 
+def made(share: float, *by_seed: list[float]) -> Cell:
+    outcomes = {seed: {f"{place}": value for place, value in enumerate(values)} for seed, values in enumerate(by_seed)}
+    cell = Cell("average", "dip", 500, outcomes, 1.0)
+    assert cell.accuracy == pytest.approx(share)
+    return cell
+
+
+def test_which_way_two_cells_differ_takes_both_the_mean_and_the_images() -> None:
+    low, high = made(0.25, [1.0, 0.0, 0.0, 0.0]), made(0.75, [1.0, 1.0, 1.0, 0.0])
+    assert (leaning(high, low), leaning(low, high), leaning(low, low)) == (1, -1, 0)
+    # On two of three images a little more, and on the third all.
+    assert leaning(made(0.6 / 3, [0.3, 0.3, 0.0]), made(1.2 / 3, [0.1, 0.1, 1.0])) == 0
+    # The first seed alone is tested.
+    assert leaning(made(0.5, [1.0, 1.0], [0.0, 0.0]), made(0.75, [0.5, 0.5], [1.0, 1.0])) == 0
+
+
 def test_paired_differences_need_the_same_images() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         paired_difference([], [])
-    with pytest.raises(ValueError, match="argument 2 is longer"):
+    with pytest.raises(ValueError, match="the same images twice, got 1 and 2 outcomes"):
         paired_difference([True], [True, False])

@@ -160,7 +160,7 @@ def damaged(path: Path) -> None:
 
 UNUSABLE = {
     "another database": (occupied, "is a database of something else; give another folder"),
-    "no database": (no_database, "this is no store of outcomes"),
+    "no database": (no_database, "this is not a store of outcomes"),
     "a folder": (lambda path: path.mkdir(parents=True), "unable to open database file; make the file"),
     "below a file": (lambda path: path.parent.touch(), "its folder cannot be made .*; give another folder"),
     "other tables": (other_tables, "no such table: records; this database has other tables"),

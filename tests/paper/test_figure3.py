@@ -21,6 +21,7 @@ from dipdefense.files import read_image
 from dipdefense.paper import figure3, figure3_claims, figure3_sets
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED
 from dipdefense.paper.figure3_claims import Curve, crossing, curve, difference, extremum, findings, lead, mean_interval
+from dipdefense.paper.figure3_report import as_csv
 from dipdefense.paper.figure3_sets import SETS
 
 BUDGETS = (10, 30, 100, 300, 1000)
@@ -162,6 +163,20 @@ def test_and_contradicted_of_curves_that_have_the_contrary() -> None:
     verdict = dict(zip(("information", "early", "convergence", "trough", "peak"), found.values(), strict=True))
     assert {verdict.pop(name) for name in ("information", "early")} == {UNDECIDED}
     assert set(verdict.values()) == {CONTRADICTED}
+
+
+def test_a_fit_that_diverged_leaves_the_losses_of_the_others() -> None:
+    whole = {"robust": shaped(RISING), "non-robust": shaped(RISING, loss=0.02)}
+    lost = whole["robust"].loss.copy()
+    lost[3, 1:] = np.nan
+    curves = whole | {"robust": replace(whole["robust"], loss=lost)}
+    assert curves["robust"].diverged == 1
+    (faster,) = (found for found in findings(curves) if "fitted faster" in found.claim)
+    assert faster.verdict == CONFIRMED
+    rows = list(csv.DictReader(as_csv({(1, name): each for name, each in curves.items()}).splitlines()))
+    losses = [row for row in rows if (row["measure"], row["set"]) == ("loss", "robust")]
+    assert {row["n"] for row in losses} == {"59"}
+    assert all(float(row["mean"]) > 0 for row in losses)
 
 
 def test_below_twenty_images_nothing_is_decided() -> None:

@@ -162,6 +162,12 @@ def test_paired_tests_are_of_the_same_images_with_the_first_seed() -> None:
     assert f"| {len(more)} : {len(less)}, p = " in line
 
 
+def test_a_reconstruction_alone_has_no_paired_comparisons() -> None:
+    run = made_up()
+    alone = dataclasses.replace(run, records=tuple(r for r in run.records if r.defence == "dip"))
+    assert "Paired comparisons" not in as_markdown(alone, table=2)
+
+
 def test_a_failed_sanity_check_is_printed() -> None:
     run = made_up()
     assert all(passed for _, passed in sanity_checks(table_cells(run)) if "clean" not in _)

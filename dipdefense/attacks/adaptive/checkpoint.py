@@ -33,7 +33,7 @@ class Checkpoint:
 
     Raises:
         OtherAttackError: at the attack, the file is another attack's.
-        ValueError: at the attack, the file is no checkpoint.
+        ValueError: at the attack, the file is not a checkpoint.
     """
 
     path: Path | str
@@ -72,7 +72,7 @@ class Progress:
 
         Raises:
             OtherAttackError: the file is another attack's.
-            ValueError: the file is no checkpoint.
+            ValueError: the file is not a checkpoint.
         """
         if self.checkpoint is None or not Path(self.checkpoint.path).exists():
             return {}
@@ -83,7 +83,7 @@ class Progress:
             state = dict(saved["state"])
         except Exception as error:  # broken bytes raise many kinds
             raise ValueError(
-                f"{path} is no checkpoint of an attack ({error}); remove it or name another file"
+                f"{path} is not a checkpoint of an attack ({error}); remove it or name another file"
             ) from None
         if known != (self.identity, self.defence):
             raise OtherAttackError(
@@ -105,7 +105,8 @@ class Progress:
 def fingerprint(*modules: nn.Module) -> str:
     """A digest of what distinguishes modules: how they print, their weights, and their parts' public attributes.
 
-    Of the attributes those count that are numbers, strings, tuples or lists of them, tensors, and ``config``.
+    Of the attributes those count that are numbers, strings, tuples or lists of them, tensors, and ``config``; but none
+    that a class names as ``immaterial``.
     """
     weights = (part for module in modules for named in module.state_dict().items() for part in named)
     attributes = (
@@ -113,7 +114,8 @@ def fingerprint(*modules: nn.Module) -> str:
         for module in modules
         for owner in module.modules()
         for name, value in sorted(vars(owner).items())
-        if not name.startswith("_") and name != "training" and (name == "config" or _plain(value))
+        if not name.startswith("_") and name not in ("training", *getattr(owner, "immaterial", ()))
+        if name == "config" or _plain(value)
         for part in (type(owner).__qualname__, name, value)
     )
     return identity(*modules, *weights, *attributes)

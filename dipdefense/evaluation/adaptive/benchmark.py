@@ -15,7 +15,16 @@ from dipdefense.attacks.adaptive import Threat
 from dipdefense.checks import Precision, check_budgets
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.evaluation import command_line
-from dipdefense.evaluation.adaptive.conditions import STATES, Target, asked, conditions, rounds, with_known_draws
+from dipdefense.evaluation.adaptive.conditions import (
+    MOST_SEED,
+    STATES,
+    Target,
+    asked,
+    conditions,
+    judging_seeds,
+    rounds,
+    with_known_draws,
+)
 from dipdefense.evaluation.adaptive.levels import LEVELS, Level
 from dipdefense.evaluation.adaptive.names import Norm, named
 from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
@@ -70,8 +79,8 @@ class AdaptiveSetting(Setting):
 
     @property
     def draws(self) -> tuple[int, ...]:
-        """The seeds of the fresh draws; the first also chooses the images and serves the attacks."""
-        return tuple(range(self.seeds[0], self.seeds[0] + self.level.draws))
+        """The seeds of the fresh draws; the first also serves the attacks."""
+        return judging_seeds(self.level, self.seeds[0])
 
 
 def parse_arguments(description: str | None, arguments: Sequence[str] | None = None) -> AdaptiveSetting:
@@ -104,6 +113,8 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
         parser.error(str(error))
     if len(given.seed) > 1:
         parser.error(f"--seed takes one seed here, from which all draws derive; got {given.seed}")
+    if given.seed[0] > MOST_SEED:
+        parser.error(f"--seed must be at most {MOST_SEED}, got {given.seed[0]}")
     return AdaptiveSetting(
         **command_line.subject_of(given),
         **command_line.reconstruction_of(given),
@@ -183,11 +194,12 @@ def measure_adaptive(setting: AdaptiveSetting, subject: Subject, against: Oppone
     level, draws = setting.level, setting.draws
     runs = [
         measure(
-            replace(setting, seeds=draws),
+            setting,
             replace(subject, chosen=part),
             conditions=measured(setting, against, repeat=repeat, folder=setting.out / STATES),
             defences=[*against.defences, *with_known_draws(level, against.targets)],
             configuration={**against.settings, "adaptive": level.settings()},
+            seeds=draws,
             asked=asked(level, draws),
             exports=EXPORTS,
             only_stored=setting.report,

@@ -238,6 +238,15 @@ def rounds(level: Level, chosen: Chosen) -> list[tuple[int, Chosen]]:
     return [(0, chosen), *((repeat, few) for repeat in range(1, level.repeats + 1))]
 
 
+MOST_SEED = 2**48
+"""The largest seed of an evaluation, whose draws' seeds are larger by the number of draws."""
+
+
+def judging_seeds(level: Level, seed: int) -> tuple[int, ...]:
+    """The seeds of the fresh draws that judge an evaluation of this seed: two evaluations share none."""
+    return tuple(range(seed * level.draws, (seed + 1) * level.draws))
+
+
 def asked(level: Level, seeds: Sequence[int]) -> Asked:
     """Which draws judge which condition: an attack on a defence is judged on that defence alone."""
     few = set(seeds[: level.control_draws])

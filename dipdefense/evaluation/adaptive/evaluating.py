@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,11 +23,13 @@ from dipdefense.attacks.checking import check_attacked, check_labels_below, deta
 from dipdefense.checks import check_logits
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation.adaptive.conditions import (
+    MOST_SEED,
     STATES,
     Target,
     asked,
     check_conditions,
     conditions,
+    judging_seeds,
     purifying,
     rounds,
     with_known_draws,
@@ -66,8 +69,9 @@ def evaluate(
 ) -> AdaptiveReport:
     """Attack a defence by attackers who know it, and report the accuracy that they leave.
 
-    The undefended classifier is attacked beside it. Before anything runs, the cost is told: purifications an image
-    and the time that they will take. ``quick`` and ``standard`` are reduced attacks, and so the report calls them: an
+    The undefended classifier is attacked beside it. First the defence is probed, by purifying
+    the first four images five times. Then, before any attack, the cost is told: purifications an image and the time
+    that they will take. ``quick`` and ``standard`` are reduced attacks, and so the report calls them: an
     accuracy under them is an upper bound, and no robust accuracy. Where a defence that keeps the images' shape has a
     gradient of its own, other than the identity's, the level's BPDA is run with that gradient too ("own gradient").
 
@@ -88,7 +92,7 @@ def evaluate(
             from it when called again with the same arguments, with the same result. Modules are told apart by how
             they print, their weights, and their public attributes that are numbers, strings or tensors. None keeps
             nothing.
-        tell: is called with the plan before the start; None for silence.
+        tell: is called with the plan before the first attack; None for silence.
 
     Raises:
         TypeError, ValueError: an argument is not as described; no attack has been run yet.
@@ -112,7 +116,7 @@ def evaluate(
         raise TypeError(f"folder must be a path or None, got {shown(folder)}")
     check_autoattack(level.attacks)
     epsilons = _epsilons(epsilon, norm)
-    seed, batch_size = integer("seed", seed, low=0, high=2**48), integer("batch_size", batch_size, low=1)
+    seed, batch_size = integer("seed", seed, low=0, high=MOST_SEED), integer("batch_size", batch_size, low=1)
     with evaluated(classifier):
         # Copies that gradients may flow through, in inference mode too.
         images, labels = detached(images), labels.long().clone()
@@ -131,13 +135,15 @@ def evaluate(
         if keeps_shape and probes.own_gradient:
             level = _with_own_gradient(level, random=probes.randomised)
         configuration = identity | {"adaptive": level.settings()}
-        draws = tuple(range(seed * level.draws, (seed + 1) * level.draws))
+        draws = judging_seeds(level, seed)
         found = conditions(level, targets, epsilons=epsilons, norm=norm)
         check_conditions(found, classifier, images[:1], labels[:1])
         if tell is not None:
             few = images[:batch_size]
             seconds = {target.name: seconds_of(target, classifier, few) for target in targets}
-            tell(text([plan(level, costs(level, targets, found), seconds, images=len(images))]))
+            again = conditions(level, targets, epsilons=epsilons, norm=norm, repeat=1) if level.repeats else {}
+            rows, further = (costs(level, targets, each) for each in (found, again))
+            tell(text([plan(level, rows, seconds, images=len(images), again=further)]))
         runs = [
             complete(
                 store,
@@ -189,7 +195,7 @@ def _column(defence: nn.Module) -> Column:
 def _epsilons(given: float | Sequence[float], norm: Norm) -> tuple[float, ...]:
     """Ascending and checked, before any work."""
     expected = "one or several numbers: in units of 1/255 from 1 to 255 for Linf, the norm itself for L2"
-    values = several("epsilon", [given] if isinstance(given, int | float) else given, expected=expected, most=1000)
+    values = several("epsilon", [given] if isinstance(given, numbers.Real) else given, expected=expected, most=1000)
     if not values:
         raise ValueError(f"epsilon must be {expected}, got none")
     return tuple(sorted({Threat(epsilon=value, norm=norm).epsilon for value in values}))  # type: ignore[arg-type]

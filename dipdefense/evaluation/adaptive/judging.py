@@ -87,8 +87,11 @@ class Verdict:
 
     @property
     def error(self) -> float:
-        """The standard error of the mean that comes from the draws alone: 0 where no image's draws differ."""
-        variances = (p * (1 - p) / len(draws) for p, draws in zip(self.single, self.draws, strict=True))
+        """The standard error of the mean that comes from the draws alone: 0 where no image's draws differ.
+
+        From one draw an image nothing is known of their variance: it is 0, as for a defence that is not random.
+        """
+        variances = (p * (1 - p) / max(len(draws) - 1, 1) for p, draws in zip(self.single, self.draws, strict=True))
         return math.sqrt(sum(variances)) / self.n
 
     @property

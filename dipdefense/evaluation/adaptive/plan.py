@@ -43,6 +43,11 @@ class Cost:
     judging: int
     other: float = 0.0
 
+    @property
+    def purifications(self) -> float:
+        """All of it, in purifications an image."""
+        return self.attack + self.judging + self.other
+
 
 def costs(level: Level, targets: Sequence[Target], found: Mapping[str, Condition | None]) -> list[Cost]:
     """The cost of every condition on every defence judged under it; the undefended classifier purifies nothing."""
@@ -106,7 +111,9 @@ def _timed(work: Callable[[], object], images: Tensor) -> float:
     return seconds
 
 
-def plan(level: Level, rows: Sequence[Cost], seconds: Mapping[str, float], *, images: int) -> Section:
+def plan(
+    level: Level, rows: Sequence[Cost], seconds: Mapping[str, float], *, images: int, again: Sequence[Cost] = ()
+) -> Section:
     """A table of every condition's cost, and the time of all.
 
     Args:
@@ -114,27 +121,36 @@ def plan(level: Level, rows: Sequence[Cost], seconds: Mapping[str, float], *, im
         rows: from ``costs``.
         seconds: of one purification of one image, by the target's name.
         images: how many.
+        again: likewise of a further seed of the attacks, of which the level has several on the first images.
     """
     table = [["condition", "on", "purifications an image", "of these to judge it", "expected time"]]
-    total = 0.0
     for cost in rows:
-        own = (cost.attack + cost.judging + cost.other) * seconds[cost.target] * images
-        total += own
+        own = cost.purifications * seconds[cost.target] * images
         table.append([cost.condition, cost.target, str(cost.attack + cost.judging), str(cost.judging), duration(own)])
+    further = level.repeats * min(level.repeated, images)
+    total = sum(
+        cost.purifications * seconds[cost.target] * times
+        for each, times in ((rows, images), (again, further))
+        for cost in each
+    )
     each = ", ".join(f"{1000 * value:.3g} ms ({name})" for name, value in seconds.items())
     count = sum(cost.attack + cost.judging for cost in rows)
     about = (
         f"{count:,} purifications an image, {images} images: about {duration(total)} if nothing is stored yet. One "
         f"purification with its classification and gradient takes {each}; measured just now."
     )
-    repeated = ""
+    repeated = []
     if level.repeats:
-        repeated = f"Not counted: {level.repeats} further seeds of each attack on the first {level.repeated} images."
-    return Section(f'Plan of the level "{level.name}"', [about, *([repeated] if repeated else [])], table)
+        count = sum(cost.attack + cost.judging for cost in again)
+        repeated.append(
+            f"That includes {level.repeats} further seeds of the attacks on the first {min(level.repeated, images)} "
+            f"images, {count:,} purifications an image each."
+        )
+    return Section(f'Plan of the level "{level.name}"', [about, *repeated], table)
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours in two digits.
+    """Seconds, minutes or hours, as far as they matter.
 
     Example:
         >>> duration(5), duration(600), duration(86400)
@@ -142,4 +158,7 @@ def duration(seconds: float) -> str:
     """
     if seconds < 90:
         return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.3g} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    hours = seconds / 3600
+    return f"{hours:.3g} h" if hours < 100 else f"{hours:,.0f} h"

@@ -36,8 +36,8 @@ def accuracy_by_epsilon(curves: Mapping[Column, Mapping[str, Curve]], *, about: 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('plots need Matplotlib: pip install "dipdefense[demo]"') from error
-    across = min(len(curves), _ACROSS)
-    rows = -(-len(curves) // across)
+    across = max(1, min(len(curves), _ACROSS))
+    rows = max(1, -(-len(curves) // across))
     figure = Figure(figsize=(max(2.9 * across, 6.0), 2.6 * rows + 1.8), layout="constrained")
     grid = figure.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(curves) :]:

@@ -99,6 +99,8 @@ class AdaptiveReport:
         """Whether the attack is less than the level "full", of which every attack counts that runs on the defence."""
         level = self.run.configuration["adaptive"]
         particular = set() if any(column[0] == "dip" for column in self.columns) else _OF_SOME
+        if self._config is not None and self._config.variants():
+            particular = particular | {"unrolled"}
         return bool(level["level"] != "full" or set(level["attacks"]) - particular - set(self._names()))
 
     def judged(self, attack: str, column: Column, epsilon: float | None = None) -> Verdict | None:
@@ -182,7 +184,7 @@ class AdaptiveReport:
         """The report that ``to_json`` wrote.
 
         Raises:
-            ValueError: it is none; the message names the field.
+            ValueError: it is not such a report; the message names the field.
         """
         try:
             told = json.loads(stored)
@@ -191,7 +193,7 @@ class AdaptiveReport:
             run = Run(told["configuration"], records, sessions, tuple(told["skipped"]))
             return cls(run, {name: Probes.from_json(each) for name, each in told["probes"].items()})
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no report of an adaptive evaluation: {error!r}") from error
+            raise ValueError(f"this is not a report of an adaptive evaluation: {error!r}") from error
 
     def _banner(self) -> str:
         level = self.run.configuration["adaptive"]
@@ -200,22 +202,33 @@ class AdaptiveReport:
         return " ".join([*self._reduced(), f"{reduced}Attacks: {described or 'none'}."])
 
     def _reduced(self) -> list[str]:
-        """A sentence where the reconstruction is less than the paper's smallest budget, or its network another."""
+        """A sentence where the reconstruction is less than the paper's smallest budget, or another one."""
         budgets = [budget for defence, budget in self.columns if defence == "dip"]
-        if not budgets or "dip" not in self.run.configuration:
+        if not budgets or (config := self._config) is None:
             return []
         less = []
         if max(budgets) < min(PAPER_BUDGETS):
             less.append(f"{max(budgets)} iterations at most instead of {min(PAPER_BUDGETS)} or more")
-        if (channels := self.run.configuration["dip"]["channels"]) != DIPConfig().channels:
-            less.append(f"{channels} channels instead of {DIPConfig().channels}")
-        if reduction := self.run.configuration["dip"].get("reduction"):
-            less.append(f"1/{reduction} of the images' height and width")
+        if (stopping := self.run.configuration.get("stopping")) is not None:
+            less.append(f'each image\'s fit ended by the rule "{stopping["rule"]}" instead of at a fixed budget')
+        less += config.differences()
         return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(less)}."] if less else []
+
+    @property
+    def _config(self) -> DIPConfig | None:
+        """The reconstruction's network, where there is one."""
+        stored = self.run.configuration.get("dip")
+        return None if stored is None else DIPConfig.from_json(stored)
+
+    @cached_property
+    def described(self) -> str:
+        """The number of images, and whether they are those that the classifier gets right without defence."""
+        n = len({record.image for record in self.run.records})
+        undefended = self.judged("clean", ("none", 0))
+        return f"{n}{' that it classifies correctly' if undefended is not None and undefended.mean == 1 else ''}"
 
     def _subject(self) -> str:
         configuration = self.run.configuration
-        n = len({record.image for record in self.run.records})
         norm = next((p.norm for v in self.verdicts if (p := named(v.condition)) is not None), "Linf")
         unit = "ε in 1/255" if norm == "Linf" else "ε is the norm"
         clean = [v for v in self.verdicts if v.condition == "clean"]
@@ -224,8 +237,8 @@ class AdaptiveReport:
         controls = f", controls on {max(len(v.draws[0]) for v in few)}" if few else ""
         judged = _JUDGED.format(draws=draws, few=controls)
         return (
-            f'Classifier: {configuration["classifier"]}. Images: {n} of "{configuration["data"]}". Norm: {norm}, '
-            f"{unit}. {judged}"
+            f'Classifier: {configuration["classifier"]}. Data: "{configuration["data"]}". Images: {self.described}. '
+            f"Norm: {norm}, {unit}. {judged}"
         )
 
     def _names(self) -> list[str]:

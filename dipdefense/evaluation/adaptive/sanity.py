@@ -90,6 +90,17 @@ class Sanity:
             return Check(title, "not measured")
         return Check(title, "pass" if found[0].mean == 0 else "fail", f"{_percent(found[0].mean)}")
 
+    def _chance(self, one: Verdict, other: Verdict) -> float:
+        """Two standard errors of a difference, of the draws: by so much one may be above the other by chance."""
+        return 2 * math.hypot(*(self._error(verdict) for verdict in (one, other)))
+
+    def _error(self, verdict: Verdict) -> float:
+        """Where a random defence was asked once an image, that of as many independent draws, which is no smaller."""
+        random = self.probes is not None and self.probes.randomised
+        if not random or any(len(draws) > 1 for draws in verdict.draws):
+            return verdict.error
+        return math.sqrt(verdict.mean * (1 - verdict.mean) / verdict.n)
+
     def _white_box(self, epsilon: float) -> Verdict | None:
         """The strongest attack through the defence at this ε."""
         through = [v for v in attackers(self._all, self.column, epsilon) if _attack(v) not in _BLIND]
@@ -101,7 +112,7 @@ class Sanity:
             for epsilon in self._epsilons
             if (strong := self._white_box(epsilon)) and (weak := self._found.get((than, epsilon)))
         ]
-        cases = [(e, s.mean, w.mean, s.mean <= w.mean + _chance(s, w), _attack(s)) for e, s, w in pairs]
+        cases = [(e, s.mean, w.mean, s.mean <= w.mean + self._chance(s, w), _attack(s)) for e, s, w in pairs]
         return _compared(title, cases)
 
     def _converged(self, title: str, name: str, more: str) -> Check:
@@ -110,7 +121,7 @@ class Sanity:
             for epsilon in self._epsilons
             if (name, epsilon) in self._found and (more, epsilon) in self._found
         ]
-        held = [own.mean - m.mean <= _CONVERGED + _chance(own, m) for _, own, m in pairs]
+        held = [own.mean - m.mean <= _CONVERGED + self._chance(own, m) for _, own, m in pairs]
         return _compared(
             title, [(e, m.mean, own.mean, holds, more) for (e, own, m), holds in zip(pairs, held, strict=True)]
         )
@@ -124,7 +135,9 @@ class Sanity:
         ]
         if len(cases) < 2:
             return Check(title, "not measured", "one ε")
-        falling = all(after.mean <= before.mean + _chance(before, after) for (_, before), (_, after) in pairwise(cases))
+        falling = all(
+            after.mean <= before.mean + self._chance(before, after) for (_, before), (_, after) in pairwise(cases)
+        )
         detail = ", ".join(f"{_percent(case.mean)} at {epsilon:g}" for epsilon, case in cases)
         return Check(title, "pass" if falling else "fail", detail)
 
@@ -135,7 +148,7 @@ class Sanity:
             for epsilon in self._epsilons
             if (strong := self._white_box(epsilon)) and (noise := self._found.get(("noise", epsilon)))
         ]
-        cases = [(e, s.mean, n.mean, s.mean + _chance(s, n) < n.mean, _attack(s)) for e, s, n in pairs]
+        cases = [(e, s.mean, n.mean, s.mean + self._chance(s, n) < n.mean, _attack(s)) for e, s, n in pairs]
         return _compared(title, cases)
 
     def _loss(self) -> Check:
@@ -203,11 +216,6 @@ def _compared(title: str, cases: Sequence[tuple[float, float, float, bool, str]]
         return Check(title, "not measured")
     detail = ", ".join(f"{_percent(one)} ({name}) : {_percent(two)} at {e:g}" for e, one, two, _, name in cases)
     return Check(title, "pass" if all(case[3] for case in cases) else "fail", detail)
-
-
-def _chance(one: Verdict, other: Verdict) -> float:
-    """Two standard errors of a difference, of the draws: by so much one may be above the other by chance."""
-    return 2 * math.hypot(one.error, other.error)
 
 
 def _attack(verdict: Verdict) -> str:

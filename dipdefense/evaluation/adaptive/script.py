@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from dipdefense.attacks.adaptive.autoattack import check_autoattack
@@ -18,11 +19,13 @@ from dipdefense.evaluation.adaptive.benchmark import (
     parse_arguments,
 )
 from dipdefense.evaluation.adaptive.conditions import check_conditions
+from dipdefense.evaluation.adaptive.names import target_name
 from dipdefense.evaluation.adaptive.plan import costs, plan, seconds_of
 from dipdefense.evaluation.adaptive.probes import Probes, probe
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
-from dipdefense.evaluation.exports import export, read_export
+from dipdefense.evaluation.exports import ExportError, export, read_export
 from dipdefense.evaluation.measurement import STORE
+from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.report import png, text
 from dipdefense.evaluation.subject import Subject, open_subject
 from dipdefense.files import write_atomically
@@ -54,20 +57,34 @@ def reproduce(description: str | None) -> None:
             check_conditions(found, subject.classifier, few[:1], labels[:1])
         if not setting.report:
             seconds = {target.name: seconds_of(target, subject.classifier, few) for target in against.targets}
-            rows = costs(setting.level, against.targets, found)
-            print(text([plan(setting.level, rows, seconds, images=len(subject.chosen.indices))]), flush=True)
+            again = measured(setting, against, repeat=1) if setting.level.repeats else {}
+            rows, further = (costs(setting.level, against.targets, each) for each in (found, again))
+            count = len(subject.chosen.indices)
+            print(text([plan(setting.level, rows, seconds, images=count, again=further)]), flush=True)
         if setting.dry_run:
             return
         run = measure_adaptive(setting, subject, against)
         with command_line.usage():
             if not run.records:
                 raise ValueError(f"{store} has nothing of this evaluation in full yet")
-        report = AdaptiveReport(run, probed(setting, subject, against))
+        stored = _stored_probes(run, setting.out) if setting.report else {}
+        report = AdaptiveReport(run, stored or probed(setting, subject, against))
         written = write_report(report, setting.out)
         print(report)
         print("written:", *written, f"and {store}")
         if run.skipped:
             print(f"{len(run.skipped)} images could not be read and were skipped", file=sys.stderr)
+
+
+def _stored_probes(run: Run, folder: Path) -> Mapping[str, Probes]:
+    """The defences' properties from the folder's report, where it is of this configuration; none otherwise."""
+    try:
+        before = read_report(folder)
+    except (OSError, ExportError):
+        return {}
+    names = {target_name(record.defence, record.budget) for record in run.records} - {target_name("none", 0)}
+    same = before.run.configuration == run.configuration and names <= before.probes.keys()
+    return before.probes if same else {}
 
 
 def probed(setting: AdaptiveSetting, subject: Subject, against: Opponents) -> dict[str, Probes]:

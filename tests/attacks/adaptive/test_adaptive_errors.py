@@ -115,7 +115,7 @@ def test_a_file_that_is_no_checkpoint_of_this_attack(content, tmp_path: Path) ->
         BPDA(steps=1)(Rounded(), network(), IMAGES, LABELS, threat=LINF, seed=1, checkpoint=checkpoint)
     else:
         checkpoint.path.write_bytes(content)
-    message = "is the checkpoint of another attack" if content is None else "is no checkpoint"
+    message = "is the checkpoint of another attack" if content is None else "is not a checkpoint"
     with pytest.raises(ValueError, match=message):
         BPDA(steps=1)(Rounded(), network(), IMAGES, LABELS, threat=LINF, seed=0, checkpoint=checkpoint)
 

@@ -18,10 +18,11 @@ from test_adaptive_sanity import TINY, Honest, Linear, questions
 from torch import Tensor, nn
 
 from dipdefense import DIPPurifier
+from dipdefense.attacks.adaptive.checkpoint import fingerprint
 from dipdefense.evaluation import LEVELS, AdaptiveReport, Level, Store, evaluate
 from dipdefense.evaluation.adaptive.conditions import Target, conditions
 from dipdefense.evaluation.adaptive.names import title
-from dipdefense.evaluation.adaptive.plan import costs, duration
+from dipdefense.evaluation.adaptive.plan import Cost, costs, duration, plan
 from dipdefense.evaluation.adaptive.plot import accuracy_by_epsilon
 from dipdefense.evaluation.records import Record
 
@@ -110,7 +111,7 @@ def test_json_there_and_back(report: AdaptiveReport) -> None:
 def test_json_of_something_else_is_refused(report: AdaptiveReport, spoil: Any) -> None:
     told = json.loads(report.to_json())
     spoil(told)
-    with pytest.raises(ValueError, match=r"no report of an adaptive evaluation|missing or unknown"):
+    with pytest.raises(ValueError, match=r"not a report of an adaptive evaluation|missing or unknown"):
         AdaptiveReport.from_json(json.dumps(told))
 
 
@@ -381,10 +382,23 @@ def test_the_plan_is_told_before_the_start() -> None:
     # clean 3 + 1; of each ε: noise 1, transfer 3, BPDA 4 + 3, known seed 4 + 3 + 1, one step 2 + 1.
     assert "48 purifications an image, 3 images" in words
     assert "bpda-8@dip-2" in text
-    assert "Not counted: 1 further seeds of each attack on the first 2 images." in words
+    # Of each ε again: BPDA 4 + 3, known seed 4 + 3 + 1.
+    assert (
+        "That includes 1 further seeds of the attacks on the first 2 images, 30 purifications an image each." in words
+    )
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.5, "0.5 s"), (89, "89 s"), (91, "2 min"), (36000, "10 h")])
+def test_the_time_of_further_seeds_is_in_the_plan() -> None:
+    rows, again = [Cost("bpda-8@dip-2", "dip-2", 4, 3)], [Cost("bpda-8@dip-2#1", "dip-2", 4, 3)]
+    section = plan(BRIEF, rows, {"dip-2": 1.0}, images=3, again=again)
+    assert f"7 purifications an image, 3 images: about {duration(7 * 3 + 7 * 2)} if" in section.paragraphs[0]
+    few = plan(BRIEF, rows, {"dip-2": 1.0}, images=1, again=again)
+    assert f"about {duration(7 + 7)} if" in few.paragraphs[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0.5 s"), (89, "89 s"), (91, "2 min"), (36000, "10 h"), (4.4e7, "12,222 h")]
+)
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
@@ -464,7 +478,9 @@ def wrong() -> Iterator[Any]:
     yield pytest.param((*good[:2], images, labels[:1]), {}, ValueError, "labels must be", id="labels")
     yield pytest.param((*good[:2], images, labels + 4), {}, ValueError, r"labels must lie in \[0, 4\)", id="range")
     yield pytest.param(good, {"level": "hard"}, ValueError, 'level must be "quick", "standard" or "full"', id="level")
-    yield pytest.param(good, {"epsilon": 0.03}, ValueError, "epsilon is in units of 1/255", id="8/255")
+    yield pytest.param(
+        good, {"epsilon": 0.03}, ValueError, r"epsilon must be a number in \[1, 255\], in units of 1/255", id="8/255"
+    )
     yield pytest.param(good, {"epsilon": ()}, ValueError, "epsilon must be one or several", id="no epsilon")
     yield pytest.param(good, {"norm": "L1"}, ValueError, 'norm must be "Linf" or "L2"', id="norm")
     yield pytest.param(good, {"seed": -1}, ValueError, "seed must be", id="seed")
@@ -500,6 +516,52 @@ def test_a_variant_of_the_network_is_not_unrolled() -> None:
     variant = DIPPurifier(2, config=dataclasses.replace(CONFIG, activation="elu"))
     targets = [Target(("none", 0), nn.Identity()), Target(("dip", 2), variant)]
     assert list(conditions(level, targets, epsilons=(8,))) == ["clean", "noise-8", "bpda-8@dip-2"]
+
+
+def test_every_attack_that_a_variant_admits_is_not_a_reduced_attack() -> None:
+    level = Level(name="full", attacks={"bpda": {"steps": 1}, "unrolled": {"steps": 1, "iterations": 1}}, draws=1)
+    asked_for = {"level": level, "epsilon": 8}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LEVELS, "full", level)
+        variant = call(DIPPurifier(2, config=dataclasses.replace(CONFIG, activation="elu")), **asked_for)
+        assert not variant.reduced
+        original = call(**asked_for)
+    assert not original.reduced
+    without = tuple(record for record in original.run.records if not record.condition.startswith("unrolled"))
+    assert dataclasses.replace(original, run=dataclasses.replace(original.run, records=without)).reduced
+    assert "scales 2 instead of 5; channels" in " ".join(str(variant).split())
+    assert "activation elu instead of leaky_relu" in " ".join(str(variant).split())
+
+
+def test_a_stopping_rule_is_named_at_the_top() -> None:
+    level = Level(name="own", attacks={"bpda": {"steps": 1}}, draws=1)
+    text = " ".join(str(call(DIPPurifier(3, config=CONFIG, stopping="trend"), level=level)).split())
+    assert 'each image\'s fit ended by the rule "trend" instead of at a fixed budget' in text
+
+
+def test_the_images_are_called_correctly_classified_where_all_of_them_are(report: AdaptiveReport) -> None:
+    assert "Images: 3 that it classifies correctly." in " ".join(str(report).split())
+    classifier, images, labels = asked()
+    wrong = evaluate(nn.Identity(), classifier, images, (labels + 1) % 4, level=BARE, tell=None)
+    assert "Images: 3. Norm" in " ".join(str(wrong).split())
+
+
+def test_what_decides_no_output_starts_no_other_evaluation(tmp_path: Path) -> None:
+    first = call(DIPPurifier(2, config=CONFIG), folder=tmp_path)
+    again = call(DIPPurifier(2, config=CONFIG, progress=True, batch_size=1), folder=tmp_path)
+    assert again.run.sessions == first.run.sessions, "everything came from the store"
+    assert fingerprint(DIPPurifier(2, config=CONFIG)) != fingerprint(DIPPurifier(2, config=CONFIG, gradient="none"))
+
+
+@pytest.mark.parametrize("epsilon", [np.int64(16), np.float32(16), np.array([16, 8]), np.array([8.0])], ids=repr)
+def test_numpys_numbers_are_strengths(epsilon: Any) -> None:
+    report = call(nn.Identity(), level=BARE, epsilon=epsilon)
+    assert report.epsilons == sorted(np.atleast_1d(epsilon).tolist())
+
+
+def test_a_level_without_attacks_has_an_empty_plot() -> None:
+    report = call(nn.Identity(), level=Level(name="none", attacks={}, draws=1), norm="L2", epsilon=1)
+    assert not report.plot().axes
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("L2", 1e-5), ("L2", 1 / 3), ("Linf", 4 / 3)])

@@ -173,7 +173,7 @@ def test_fewer_attackers_measure_less_and_share_outcomes(tmp_path: Path) -> None
     few = measure_adaptive(setting, tiny_subject(images=2))
     assert {r.condition for r in few.records} == {"clean", "noise-16", "bpda-16@dip-2", "bpda-16@dip-2#1"}
     more = measure_adaptive(dataclasses.replace(setting, attackers=("transfer", "bpda")), tiny_subject(images=3))
-    text = str(AdaptiveReport(few))
+    text = " ".join(str(AdaptiveReport(few)).split())
     assert "Attacks: BPDA (2 steps)." in text
     kept = {r.key: r.confidence for r in more.records}
     assert all(kept[r.key] == r.confidence for r in few.records if r.position < 2)
@@ -218,11 +218,41 @@ def test_an_attack_that_the_classifier_does_not_suit_ends_it_before_the_plan(
     assert "restarts must be fewer than the classes" in capsys.readouterr().err
 
 
+def test_two_seeds_share_no_draw_and_keep_their_choice_of_images(tmp_path: Path) -> None:
+    zero, one = (tiny_setting(tmp_path, seeds=(seed,)) for seed in (0, 1))
+    assert zero.draws == (0, 1)
+    assert not set(zero.draws) & set(one.draws)
+    run = measure_adaptive(
+        dataclasses.replace(one, attackers=("bpda",), defences=("none", "randomisation")), tiny_subject(images=3)
+    )
+    assert run.configuration["selection seed"] == 1
+    assert {record.seed for record in run.records if record.defence == "randomisation"} == set(one.draws)
+
+
+def test_a_report_probes_no_defence_whose_report_is_there(
+    whole: tuple[AdaptiveReport, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, folder = whole
+    write_report(report, folder)
+    monkeypatch.setattr(
+        "dipdefense.evaluation.adaptive.script.parse_arguments", lambda _: tiny_setting(folder, report=True)
+    )
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.open_subject", lambda _: tiny_subject(images=3))
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.probe", None)
+    reproduce(None)
+    assert "properties of the defence" not in capsys.readouterr().out
+    # Of another network nothing is known.
+    other = tiny_setting(folder, report=True, config=dataclasses.replace(CONFIG, learning_rate=0.02))
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.parse_arguments", lambda _: other)
+    with pytest.raises((TypeError, SystemExit)):
+        reproduce(None)
+
+
 def test_a_command_line_becomes_a_setting() -> None:
     arguments = ["--level", "standard", "--epsilon", "8", "2", "--budgets", "100", "300", "--seed", "4", "--dry-run"]
     setting = parse_arguments(None, [*arguments, "--device", "cpu", "--config", "architecture-2", "--norm", "L2"])
     assert (setting.level.name, setting.epsilons, setting.budgets) == ("standard", (2.0, 8.0), (100, 300))
-    assert (setting.draws, setting.norm, setting.dry_run) == (tuple(range(4, 14)), "L2", True)
+    assert (setting.draws, setting.norm, setting.dry_run) == (tuple(range(40, 50)), "L2", True)
     assert setting.attackers == (*setting.level.attacks, *setting.level.controls)
     assert parse_arguments(None, ["--device", "cpu"]).level.name == "quick"
 
@@ -232,7 +262,8 @@ def test_a_command_line_becomes_a_setting() -> None:
     [
         (["--attackers", "square"], "the level quick has the attackers transfer, .*; got square"),
         (["--epsilon", "0"], "must be a positive number, got '0'"),
-        (["--epsilon", "0.03"], "epsilon is in units of 1/255"),
+        (["--epsilon", "0.03"], "epsilon must be a number in .* in units of 1/255"),
+        (["--seed", str(2**63 - 1)], "--seed must be at most"),
         (["--seed", "1", "2"], "takes one seed here"),
         (["--level", "hard"], "invalid choice: 'hard'"),
         (["--budgets", "300", "100"], "must ascend"),

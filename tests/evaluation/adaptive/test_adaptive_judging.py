@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import statistics
 from collections.abc import Sequence
 
 import pytest
@@ -47,6 +49,17 @@ def test_failing_once_in_many_draws_is_no_success() -> None:
 def test_the_interval_is_of_the_images_and_not_of_their_draws() -> None:
     verdict = judged("bpda-8@dip-100", ["xxxx", "aaaa"])
     assert verdict.interval(verdict.mean) == wilson(0.5, 2)
+
+
+def test_the_error_of_the_draws_is_unbiased() -> None:
+    """Over many verdicts of two fair draws an image, its square's mean is the variance of the mean."""
+    generator = random.Random(0)
+    found = [
+        judged("bpda-8@dip-100", ["".join(generator.choice("xa") for _ in "12") for _ in range(20)]) for _ in range(300)
+    ]
+    expected = 0.25 / 2 / 20
+    assert statistics.fmean(verdict.error**2 for verdict in found) == pytest.approx(expected, rel=0.05)
+    assert judged("bpda-8@dip-100", ["x", "a"]).error == 0
 
 
 def test_the_loss_is_that_of_every_draw_and_finite() -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from measuring import record
 from torch import Tensor, nn
 
 from dipdefense import DIPPurifier
 from dipdefense.evaluation import AdaptiveReport, Level, evaluate
+from dipdefense.evaluation.adaptive.judging import verdicts
 from dipdefense.evaluation.adaptive.probes import Probes, probe
-from dipdefense.evaluation.adaptive.sanity import leaderboards
+from dipdefense.evaluation.adaptive.sanity import Sanity, leaderboards
 
 UNBOUNDED = "an unbounded perturbation reaches 0 %"
 ITERATIVE = "iterative attacks are at least as strong as one step"
@@ -285,6 +287,30 @@ def test_the_own_gradient_of_a_random_defence_is_averaged_as_the_levels_eot_is()
     found = evaluate(Noisy(), classifier, *questions(classifier, count=2), level=TINY, tell=None)
     settings = found.run.configuration["adaptive"]["attacks"]["own-gradient"]
     assert settings == {"steps": 10, "samples": 2}
+
+
+def test_chance_is_considered_where_a_random_defence_is_asked_once() -> None:
+    """Of 25 images, 14 are right after more steps and 18 before: within two standard errors of as many draws."""
+    records = [
+        record(
+            f"{place}",
+            condition=f"{name}-8@defence-1",
+            defence="defence",
+            budget=1,
+            position=place,
+            label=1,
+            prediction=place < right,
+        )
+        for name, right in (("bpda", 18), ("more-steps", 14))
+        for place in range(25)
+    ]
+    known = Probes(
+        randomised=True, samples=True, repeatable=True, looks=True, optimises=False, probabilities=False,
+        zero_gradients=0, images=4, classes=4,
+    )  # fmt: skip
+    for probes, status in ((known, "pass"), (dataclasses.replace(known, randomised=False), "fail")):
+        checks = {check.title: check.status for check in Sanity(verdicts(records), ("defence", 1), probes).checks()}
+        assert checks[STEPS] == status
 
 
 def test_without_its_control_a_check_is_named_as_not_measured() -> None:
