@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from front_report import TESTED, percent, tested
+from front_report import TESTED, tested
 
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation import Run, command_line, read_export
 from dipdefense.evaluation.protocol import condition_order, condition_title
 from dipdefense.evaluation.report import Section, markdown, provenance
+from dipdefense.evaluation.statistics import in_percent
 
 
 class Image(NamedTuple):
@@ -72,7 +73,7 @@ def rows(first: Outcomes, second: Outcomes) -> Iterator[list[str]]:
     ]
     yield ["condition", "n", "first, %", "second, %", *TESTED]
     for title, own in pairs.items():
-        shares = [percent(fmean(side), len(own)) for side in zip(*own, strict=True)]
+        shares = [in_percent(fmean(side), len(own)) for side in zip(*own, strict=True)]
         yield [title, str(len(own)), *shares, *tested(own)]
 
 

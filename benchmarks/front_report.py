@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.report import Section
 from dipdefense.evaluation.report import markdown as as_markdown
-from dipdefense.evaluation.statistics import mcnemar, paired_difference, wilson
+from dipdefense.evaluation.statistics import in_percent, mcnemar, paired_difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,12 +40,6 @@ class Point(NamedTuple):
     def accuracy(self) -> float:
         """The mean over images and conditions."""
         return fmean(self.outcomes.values())
-
-
-def percent(share: float, n: int) -> str:
-    """A share of n images in per cent, with its Wilson 95 % interval."""
-    low, high = wilson(share, n)
-    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def tested(pairs: Sequence[tuple[float, float]]) -> list[str]:
@@ -109,7 +103,7 @@ def markdown(points: Sequence[Point], *, images: int, source: str, classifier: s
                 "At the last iteration",
                 [
                     f"Against the compact network at {whole.budget} iterations "
-                    f"({percent(whole.accuracy, images)}): candidates at as many and at their last, no budget being "
+                    f"({in_percent(whole.accuracy, images)}): candidates at as many and at their last, no budget being "
                     "chosen. On how many images the candidate has the higher share of conditions, and the lower; exact "
                     "sign test, two-sided, not corrected; the mean difference in points with its 95 % interval (t)."
                 ],
@@ -126,7 +120,7 @@ def markdown(points: Sequence[Point], *, images: int, source: str, classifier: s
 
 
 def _row(point: Point) -> list[str]:
-    return [point.name, str(point.budget), f"{point.time:.0f}", percent(point.accuracy, len(point.outcomes))]
+    return [point.name, str(point.budget), f"{point.time:.0f}", in_percent(point.accuracy, len(point.outcomes))]
 
 
 def _against(points: Iterable[Point], whole: Point) -> Iterator[list[str]]:

@@ -1,12 +1,14 @@
 """A plan before a long measurement: the number of images that decides each of the paper's claims, and the cost.
 
     python benchmarks/plan.py benchmarks/results/table2-reconstruction/table2.jsonl
+    python benchmarks/plan.py benchmarks/results/table2-reconstruction/table2.jsonl --images 20
 
 The plan follows from the differences measured so far. Each comparison's split of the same images gives the
 probabilities for the exact McNemar test (80 % power at the 5 % level, for that comparison alone: a claim about several
-attacks is corrected by Holm's procedure, and takes more). A small record makes a rough plan: the range
-covers the equally plausible splits with one image more or less on either side. The seconds are the record's median for
-one reconstruction at the largest budget.
+attacks is corrected by Holm's procedure, and takes more). A small record makes a rough plan: the range covers the
+equally plausible splits with one image more or less on either side. The seconds are the record's median for one
+reconstruction at the largest budget. With --images the plan is that of the first images, beside what the whole record
+took: the number of images from which on the comparison stayed decided, again by itself.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from dipdefense.evaluation import Run, read_export
+from dipdefense.evaluation.command_line import count
 from dipdefense.evaluation.power import images_needed, smoothed
 from dipdefense.evaluation.protocol import condition_title
-from dipdefense.evaluation.statistics import compare
-from dipdefense.paper.claims import Comparison, comparisons
+from dipdefense.evaluation.statistics import compare, leaning, mcnemar
+from dipdefense.paper.claims import SIGNIFICANT, Comparison, comparisons
 from dipdefense.paper.labels import column_title
 from dipdefense.paper.published import CLAIMS
 from dipdefense.paper.tables import table_cells
@@ -35,21 +39,30 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("record", type=Path, help="exported records with the reconstruction, table2.jsonl")
+    parser.add_argument("--images", type=count, help="plan from so many first images (default: all)")
     given = parser.parse_args()
     run = read_export(given.record)
     if all(record.defence != "dip" for record in run.records):
         parser.error(f"{given.record} has no outcomes of the reconstruction, which a plan needs")
-    print("\n".join(plan(run)))
+    print("\n".join(plan(run, images=given.images)))
 
 
-def plan(run: Run) -> Iterator[str]:
-    """The lines of the table."""
-    cells = table_cells(run)
+def plan(run: Run, *, images: int | None = None) -> Iterator[str]:
+    """The lines of the table.
+
+    Args:
+        run: with the reconstruction.
+        images: plan from so many first images, and add what the whole run took; None plans from all of them.
+    """
+    first = run if images is None else replace(run, records=tuple(r for r in run.records if r.position < images))
     seconds = _seconds(run)
-    yield "| claim | condition | compared | n now | split | p | images needed | hours each condition |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-    for name, _, pairs in comparisons(cells):
-        for pair in pairs:
+    taken = "" if images is None else f" taken, of {table_cells(run)[0].n} |"
+    yield f"| claim | condition | compared | n | split | p | images needed | hours each condition |{taken}"
+    yield "| --- " * (8 + bool(taken)) + "|"
+    for (name, _, pairs), (_, _, whole) in zip(
+        comparisons(table_cells(first)), comparisons(table_cells(run)), strict=True
+    ):
+        for pair, later in zip(pairs, whole, strict=True):
             split = compare(pair.higher, pair.lower)
             low, high = _needed(pair)
             compared = " : ".join(column_title(*cell.column) for cell in (pair.higher, pair.lower))
@@ -61,7 +74,23 @@ def plan(run: Run) -> Iterator[str]:
             yield (
                 f"| {CLAIMS[name].statement} | {condition_title(pair.condition)} | {compared} | {pair.higher.n} | "
                 f"{split.only_first} : {split.only_second} | {split.p:.2g} | {_range(low, high)} | {hours} |"
+                f"{f' {_decided_from(later)} |' if taken else ''}"
             )
+
+
+def _decided_from(pair: Comparison) -> str:
+    """The number of images from which on the test stays significant, and whether it goes the other way."""
+    higher, lower = (list(next(iter(cell.outcomes.values())).values()) for cell in (pair.higher, pair.lower))
+    for n in range(len(higher), 0, -1):
+        ahead = [one > other for one, other in zip(higher[:n], lower[:n], strict=True)]
+        behind = [one < other for one, other in zip(higher[:n], lower[:n], strict=True)]
+        if mcnemar(ahead, behind).p >= SIGNIFICANT:
+            break
+    else:
+        n = 0
+    if n == len(higher):
+        return "not decided"
+    return f"{n + 1}{'' if leaning(pair.higher, pair.lower) > 0 else ', the other way'}"
 
 
 def _needed(pair: Comparison) -> tuple[int | None, int | None]:

@@ -20,7 +20,7 @@ from dipdefense.evaluation.adaptive.script import read_report
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.files import write_atomically
 from dipdefense.paper import figure1_report
-from dipdefense.paper.labels import banner, column_title, percent, published_title, subject
+from dipdefense.paper.labels import banner, column_title, published_title, subject
 from dipdefense.paper.published import CLASSIFIER, IMAGES, printed_number
 from dipdefense.paper.report import headline
 from dipdefense.paper.tables import table_cells
@@ -90,7 +90,7 @@ def brief(run: Run, report: AdaptiveReport | None = None) -> str:
     titles = [column_title(*column) for column in MEASURED] + [published_title(*column) for column in PUBLISHED]
     lines = ["| | " + " | ".join(titles) + " |", "| --- " * (len(titles) + 1) + "|"]
     for condition in dict.fromkeys(cell.condition for cell in cells):
-        measured = [percent(found[condition, column]) for column in MEASURED]
+        measured = [found[condition, column].percent for column in MEASURED]
         printed = [printed_number(condition, *column) for column in PUBLISHED]
         numbers = ["–" if number is None else f"{number.percent:.1f}" for number in printed]
         lines.append(f"| {condition_title(condition)} | " + " | ".join([*measured, *numbers]) + " |")

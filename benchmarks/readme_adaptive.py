@@ -17,6 +17,7 @@ from dipdefense.evaluation.adaptive.names import (
     named,
     title,
 )
+from dipdefense.evaluation.statistics import in_percent
 
 WORKS = 0.5
 """The accuracy on clean images from which a reconstruction counts as a defence."""
@@ -121,5 +122,4 @@ def _attack(judged: Verdict) -> str:
 
 
 def _cell(judged: Verdict) -> str:
-    low, high = judged.interval(judged.mean)
-    return f"{100 * judged.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return in_percent(judged.mean, judged.n)

@@ -185,13 +185,12 @@ def _accuracies(compared: Compared) -> Iterator[list[str]]:
     yield ["", *(_title(condition) for condition in conditions)]
     for budget in compared.budgets:
         best = " (best)" if budget == compared.best else ""
-        yield [f"{budget} iterations{best}", *(_shown(compared.fixed(name, budget)) for name in conditions)]
+        yield [f"{budget} iterations{best}", *(compared.fixed(name, budget).percent for name in conditions)]
     for rule in compared.rules:
         row = []
         for name in conditions:
             test = compare(compared.rule(name, rule), compared.fixed(name, compared.best))
-            shown = _shown(compared.rule(name, rule))
-            row.append(f"{shown}; {test.only_first} : {test.only_second}, p = {test.p:.2g}")
+            row.append(f"{compared.rule(name, rule).percent}; {test.only_first} : {test.only_second}, p = {test.p:.2g}")
         yield [rule, *row]
 
 
@@ -248,11 +247,6 @@ def _title(condition: str) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _shown(cell: Cell) -> str:
-    low, high = cell.interval
-    return f"{100 * cell.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _reduced(last: int) -> str:

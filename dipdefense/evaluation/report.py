@@ -19,6 +19,19 @@ Rows = Sequence[Sequence[str]]
 _WIDTH = 110
 
 
+def reduced_setting(reasons: Sequence[str]) -> list[str]:
+    """The warning that a setting is not the paper's, or nothing where it is.
+
+    Args:
+        reasons: how it falls short of the paper's or differs from it.
+
+    Example:
+        >>> reduced_setting(["20 images instead of 500"]), reduced_setting([])
+        (["REDUCED SETTING, NOT THE PAPER'S: 20 images instead of 500."], [])
+    """
+    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reasons)}."] if reasons else []
+
+
 class Section(NamedTuple):
     """A part of a report: paragraphs, then a table whose first row is its header, then a list.
 

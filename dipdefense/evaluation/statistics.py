@@ -96,6 +96,17 @@ def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
     return Interval(max(centre - half, 0.0) if share > 0 else 0.0, min(centre + half, 1.0) if share < 1 else 1.0)
 
 
+def in_percent(share: float, n: int) -> str:
+    """A share of n images in per cent, with its Wilson 95 % interval.
+
+    Example:
+        >>> in_percent(0.7, 100)
+        '70.0 [60.4, 78.1]'
+    """
+    low, high = wilson(share, n)
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """Compare two ways of classifying the same images, by the images that they disagree on.
 
@@ -221,6 +232,11 @@ class Cell:
     def interval(self) -> Interval:
         """Wilson's, 95 %, of n images; see ``wilson`` for why an average may have one."""
         return wilson(self.accuracy, self.n)
+
+    @property
+    def percent(self) -> str:
+        """The accuracy in per cent and that interval, such as "70.0 [60.4, 78.1]"."""
+        return in_percent(self.accuracy, self.n)
 
 
 def summarise(records: Iterable[Record], *, averaged: Sequence[str] = ()) -> list[Cell]:

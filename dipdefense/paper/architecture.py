@@ -25,6 +25,7 @@ from dipdefense.evaluation import (
     measure,
     undefended,
 )
+from dipdefense.evaluation.report import reduced_setting
 from dipdefense.paper.published import reductions
 from dipdefense.paper.tables import CONDITIONS
 
@@ -222,7 +223,7 @@ def reduced(configs: Mapping[str, DIPConfig], *, images: int, budgets: Sequence[
     told = reductions(configs[ORIGINAL], images=images, budgets=budgets, shape=shape)
     whole = networks(configs[ORIGINAL], shape)
     told += [f"{len(configs)} networks of {len(whole)}"] if len(configs) < len(whole) else []
-    return f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(told)}." if told else ""
+    return " ".join(reduced_setting(told))
 
 
 def _defaults(given: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.statistics import holm
 from dipdefense.paper.architecture_outcomes import Contrast, Outcomes, contrast, neighbours
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, SIGNIFICANT, UNDECIDED, Finding, wording
-from dipdefense.paper.labels import percent
 from dipdefense.paper.published import ARCHITECTURE_CLAIMS
 
 MARGIN = 0.1
@@ -109,7 +108,7 @@ def _details(original: Outcomes, judged: Sequence[Judged]) -> Iterator[str]:
         words = (("loses", lost), ("changes little", little), ("holds", held))
         verdict = next((word for word, holds in words if holds((shown, p))), "open")
         yield (
-            f"{shown.variant.title}, {condition_title(shown.condition)}: {percent(own)} at {own.budget} against "
-            f"{percent(other)} at {other.budget}, {value:+.1f} [{low:+.1f}, {high:+.1f}] points, "
+            f"{shown.variant.title}, {condition_title(shown.condition)}: {own.percent} at {own.budget} against "
+            f"{other.percent} at {other.budget}, {value:+.1f} [{low:+.1f}, {high:+.1f}] points, "
             f"{shown.split.only_first} : {shown.split.only_second}, p = {p:.2g}: {verdict}"
         )

@@ -17,7 +17,7 @@ from dipdefense.paper.architecture import VARIANTS, record_name, reduced
 from dipdefense.paper.architecture_claims import MARGIN, findings
 from dipdefense.paper.architecture_outcomes import Outcomes, contrast, outcomes
 from dipdefense.paper.architecture_plots import confidences, differences
-from dipdefense.paper.labels import percent, shown_budgets, subject
+from dipdefense.paper.labels import shown_budgets, subject
 from dipdefense.paper.report import STATEMENT, claims_section
 
 TITLE = "Section 6: the defence with one thing changed in its network (defence-unaware attacks)"
@@ -163,7 +163,7 @@ def _undefended(original: Outcomes) -> Rows:
         known = [cell for cell in cells if cell]
         if known:
             seconds = f"{median(cell.seconds for cell in known):.3g}"
-            rows.append([title, *(percent(cell) if cell else "–" for cell in cells), seconds])
+            rows.append([title, *(cell.percent if cell else "–" for cell in cells), seconds])
     return [header, *rows]
 
 
@@ -178,7 +178,7 @@ def _at_peaks(found: Sequence[Outcomes]) -> Rows:
     for one in found:
         budget, low, high = one.peak
         row = [one.title, f"{parameters(one):,}", f"{budget} [{low}, {high}]"]
-        row += [percent(one.at_peak(name)) for name in conditions]
+        row += [one.at_peak(name).percent for name in conditions]
         row += [f"{one.confidence(name, budget):.3f}" for name in conditions]
         row += ["" if one is original else _points(one, original, name) for name in conditions]
         rows.append(row)
@@ -204,5 +204,5 @@ def _fixed(found: Sequence[Outcomes]) -> Rows:
     header = ["network", *(f"{condition_title(name)}, {budget}" for name in conditions for budget in budgets)]
     return [
         header,
-        *([one.title, *(percent(one.cells[name, b]) for name in conditions for b in budgets)] for one in found),
+        *([one.title, *(one.cells[name, b].percent for name in conditions for b in budgets)] for one in found),
     ]

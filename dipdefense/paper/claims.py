@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dipdefense.config import PAPER_BUDGETS
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.statistics import Cell, compare, holm, leaning
-from dipdefense.paper.labels import Column, column_title, percent
+from dipdefense.paper.labels import Column, column_title
 from dipdefense.paper.published import CLAIMS, PUBLISHED, QUOTED, Claim, Published, printed_number
 from dipdefense.paper.tables import ADVERSARIES, PASSES
 
@@ -135,7 +135,7 @@ def decide(
     details = []
     for pair, split, p in zip(pairs, splits, corrected, strict=True):
         verdicts.append(_verdict(pair, p))
-        mine, other = (f"{column_title(*cell.column)} {percent(cell)}" for cell in (pair.higher, pair.lower))
+        mine, other = (f"{column_title(*cell.column)} {cell.percent}" for cell in (pair.higher, pair.lower))
         details.append(
             f"{condition_title(pair.condition)}: {mine} against {other}, {split.only_first} : {split.only_second}, "
             f"p = {p:.2g}{_published(pair, published)}: {verdicts[-1]}"

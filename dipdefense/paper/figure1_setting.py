@@ -24,6 +24,7 @@ from dipdefense.evaluation import (
     undefended,
 )
 from dipdefense.evaluation.protocol import condition_name
+from dipdefense.evaluation.report import reduced_setting
 from dipdefense.paper.published import IMAGES, reductions
 
 NAMES: tuple[AttackName, ...] = ("FGSM", "BI", "LLCI")
@@ -151,7 +152,7 @@ def reduction(
     if attacks < published:
         found.append(f"{attacks} {'attack' if attacks == 1 else 'attacks'} instead of {published}")
     found += reductions(config, images=IMAGES, budgets=budgets, shape=shape)
-    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(found)}."] if found else []
+    return reduced_setting(found)
 
 
 def _defaults(given: argparse.Namespace) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from dipdefense.evaluation import (
 )
 from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_digest, derive_seed, seeded_order
 from dipdefense.evaluation.provenance import digest
+from dipdefense.evaluation.report import reduced_setting
 from dipdefense.evaluation.subject import InMemory
 from dipdefense.paper.robust_sets import EPSILON, STEP, STEPS, TARGET_STEPS, FeaturesOf, TowardsLabels
 
@@ -146,7 +147,7 @@ def reduction(told: Mapping[str, Mapping[str, Any]], *, images: int, iterations:
         found.append(f"{', '.join(made)} images made here with small networks, not the released ones")
     steps = min((how["steps"] for name, how in made.items() if name != "random-target"), default=STEPS)
     found += [f"{steps} steps of the feature matching instead of {STEPS}"] if steps < STEPS else []
-    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(found)}."] if found else []
+    return reduced_setting(found)
 
 
 def measure_sets(setting: FigureSetting, sets: Sequence[ImageSet]) -> dict[tuple[int, str], Run]:

@@ -20,7 +20,7 @@ from dipdefense.classifiers import Classifier
 from dipdefense.config import CONFIGS, DIPConfig
 from dipdefense.evaluation import Setting, circumstances, command_line, open_subject
 from dipdefense.evaluation.protocol import attack_named, condition_title, content_digest
-from dipdefense.evaluation.report import png
+from dipdefense.evaluation.report import png, reduced_setting
 from dipdefense.files import write_atomically
 from dipdefense.paper.plots import below, blank, caption
 from dipdefense.paper.published import IMAGES, reductions
@@ -167,7 +167,7 @@ def reduced(example: Example, config: DIPConfig, budgets: Sequence[int], *, larg
     found = reductions(config, images=IMAGES, budgets=(), shape=example.clean.shape[1:])
     if budgets[-1] < largest:
         found.append(f"{budgets[-1]} iterations at most instead of {largest}")
-    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(found)}."] if found else []
+    return reduced_setting(found)
 
 
 def described(example: Example) -> str:

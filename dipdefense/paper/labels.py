@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation.records import Run
+from dipdefense.evaluation.report import reduced_setting
 from dipdefense.evaluation.statistics import Cell
 from dipdefense.paper.published import reductions
 
@@ -86,7 +87,7 @@ def banner(run: Run, cells: Sequence[Cell]) -> list[str]:
         config, images=cells[0].n, budgets=budgets, shape=run.configuration["input"],
         stopping=run.configuration.get("stopping"),
     )  # fmt: skip
-    return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}."] if reduced else []
+    return reduced_setting(reduced)
 
 
 def subject(run: Run, cells: Sequence[Cell]) -> str:
@@ -98,9 +99,3 @@ def subject(run: Run, cells: Sequence[Cell]) -> str:
         f"Classifier: {configuration['classifier']}. Images: {cells[0].n} of {source} that it "
         "classifies correctly. Setting: defence-unaware."
     )
-
-
-def percent(cell: Cell) -> str:
-    """Accuracy and its interval, such as "70.0 [60.4, 78.1]"."""
-    low, high = cell.interval
-    return f"{100 * cell.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -25,7 +25,6 @@ from dipdefense.paper.labels import (
     column_title,
     columns,
     network,
-    percent,
     published_title,
     shown,
     subject,
@@ -192,7 +191,7 @@ def _at_a_glance(cells: Sequence[Cell]) -> Rows:
     rows = []
     for column in columns(cells):
         seconds = median(cell.seconds for cell in cells if cell.column == column)
-        rows.append([column_title(*column), *(percent(found[name, column]) for name in glanced), f"{seconds:.3g}"])
+        rows.append([column_title(*column), *(found[name, column].percent for name in glanced), f"{seconds:.3g}"])
     return [header, *rows]
 
 
@@ -219,7 +218,7 @@ def _as_in_the_paper(cells: Sequence[Cell], published: Numbers) -> Rows:
     for condition in dict.fromkeys(cell.condition for cell in cells):
         row = [condition_title(condition)]
         for column in measured:
-            row.append(percent(found[condition, column]))
+            row.append(found[condition, column].percent)
         theirs = [printed_number(condition, *column, published) for column in printed]
         rows.append([*row, *(f"{number.percent:.1f}" if number else "–" for number in theirs)])
     return [header, *rows]

@@ -28,6 +28,7 @@ from dipdefense.evaluation import (
     undefended,
 )
 from dipdefense.evaluation.protocol import DEFENCES, condition_name
+from dipdefense.evaluation.report import reduced_setting
 from dipdefense.evaluation.runner import Spread
 from dipdefense.evaluation.statistics import Cell, summarise
 from dipdefense.paper.published import IMAGES, reductions
@@ -139,13 +140,13 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
     rule = check_stopping(setting.stopping)
     subject = subject or open_subject(setting)
     config = subject.fitted(setting.config)
-    if "dip" in setting.defences and (
-        reduced := reductions(
+    if "dip" in setting.defences:
+        reasons = reductions(
             config, images=len(subject.chosen.indices), budgets=setting.budgets, shape=subject.shape,
             stopping=None if rule is None else rule.settings,
-        )
-    ):  # fmt: skip
-        print(f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(reduced)}.", file=sys.stderr)
+        )  # fmt: skip
+        for warning in reduced_setting(reasons):
+            print(warning, file=sys.stderr)
     reconstruction = deep_image_prior(
         setting.budgets, config=config, precision=setting.precision, backend=setting.backend,
         shape=subject.shape, batch=setting.batch, device=setting.device, stopping=rule,

@@ -37,6 +37,29 @@ def test_a_split_of_all_images_can_be_planned_for() -> None:
     assert rows
 
 
+def test_what_it_took_stands_beside_the_plan_of_the_first_images(monkeypatch, capsys) -> None:
+    """Of ten images the reconstruction is right on the last eight alone, and randomisation on the first two."""
+    records = [
+        record(f"{n}", condition=c, defence=d, budget=b, position=n, label=1, prediction=int(right))
+        for n in range(10)
+        for c in ("clean", "fgsm-5")
+        for d, b, right in (("none", 0, 0), ("randomisation", 1, n < 2), ("dip", 500, n >= 2))
+    ]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in plan(Run(CONFIGURATION, tuple(records), {}), images=4)
+    ]
+    assert lines[0][-1] == "taken, of 10"
+    rows = {(row[1], row[2]): row[3:] for row in lines[2:]}
+    undefended, randomised = rows["FGSM ε=5", "DIP 500 : no defence"], rows["FGSM ε=5", "DIP 500 : randomisation ×1"]
+    assert undefended[:2] == ["4", "2 : 0"]
+    # Six of six are decided by p = 0.03, which the eighth image brings about; 8 : 2 is not.
+    assert undefended[-1] == "8"
+    assert randomised[:2] == ["4", "2 : 2"]
+    assert randomised[-1] == "not decided"
+    assert rows["clean", "no defence : DIP 500"][-1] == "8, the other way"
+
+
 def test_a_clear_difference_needs_fewer_images_than_a_slight_one() -> None:
     run = read_export(ROOT / "benchmarks" / "results" / "table2-reconstruction" / "table2.jsonl")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in plan(run)][2:]

@@ -25,7 +25,8 @@ from dipdefense.evaluation.adaptive.probes import Probes
 from dipdefense.evaluation.adaptive.sanity import Check, Sanity, leaderboards
 from dipdefense.evaluation.protocol import DEFENCES
 from dipdefense.evaluation.records import COLUMNS, Run, as_json, check_record
-from dipdefense.evaluation.report import Section, markdown, provenance, text
+from dipdefense.evaluation.report import Section, markdown, provenance, reduced_setting, text
+from dipdefense.evaluation.statistics import in_percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,7 +213,7 @@ class AdaptiveReport:
         if (stopping := self.run.configuration.get("stopping")) is not None:
             less.append(f'each image\'s fit ended by the rule "{stopping["rule"]}" instead of at a fixed budget')
         less += config.differences()
-        return [f"REDUCED SETTING, NOT THE PAPER'S: {'; '.join(less)}."] if less else []
+        return reduced_setting(less)
 
     @property
     def _config(self) -> DIPConfig | None:
@@ -299,8 +300,7 @@ def cell(verdict: Verdict | None) -> str:
     """A verdict in a table: mean with its interval, worst and majority."""
     if verdict is None:
         return "–"
-    low, high = verdict.interval(verdict.mean)
-    mean = f"{percent(verdict.mean)} [{percent(low)}, {percent(high)}]"
+    mean = in_percent(verdict.mean, verdict.n)
     return f"{mean} / {percent(verdict.worst)} / {percent(verdict.majority)}"
 
 
