@@ -1,4 +1,4 @@
-"""Eval mode and gradients for a classifier, while its gradients are taken."""
+"""Modes that hold for a while: a classifier's eval mode with gradients, and fp32 products without TF32."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Products in whole fp32 on a GPU, where torch may let cuDNN and cuBLAS round the operands to TF32.
+
+    It does so for convolutions by default, and for matrix products where the process or its environment asks for it, as
+    NVIDIA's containers do. Not yet run on a GPU.
+    """
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 @contextlib.contextmanager

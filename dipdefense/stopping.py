@@ -276,7 +276,8 @@ def _each(score: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 
     One row at a time: the rounding of a sum over all of them at once depends on their number.
     """
-    return torch.stack([score(row) for row in rows]).double().cpu()
+    # Apple's GPUs have no float64.
+    return torch.stack([score(row) for row in rows]).cpu().double()
 
 
 def _worst_patch(error: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -191,15 +192,27 @@ def try_expendable(
     seed: int,
     seconds: float,
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """By setting and contender, the outcome of the trial of each that may fail; all run at once."""
-    trials = {
-        (setting.name, name): start(contender, setting, batches[setting.name], device=device, seed=seed)
+    """By setting and contender, the outcome of the trial of each that may fail.
+
+    All run at once, and those that find no memory then, each alone.
+    """
+    tasks = {
+        (setting.name, name): (contender, setting)
         for setting in measured
         for name, contender in everyone.items()
         if contender.expendable
     }
+
+    def begun(key: tuple[str, str]) -> subprocess.Popen[str]:
+        contender, setting = tasks[key]
+        return start(contender, setting, batches[setting.name], device=device, seed=seed)
+
     deadline = time.monotonic() + seconds
+    trials = {key: begun(key) for key in tasks}
     found = {key: outcome(trial, deadline=deadline) for key, trial in trials.items()}
+    for key, result in found.items():
+        if "out of memory" in str(result.get("failed")).lower():
+            found[key] = outcome(begun(key), deadline=deadline)
     for (setting, name), result in found.items():
         print(f"tried: {name}, {setting}: {result}", flush=True)
     return found

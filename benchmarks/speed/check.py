@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dipdefense.config import DIPConfig
+from dipdefense.modes import without_tf32
 from speed.networks import Build, PlainNet, is_dead
 
 Fit = Callable[..., object]
@@ -87,7 +88,7 @@ def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch
     noise = torch.rand(count, config.input_channels, *size, device=device).to(contender.operands)
     pull = torch.randn(count, 3, *size, device=device)
 
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with without_tf32():
         output = networks.forward(noise)
         torch.autograd.backward(output, pull)
     expected = torch.cat([network.double()(noise[i : i + 1].double()) for i, network in enumerate(plain)])

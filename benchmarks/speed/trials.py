@@ -1,7 +1,8 @@
 """Trials of contenders that no GPU has run yet, each in a process of its own.
 
 A kernel with an illegal access ends all work of its process on the GPU, and one that never ends blocks it. The
-benchmark starts this module once for each setting and contender, all at once. It compiles the kernels, which Triton
+benchmark starts this module once for each setting and contender, all at once; those that run out of memory beside the
+others are tried again alone. It compiles the kernels, which Triton
 caches for other processes, checks the contender as every other, and fits each batch size for long enough to see whether
 the loss still falls when iterations are replayed from a graph.
 """
@@ -29,6 +30,10 @@ from speed.timing import Setting
 _FIRST_REPLAYED, _ITERATIONS, _FALL = 3, 16, 0.6
 
 
+TOO_LONG = "its trial took too long"
+"""Why a contender is not timed of which nothing else is known."""
+
+
 def start(
     contender: Contender, setting: Setting, batches: Sequence[int], *, device: torch.device, seed: int
 ) -> subprocess.Popen[str]:
@@ -49,7 +54,7 @@ def outcome(trial: subprocess.Popen[str], *, deadline: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         trial.kill()
         trial.communicate()
-        return {"failed": "its trial took too long"}
+        return {"failed": TOO_LONG}
     if trial.returncode:
         return {"failed": (complaint.strip().splitlines() or [f"ended by signal {-trial.returncode}"])[-1]}
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])
@@ -76,8 +81,13 @@ def _try(task: Mapping[str, Any]) -> dict[str, float]:
     contender = contenders(device, expendable=True)[task["contender"]]
     side = task["side"]
     errors = check(contender, config, scales=config.scales_for(side, side), device=device, seed=task["seed"])
-    for batch in task["batches"]:
-        must_learn(contender, config, batch=batch, side=side, device=device)
+    try:
+        for batch in task["batches"]:
+            must_learn(contender, config, batch=batch, side=side, device=device)
+    except torch.OutOfMemoryError:
+        # Too many images for this GPU, or beside the other trials: of smaller batches the contender may be timed.
+        if batch == task["batches"][0]:
+            raise
     return errors._asdict()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +9,7 @@ import torch
 from dipdefense.checks import Precision
 from dipdefense.cli.plain import losses
 from dipdefense.config import DIPConfig
+from dipdefense.modes import without_tf32
 from dipdefense.reconstruct import reconstruct
 
 _CONFIG = DIPConfig(scales=2, channels=8)
@@ -49,20 +48,6 @@ class Proof:
         )
 
 
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Products of full precision: a GPU's convolutions in fp32 round their operands to TF32 by torch's default.
-
-    Not yet run on a GPU.
-    """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 def prove(device: torch.device, precision: Precision) -> Proof:
     """Fit three images of odd size at once on the device, and each of them by the plain loop.
 
@@ -70,7 +55,7 @@ def prove(device: torch.device, precision: Precision) -> Proof:
     """
     ramp = torch.linspace(0, 1, 3 * 33 * 40).reshape(3, 33, 40)
     images = torch.stack([ramp, 1 - ramp**2, (20 * ramp).sin() / 2 + 0.5]).to(device)
-    with _without_tf32():
+    with without_tf32():
         run = reconstruct(
             images, budgets=(_ITERATIONS,), config=_CONFIG, seed=_SEEDS, precision=precision, backend="torch"
         )

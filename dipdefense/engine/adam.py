@@ -18,10 +18,13 @@ Moments = dict[str, Tensor]
 
 def adam(parameters: Sequence[Aligned], config: DIPConfig, *, capturable: bool = False) -> torch.optim.Optimizer:
     """The optimiser of all networks' parameters."""
-    return torch.optim.Adam(
+    made = torch.optim.Adam(
         [parameter.values for parameter in parameters],
         lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True, capturable=capturable,
     )  # fmt: skip
+    # torch warns of steps outside a graph, which a capture's warm-up is made of.
+    made._warned_capturable_if_run_uncaptured = True
+    return made
 
 
 class Aligned:

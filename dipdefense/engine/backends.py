@@ -152,4 +152,4 @@ def _reason(error: Exception) -> str:
         return str(error)
     if is_out_of_memory(error):
         return "it ran out of memory"
-    return f"it raised {type(error).__name__}: {error}"
+    return "; ".join([f"it raised {type(error).__name__}: {error}", *getattr(error, "__notes__", [])])

@@ -5,8 +5,10 @@ Checked on a CPU, except for the graph itself; no graph has yet been captured on
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +19,9 @@ from dipdefense.engine import constants
 # their setup at a later call.
 _WARM_UP = 2
 
-_threads = threading.local()
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+_alone = threading.RLock()
 
 
 class Replayed:
@@ -43,39 +47,67 @@ class Replayed:
         """Do the work once more, in order with the current stream, without waiting for it."""
         self._calls += 1
         if self._calls <= _WARM_UP:
-            _apart(self._step, self._stream)
+            with alone():
+                _apart(self._step, self._stream)
             return
         if self._replay is None:
             # The graph reads the constants even after their cache has dropped them.
-            with constants.collected() as self._kept:
+            with alone(), constants.collected() as self._kept:
                 self._replay = _captured(self._step, self._stream)
         self._replay()
 
 
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """This thread's capturing stream on a device, one for all of its graphs: cuBLAS keeps a workspace for every stream.
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """No other thread of the library captures, warms up or waits for a whole GPU meanwhile.
 
-    Two threads that capture on one stream would meet. ``DataParallel`` has new threads at every call, and so uses up to
-    the 32 streams of torch's pool.
+    A wait for the whole device, in any thread, ends a capture there with an error; and all warm-ups and captures of a
+    device use one stream. Replays, which come on the caller's stream, need not wait.
     """
-    streams: dict[torch.device, torch.cuda.Stream] = _threads.__dict__.setdefault("streams", {})
-    if device not in streams:
-        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return streams[device]
+    with _alone:
+        yield
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The capturing stream of a device, one for all graphs: cuBLAS keeps a workspace for every stream and thread."""
+    with alone():
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return _streams[device]
 
 
 def _apart(step: Callable[[], object], stream: torch.cuda.Stream) -> None:
     """Run the step on another stream, as a capture's warm-up must be, in order with the current one."""
     current = torch.cuda.current_stream()
     stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        step()
-    current.wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            step()
+    finally:
+        # After an error too: what the step has launched still uses its tensors.
+        current.wait_stream(stream)
 
 
 def _captured(step: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[], None]:
-    """The replay of a graph of the step. Other threads may use the GPU during the capture."""
+    """The replay of a graph of the step. Other threads may launch work during the capture, but not wait for the GPU."""
+    before = torch.cuda.current_stream()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        step()
+    collecting = gc.isenabled()
+    # A collection during the capture could unload a kernel or free a graph, which a capture does not allow.
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+    except BaseException as error:
+        # torch leaves its capturing stream current where the end of the capture fails.
+        torch.cuda.set_stream(before)
+        error.add_note(
+            "the capture of a CUDA graph failed, after which older versions of torch neither draw random numbers on "
+            'the GPU nor free its memory: if that happens, start another process, with backend="torch"'
+        )
+        raise
+    finally:
+        if collecting:
+            gc.enable()
     return graph.replay

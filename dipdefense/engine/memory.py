@@ -14,7 +14,7 @@ import torch
 
 from dipdefense.checks import Request
 from dipdefense.config import Backend, DIPConfig
-from dipdefense.engine import free, heap
+from dipdefense.engine import free, graphs, heap
 from dipdefense.native.iteration import fits
 
 T = TypeVar("T")
@@ -34,6 +34,9 @@ _PLAIN, _PLAIN_WIDE = 2.25, 3.0
 # A CPU gains from a batch while its activations stay in the caches, and loses a little beyond that.
 _CPU_PIXELS = 32 * 32 * 32
 
+# Images at once on a GPU, however much memory it has: more do not fill it better, and grids have limits.
+_GPU_IMAGES = 512
+
 # Address space of the code that oneDNN makes for a network's convolutions, and keeps: 11 to 37 MiB measured.
 _CODE_BYTES = 2**25
 
@@ -46,8 +49,11 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",  # oneDNN, also of a primitive's descriptor
     "could not execute a primitive",  # oneDNN, for its scratchpad
     "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS, for its first workspace
     "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # cuDNN, where no plan's workspace fits
 )
 
 
@@ -128,7 +134,23 @@ def images_that_fit(request: Request) -> int:
             threads = torch.get_num_threads()
             most = max(threads, most // threads * threads)
         fitting = min(fitting, most)
+    elif fitting < len(images):
+        # Free memory changes a little between calls, and a trial of backends is of one number of images.
+        fitting = _two_digits(min(fitting, _GPU_IMAGES))
+    else:
+        fitting = min(fitting, _GPU_IMAGES)
     return max(1, fitting)
+
+
+def _two_digits(count: int) -> int:
+    """The number rounded down to two binary digits: at most a third less.
+
+    Example:
+        >>> _two_digits(3), _two_digits(127), _two_digits(128)
+        (3, 96, 128)
+    """
+    unit = 1 << max(0, count.bit_length() - 2)
+    return count // unit * unit
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -208,7 +230,8 @@ def in_chunks(
                 releasing.close()
                 releasing.enter_context(heap.released())
             elif device.type == "cuda":
-                torch.cuda.empty_cache()
+                with graphs.alone():
+                    torch.cuda.empty_cache()
             chunk = max(1, (stop - start) // 2)
     return parts
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from dipdefense.checks import Request
 from dipdefense.config import Backend, DIPConfig
+from dipdefense.engine import graphs
 from dipdefense.engine.fitting import ByTorch, Fitting
 
 # The first two calls of a graph are its warm-up and the third captures it, so that two of four are replays.
@@ -66,7 +67,8 @@ def iterations(candidates: int) -> int:
 def clock(device: torch.device) -> float:
     """The time in seconds, once the device has finished its work."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        with graphs.alone():
+            torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -74,8 +76,9 @@ def release(device: torch.device) -> None:
     """Free what was dropped, graphs' private memory included, which nothing else can use."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
+        with graphs.alone():
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()
 
 
 def time_plain(request: Request) -> float:

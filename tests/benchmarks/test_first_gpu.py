@@ -232,6 +232,29 @@ def test_the_choice_is_tried_and_taken(monkeypatch, capsys) -> None:
     assert (trial["backend"], trial["taken"], trial["status"]) == ("torch", "torch", ["ok"])
 
 
+def test_a_speed_without_every_trial_has_not_passed(tmp_path: Path, monkeypatch) -> None:
+    """So that the same command measures it again."""
+    failed = first_gpu.TOO_LONG
+
+    def run(attempt: Attempt, *words: object) -> str:
+        checks = {"one": {"output": 0.1}, "other": {"failed": failed}}
+        record = {"settings": [{"name": "s", "checks": checks}]}
+        (tmp_path / f"speed-{len(list(tmp_path.iterdir()))}.json").write_text(json.dumps(record))
+        return "passed"
+
+    monkeypatch.setattr(Attempt, "run", run)
+    attempt = Attempt(tmp_path / "log", time.monotonic() + 60)
+    assert first_gpu.speed(Plan(tmp_path, "cuda"), attempt)[0] == "took too long"
+    failed = "ValueError: no good"
+    assert first_gpu.speed(Plan(tmp_path, "cuda"), attempt)[0] == "passed"
+
+
+def test_the_gpus_tests_are_found_in_their_files() -> None:
+    found = {path.name for path in (ROOT / "tests").rglob("test_*.py") if first_gpu._for_gpus(path)}
+    assert {"test_graphs.py", "test_kernels.py", "test_kernels_network.py", "test_speed.py"} <= found
+    assert "test_statistics.py" not in found
+
+
 def test_a_rehearsal_of_the_quick_parts(tmp_path: Path, monkeypatch) -> None:
     names = ("tests", "backend-torch", "backend-cudagraphs")
     records = rehearse(tmp_path, {name: PARTS[name] for name in names}, monkeypatch)

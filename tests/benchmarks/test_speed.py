@@ -19,8 +19,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import speed.timing
-from speed import benchmark
-from speed.check import PUBLISHED, Contender, check
+from speed import benchmark, trials
+from speed.check import PUBLISHED, Contender, Errors, check
 from speed.contenders import GRAPHS, KERNELS, contenders, published_loop, untried
 from speed.networks import Networks, PlainNet, grouped
 from speed.timing import Cell, Setting, Stopwatch, measure, speedups
@@ -181,6 +181,36 @@ def test_one_that_may_fail_is_tried_first_and_then_left_out(tmp_path: Path, monk
     assert setting["checks"]["dud"] == {"failed": "ValueError: no good"}
     assert [row["contender"] for row in record["results"]] == [PUBLISHED]
     assert "  not timed: dud: ValueError: no good\n" in capsys.readouterr().out
+
+
+def test_one_that_found_no_memory_beside_the_others_is_tried_again_alone(monkeypatch) -> None:
+    begun: list[str] = []
+    results = {
+        "small": [{"output": 0.1}],
+        "large": [{"failed": "torch.OutOfMemoryError: CUDA out of memory."}, {"output": 0.2}],
+    }
+    monkeypatch.setattr(benchmark, "start", lambda contender, *_, **__: begun.append(contender.name) or contender.name)
+    monkeypatch.setattr(benchmark, "outcome", lambda trial, *, deadline: results[trial].pop(0))
+    everyone = {name: dataclasses.replace(EVERYONE["grouped"], name=name, expendable=True) for name in results}
+    setting = Setting("s", 32, DIPConfig.architecture_2())
+    found = benchmark.try_expendable(everyone, [setting], {"s": (1,)}, device=CPU, seed=0, seconds=1)
+    assert begun == ["small", "large", "large"]
+    assert found == {("s", "small"): {"output": 0.1}, ("s", "large"): {"output": 0.2}}
+
+
+def test_too_large_a_batch_leaves_the_smaller_ones(monkeypatch) -> None:
+    def learns(contender, config, *, batch, side, device):
+        if batch > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trials, "check", lambda *_, **__: Errors(0.1, 0.2))
+    monkeypatch.setattr(trials, "must_learn", learns)
+    task = {"device": "cpu", "config": DIPConfig.architecture_2().to_json(), "contender": "grouped", "side": 32}
+    most = 8
+    assert trials._try(task | {"batches": [1, 8, 64], "seed": 0}) == {"output": 0.1, "gradient": 0.2}
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        trials._try(task | {"batches": [1, 8], "seed": 0})
 
 
 TRIALS = {

@@ -83,14 +83,18 @@ def test_the_proof_is_of_full_precision_on_a_gpu_too(monkeypatch) -> None:
     reconstruct = proof.reconstruct
 
     def watched(*args, **given):
-        allowed.append(torch.backends.cudnn.allow_tf32)
+        allowed.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
         return reconstruct(*args, **given)
 
     monkeypatch.setattr(proof, "reconstruct", watched)
-    before = torch.backends.cudnn.allow_tf32
-    proof.prove(torch.device("cpu"), "fp32")
-    assert allowed == [False]
-    assert torch.backends.cudnn.allow_tf32 is before is True
+    # As NVIDIA's containers have it.
+    torch.set_float32_matmul_precision("high")
+    try:
+        proof.prove(torch.device("cpu"), "fp32")
+        assert allowed == [(False, "highest")]
+        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 CHANGES = {

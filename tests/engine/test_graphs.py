@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,6 +43,77 @@ def test_the_first_calls_are_the_warm_up(calls: int, expected: str, monkeypatch)
         replayed()
     assert "".join(log) == expected
     assert done == list(range(calls))
+
+
+class Streams:
+    """Stands for torch.cuda: which stream is current, and a capture that may fail as it ends."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
+        self.current, self.waited = "caller's", []
+
+        @contextlib.contextmanager
+        def graph(_, stream, capture_error_mode):
+            self.current = stream
+            yield
+            if fails:
+                # As torch does, which then leaves its own stream current.
+                raise RuntimeError("operation failed due to a previous error during capture")
+            self.current = "caller's"
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay="replay"))
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.current)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "current", stream))
+
+
+def test_a_capture_collects_no_garbage(monkeypatch) -> None:
+    streams, seen = Streams(monkeypatch), []
+    assert graphs._captured(lambda: seen.append((gc.isenabled(), streams.current)), "own") == "replay"
+    assert seen == [(False, "own")]
+    assert (gc.isenabled(), streams.current) == (True, "caller's")
+
+
+def test_a_capture_that_fails_leaves_the_callers_stream(monkeypatch) -> None:
+    streams = Streams(monkeypatch, fails=True)
+    with pytest.raises(RuntimeError, match="previous error during capture") as failed:
+        graphs._captured(lambda: None, "own")
+    assert (gc.isenabled(), streams.current) == (True, "caller's")
+    assert "start another process" in failed.value.__notes__[0]
+
+
+def test_a_warm_up_that_fails_is_waited_for(monkeypatch) -> None:
+    waited = []
+    current, own = (
+        SimpleNamespace(wait_stream=lambda other, name=name: waited.append(name)) for name in ("current", "own")
+    )
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    with pytest.raises(ZeroDivisionError):
+        graphs._apart(lambda: 1 // 0, own)
+    assert waited == ["own", "current"]
+
+
+def test_threads_capture_one_after_another(monkeypatch) -> None:
+    """And no other thread waits for the whole GPU meanwhile."""
+    order, inside = [], threading.Event()
+
+    def captured(step, stream):
+        inside.set()
+        time.sleep(0.2)
+        order.append("captured")
+        return lambda: None
+
+    monkeypatch.setattr(graphs, "_stream", lambda device: "stream")
+    monkeypatch.setattr(graphs, "_apart", lambda step, stream: None)
+    monkeypatch.setattr(graphs, "_captured", captured)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("waited"))
+    replayed = graphs.Replayed(lambda: None, torch.device("cuda"))
+    thread = threading.Thread(target=lambda: [replayed() for _ in range(3)])
+    thread.start()
+    assert inside.wait(10)
+    trial.clock(torch.device("cuda"))
+    thread.join()
+    assert order == ["captured", "waited"]
 
 
 @pytest.fixture
@@ -132,5 +207,6 @@ def test_a_captured_fit_learns_as_the_torch_backend_does(pictures: Tensor) -> No
         reconstruct(pictures, budgets=(1, 60), backend=backend, **options) for backend in ("cudagraphs", "torch")
     )
     torch.testing.assert_close(captured.images[0], plain.images[0], **CLOSE)
-    torch.testing.assert_close(captured.losses[-20:].mean(0), plain.losses[-20:].mean(0), rtol=0.2, atol=0)
+    # Two runs of one backend are as far apart, image by image.
+    torch.testing.assert_close(captured.losses[-20:].mean(), plain.losses[-20:].mean(), rtol=0.5, atol=0)
     assert captured.losses[-1].mean() < 0.5 * captured.losses[2].mean()

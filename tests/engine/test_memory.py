@@ -28,6 +28,9 @@ OUT_OF_MEMORY = [
     RuntimeError("could not create a memory object"),
     RuntimeError("could not execute a primitive"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
 ]
 OTHERS = [
     RuntimeError("shapes do not fit"),

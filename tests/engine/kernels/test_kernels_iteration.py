@@ -23,6 +23,7 @@ from dipdefense.engine import graphs, trial
 from dipdefense.engine.fitting import surroundings
 from dipdefense.engine.memory import bytes_per_image
 from dipdefense.engine.network import SkipNets
+from dipdefense.modes import without_tf32
 from dipdefense.reconstruct import Reconstruction
 
 pytest.importorskip("triton")
@@ -95,7 +96,7 @@ def torch_loop(images: Tensor, seeds: list[int], config: DIPConfig, iterations: 
     )
     losses, outputs, fresh = [], [], torch.empty_like(fixed)
     # On a GPU torch's convolutions would shorten fp32 operands; the kernels do not.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with without_tf32():
         for iteration in range(1, iterations + 1):
             number = torch.tensor(iteration, device=DEVICE)
             perturb(fixed, torch.tensor(seeds, device=DEVICE), number, fresh, std=config.noise_std)
