@@ -302,7 +302,7 @@ BAD = {
     "epsilon in [0, 1]": ({"epsilon": 8 / 255}, ValueError, "write 8, not 8/255"),
     "epsilon zero": ({"epsilon": 0}, ValueError, r"\[1, 255\]"),
     "epsilon NaN": ({"epsilon": float("nan")}, ValueError, r"\[1, 255\]"),
-    "epsilon a string": ({"epsilon": "2"}, ValueError, r"\[1, 255\]"),
+    "epsilon a string": ({"epsilon": "2"}, TypeError, r"\[1, 255\]"),
     "batch_size zero": ({"batch_size": 0}, ValueError, "batch_size"),
     "features": ({"classifier": nn.Identity()}, ValueError, r"\(N, classes\).*got \(1, 3, 8, 8\)"),
     "one output": ({"classifier": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, ValueError, "two classes"),

@@ -117,7 +117,7 @@ def test_the_tables_tell_what_a_known_seed_leaves_for_the_reconstruction() -> No
 def test_the_verdict_names_the_network() -> None:
     assert "- DIP 500, 128 channels, efficientnet-lite0, " in verdict([adaptive(FALLEN)])
     half = verdict([adaptive(FALLEN, config=DIPConfig.half_size())])
-    assert "- DIP 500, 32 channels at 1/2 of the images' size, efficientnet-lite0, " in half
+    assert "- DIP 500, 32 channels at 1/2 of the images' height and width, efficientnet-lite0, " in half
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_first_table_gains_the_row_of_its_own_classifier_network_and_budget_
 ) -> None:
     attacks = {name.replace("500", str(budget)): kept for name, kept in FALLEN.items()}
     report = adaptive(attacks, budget=budget, config=config)
-    text = readme.brief(made_up(classifier=classifier, budgets=(750, 2000)), report)
+    text = readme.brief(made_up(classifier=classifier, budgets=(750, 1000, 2000)), report)
     found = [line for line in text.splitlines() if line.startswith("| **strongest attack found, ε=8** (n = 10)")]
     assert len(found) == rows
     header = text.splitlines()[0]
