@@ -22,6 +22,7 @@ CONFIGS = {
     "table2-cifar10": DIPConfig.architecture_1(),
     "table2-cifar10-architecture-2": DIPConfig.architecture_2(),
     "table2-cifar10-seeds": DIPConfig.architecture_2(),
+    "table2-compact": DIPConfig(scales=5, channels=32),
     "table2-half-size": DIPConfig(scales=5, channels=32, reduction=2),
     "table2-paper-network": DIPConfig.paper(),
     "table2-reconstruction": DIPConfig(scales=5, channels=32),
