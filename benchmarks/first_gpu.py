@@ -4,9 +4,9 @@
     python benchmarks/first_gpu.py --data IMAGENET/val
     python benchmarks/first_gpu.py --rehearse          # all of it on a CPU, with tiny stand-ins
 
-The parts are: the device and the versions; the tests that need a GPU; each backend against float64 and torch's
-operators, and the choice of ``backend="auto"`` (``device.py``); ``speed --full``; and Table 2, clean and under two
-attacks, on as many images as fit into the remaining time.
+The parts are: the device and the versions; each backend against float64 and torch's operators (``device.py``), which
+compiles Triton's kernels for the later parts; the tests that need a GPU; the choice of ``backend="auto"``; ``speed
+--full``; and Table 2, clean and under two attacks, on as many images as fit into the remaining time.
 
 Each part is a process of its own, because a fault on a GPU can end all work of its process. It has a share of the time,
 and unused time goes to later parts. A part that fails or takes too long stops no other. The folder gets each part's

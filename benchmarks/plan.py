@@ -81,16 +81,13 @@ def plan(run: Run, *, images: int | None = None) -> Iterator[str]:
 def _decided_from(pair: Comparison) -> str:
     """The number of images from which on the test stays significant, and whether it goes the other way."""
     higher, lower = (list(next(iter(cell.outcomes.values())).values()) for cell in (pair.higher, pair.lower))
-    for n in range(len(higher), 0, -1):
-        ahead = [one > other for one, other in zip(higher[:n], lower[:n], strict=True)]
-        behind = [one < other for one, other in zip(higher[:n], lower[:n], strict=True)]
-        if mcnemar(ahead, behind).p >= SIGNIFICANT:
-            break
-    else:
-        n = 0
-    if n == len(higher):
+    ahead = [one > other for one, other in zip(higher, lower, strict=True)]
+    behind = [one < other for one, other in zip(higher, lower, strict=True)]
+    # One image never decides.
+    undecided = max(n for n in range(1, len(ahead) + 1) if mcnemar(ahead[:n], behind[:n]).p >= SIGNIFICANT)
+    if undecided == len(ahead):
         return "not decided"
-    return f"{n + 1}{'' if leaning(pair.higher, pair.lower) > 0 else ', the other way'}"
+    return f"{undecided + 1}{'' if leaning(pair.higher, pair.lower) > 0 else ', the other way'}"
 
 
 def _needed(pair: Comparison) -> tuple[int | None, int | None]:

@@ -2,9 +2,9 @@
 
 A kernel with an illegal access ends all work of its process on the GPU, and one that never ends blocks it. The
 benchmark starts this module once for each setting and contender, all at once; those that run out of memory beside the
-others are tried again alone. It compiles the kernels, which Triton
-caches for other processes, checks the contender as every other, and fits each batch size for long enough to see whether
-the loss still falls when iterations are replayed from a graph.
+others are tried again alone. It compiles the kernels, which Triton caches for other processes, checks the contender as
+every other, and fits each batch size for long enough to see whether the loss still falls when iterations are replayed
+from a graph.
 """
 
 from __future__ import annotations

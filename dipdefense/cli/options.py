@@ -82,7 +82,7 @@ def network(function: F) -> F:
         ),
         click.option(
             "--seed", type=SEED, default=0, show_default=True,
-            help="Run seed; each image's own seed derives from it and the image's name.",
+            help="Seed of all random choices; an image file's own seed derives from it and the file's name.",
         ),
         click.option(
             "--config", type=click.Choice(CONFIG_NAMES),

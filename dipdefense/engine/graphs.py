@@ -5,10 +5,9 @@ Checked on a CPU, except for the graph itself; no graph has yet been captured on
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,7 +20,12 @@ _WARM_UP = 2
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 
-_alone = threading.RLock()
+alone = threading.RLock()
+"""Held by the one thread of the library that captures, warms up or waits for a whole GPU.
+
+A wait for the whole device, in any thread, ends a capture there with an error; and all warm-ups and captures of a
+device use one stream. Replays, which come on the caller's stream, need not wait.
+"""
 
 
 class Replayed:
@@ -47,30 +51,19 @@ class Replayed:
         """Do the work once more, in order with the current stream, without waiting for it."""
         self._calls += 1
         if self._calls <= _WARM_UP:
-            with alone():
+            with alone:
                 _apart(self._step, self._stream)
             return
         if self._replay is None:
             # The graph reads the constants even after their cache has dropped them.
-            with alone(), constants.collected() as self._kept:
+            with alone, constants.collected() as self._kept:
                 self._replay = _captured(self._step, self._stream)
         self._replay()
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """No other thread of the library captures, warms up or waits for a whole GPU meanwhile.
-
-    A wait for the whole device, in any thread, ends a capture there with an error; and all warm-ups and captures of a
-    device use one stream. Replays, which come on the caller's stream, need not wait.
-    """
-    with _alone:
-        yield
-
-
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """The capturing stream of a device, one for all graphs: cuBLAS keeps a workspace for every stream and thread."""
-    with alone():
+    with alone:
         if device not in _streams:
             _streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return _streams[device]

@@ -134,10 +134,9 @@ def images_that_fit(request: Request) -> int:
             threads = torch.get_num_threads()
             most = max(threads, most // threads * threads)
         fitting = min(fitting, most)
-    elif fitting < len(images):
-        # Free memory changes a little between calls, and a trial of backends is of one number of images.
-        fitting = _two_digits(min(fitting, _GPU_IMAGES))
     else:
+        # Free memory changes a little between calls, and a trial of backends is of one number of images.
+        fitting = fitting if fitting >= len(images) else _two_digits(fitting)
         fitting = min(fitting, _GPU_IMAGES)
     return max(1, fitting)
 
@@ -230,7 +229,7 @@ def in_chunks(
                 releasing.close()
                 releasing.enter_context(heap.released())
             elif device.type == "cuda":
-                with graphs.alone():
+                with graphs.alone:
                     torch.cuda.empty_cache()
             chunk = max(1, (stop - start) // 2)
     return parts

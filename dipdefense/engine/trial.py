@@ -67,7 +67,7 @@ def iterations(candidates: int) -> int:
 def clock(device: torch.device) -> float:
     """The time in seconds, once the device has finished its work."""
     if device.type == "cuda":
-        with graphs.alone():
+        with graphs.alone:
             torch.cuda.synchronize(device)
     return time.perf_counter()
 
@@ -76,7 +76,7 @@ def release(device: torch.device) -> None:
     """Free what was dropped, graphs' private memory included, which nothing else can use."""
     gc.collect()
     if device.type == "cuda":
-        with graphs.alone():
+        with graphs.alone:
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()
 

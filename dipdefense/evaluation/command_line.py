@@ -44,7 +44,7 @@ def parser(description: str | None, *groups: Callable[[argparse.ArgumentParser],
 
     Args:
         description: the script's docstring.
-        groups: ``add_source`` or ``add_subject``, ``add_reconstruction`` or ``add_fitting``, ``add_stopping``.
+        groups: ``add_source`` or ``add_subject``; ``add_reconstruction`` or its parts; ``add_stopping``.
     """
     made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for add in groups:

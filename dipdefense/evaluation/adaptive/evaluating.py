@@ -69,10 +69,10 @@ def evaluate(
 ) -> AdaptiveReport:
     """Attack a defence by attackers who know it, and report the accuracy that they leave.
 
-    The undefended classifier is attacked beside it. First the defence is probed, by purifying
-    the first four images five times. Then, before any attack, the cost is told: purifications an image and the time
-    that they will take. ``quick`` and ``standard`` are reduced attacks, and so the report calls them: an
-    accuracy under them is an upper bound, and no robust accuracy. Where a defence that keeps the images' shape has a
+    The undefended classifier is attacked beside it. First the defence is probed, by purifying the first four images
+    five times. Then, before any attack, the cost is told: purifications an image and the time that they will take.
+    ``quick`` and ``standard`` are reduced attacks, and so the report calls them: an accuracy under them is an upper
+    bound, and no robust accuracy. Where a defence that keeps the images' shape has a
     gradient of its own, other than the identity's, the level's BPDA is run with that gradient too ("own gradient").
 
     Args:

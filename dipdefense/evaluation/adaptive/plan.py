@@ -44,8 +44,8 @@ class Cost:
     other: float = 0.0
 
     @property
-    def purifications(self) -> float:
-        """All of it, in purifications an image."""
+    def time(self) -> float:
+        """Of all of it, in purifications an image."""
         return self.attack + self.judging + self.other
 
 
@@ -125,14 +125,11 @@ def plan(
     """
     table = [["condition", "on", "purifications an image", "of these to judge it", "expected time"]]
     for cost in rows:
-        own = cost.purifications * seconds[cost.target] * images
+        own = cost.time * seconds[cost.target] * images
         table.append([cost.condition, cost.target, str(cost.attack + cost.judging), str(cost.judging), duration(own)])
     further = level.repeats * min(level.repeated, images)
-    total = sum(
-        cost.purifications * seconds[cost.target] * times
-        for each, times in ((rows, images), (again, further))
-        for cost in each
-    )
+    once, repeat = (sum(cost.time * seconds[cost.target] for cost in each) for each in (rows, again))
+    total = images * once + further * repeat
     each = ", ".join(f"{1000 * value:.3g} ms ({name})" for name, value in seconds.items())
     count = sum(cost.attack + cost.judging for cost in rows)
     about = (

@@ -23,7 +23,7 @@ from dipdefense.evaluation.adaptive.names import target_name
 from dipdefense.evaluation.adaptive.plan import costs, plan, seconds_of
 from dipdefense.evaluation.adaptive.probes import Probes, probe
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
-from dipdefense.evaluation.exports import ExportError, export, read_export
+from dipdefense.evaluation.exports import export, read_export
 from dipdefense.evaluation.measurement import STORE
 from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.report import png, text
@@ -80,7 +80,7 @@ def _stored_probes(run: Run, folder: Path) -> Mapping[str, Probes]:
     """The defences' properties from the folder's report, where it is of this configuration; none otherwise."""
     try:
         before = read_report(folder)
-    except (OSError, ExportError):
+    except (OSError, ValueError, TypeError):  # a file is missing or broken, or of another version
         return {}
     names = {target_name(record.defence, record.budget) for record in run.records} - {target_name("none", 0)}
     same = before.run.configuration == run.configuration and names <= before.probes.keys()

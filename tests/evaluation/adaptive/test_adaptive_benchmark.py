@@ -18,7 +18,7 @@ from dipdefense.evaluation import STORE, Level, Record, Store, measurement
 from dipdefense.evaluation.adaptive.benchmark import AdaptiveSetting, measure_adaptive, opponents, parse_arguments
 from dipdefense.evaluation.adaptive.names import named
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
-from dipdefense.evaluation.adaptive.script import probed, read_report, reproduce, write_report
+from dipdefense.evaluation.adaptive.script import _stored_probes, probed, read_report, reproduce, write_report
 from dipdefense.evaluation.protocol import digits
 
 BRIEF = Level(
@@ -246,6 +246,17 @@ def test_a_report_probes_no_defence_whose_report_is_there(
     monkeypatch.setattr("dipdefense.evaluation.adaptive.script.parse_arguments", lambda _: other)
     with pytest.raises((TypeError, SystemExit)):
         reproduce(None)
+
+
+@pytest.mark.parametrize("broken", ["{", '{"dip-2": {"a property of another version": true}}'])
+def test_properties_that_cannot_be_read_are_not_taken(
+    whole: tuple[AdaptiveReport, Path], tmp_path: Path, broken: str
+) -> None:
+    report, _ = whole
+    write_report(report, tmp_path)
+    assert _stored_probes(report.run, tmp_path) == report.probes
+    (tmp_path / "adaptive-probes.json").write_text(broken)
+    assert _stored_probes(report.run, tmp_path) == {}
 
 
 def test_a_command_line_becomes_a_setting() -> None:
