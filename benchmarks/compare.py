@@ -1,9 +1,9 @@
-"""Two reconstructions of the same images, each at one budget: accuracies, their difference, and a paired test.
+"""Compare two reconstructions of the same images, each at one budget.
 
     python benchmarks/compare.py --first A/table2.jsonl --second B/table2.jsonl --budgets 2000 1000 > compare.md
 
-Several files of one side are pooled, such as those of two seeds, which have other images. The report has the images
-and conditions that both sides have.
+Several files of one side are pooled, such as those of two seeds, which have other images. The report has the
+accuracies, their difference and a paired test, on the images and conditions that both sides have.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Outcomes = Mapping[str, Mapping[Image, float]]
 
 
 def outcomes(runs: Sequence[Run], budget: int) -> Outcomes:
-    """The outcomes of the reconstruction at a budget, of several runs of different images.
+    """The outcomes of the reconstruction at a budget, from runs of different images.
 
     Raises:
         ValueError: two runs have the same image, or a run has no outcome at the budget.

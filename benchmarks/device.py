@@ -1,4 +1,4 @@
-"""The device of this machine, and whether each backend is correct on it; each question has a process of its own.
+"""The device of this machine, and whether each backend is correct on it.
 
     python benchmarks/device.py environment
     python benchmarks/device.py triton          # or torch, cudagraphs
@@ -130,7 +130,7 @@ def proof(question: str, device: torch.device, channels: int | None) -> Iterator
 
 
 def chosen_by_itself(asked: Mapping[str, Request]) -> Iterator[Mapping[str, Any]]:
-    """By request: the trial of every backend, and the backend that a reconstruction chose."""
+    """By request, the trial of every backend and the backend that ``auto`` chose."""
     trials: dict[str, Any] = {}
     for name, request in asked.items():
         device = request.images.device
@@ -143,7 +143,10 @@ def chosen_by_itself(asked: Mapping[str, Request]) -> Iterator[Mapping[str, Any]
 
 
 def requests(device: torch.device, channels: int | None) -> dict[str, Request]:
-    """A batch of large and one of small images with the paper's networks for them; or one tiny batch."""
+    """A batch of large and one of small images, with the paper's networks for them.
+
+    If ``channels`` is given, there is one batch of two small images instead, with a network of that width.
+    """
     wanted = {
         "paper, 8 × 224×224": (DIPConfig.paper(), 8, 224),
         "architecture 1, 64 × 32×32": (DIPConfig.architecture_1(), 64, 32),
@@ -161,7 +164,7 @@ def requests(device: torch.device, channels: int | None) -> dict[str, Request]:
 
 
 def of_backend(backend: Backend, device: torch.device) -> list[Contender]:
-    """The speed benchmark's contenders of a backend, in every precision of the device."""
+    """The speed benchmark's contenders of a backend, in each precision of the device."""
     everyone = contenders(device, expendable=True)
     native = [name for name in everyone if name.startswith(NATIVE)]
     own = {"cudagraphs": [GRAPHS], "triton": [KERNELS], "native": native}

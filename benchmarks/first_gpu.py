@@ -1,4 +1,4 @@
-"""All checks and measurements on a first GPU, in one command and nine minutes. It has not yet been run on a GPU.
+"""All checks and measurements on a first GPU, in one command and nine minutes.
 
     python benchmarks/first_gpu.py
     python benchmarks/first_gpu.py --data IMAGENET/val
@@ -13,7 +13,7 @@ and unused time goes to later parts. A part that fails or takes too long stops n
 output (``tests.log``) while it runs, and its record (``tests.json``) when it has ended. The same command resumes: parts
 that passed at the same commit are skipped, and Table 2 has its store.
 
-Exits with 1 if a part failed or took too long.
+Exits with 1 if a part failed or took too long. The script has not yet been run on a GPU.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _STEP = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's settings: its folder, the device, the data of Table 2, and whether it is a rehearsal."""
+    """A run's folder, its device, the data of Table 2, and whether it is a rehearsal."""
 
     folder: Path
     device: str
@@ -85,7 +85,10 @@ class Attempt:
         return max(0.0, self.deadline - time.monotonic())
 
     def run(self, *words: str | Path) -> Status:
-        """Run a Python command. At the deadline it is interrupted, and killed if it continues."""
+        """Run a Python command.
+
+        At the deadline it is interrupted, and killed if it continues.
+        """
         shown = [word.name if isinstance(word, Path) else word for word in words]
         self.commands.append(shlex.join(["python", *shown]))
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -119,7 +122,10 @@ class Attempt:
 
 
 class Part(NamedTuple):
-    """A part's share of the time, and its work, which returns a status and a result in JSON's types."""
+    """A part's share of the time, and its work.
+
+    The work returns a status and a result in JSON's types.
+    """
 
     share: float
     work: Callable[[Plan, Attempt], tuple[Status, Any]]
@@ -190,7 +196,10 @@ def speed(plan: Plan, attempt: Attempt) -> tuple[Status, Any]:
 
 
 def table2(plan: Plan, attempt: Attempt) -> tuple[Status, Any]:
-    """The accuracies on as many images as there was time for; a call that exceeds the time is not a failure."""
+    """The accuracies on as many images as there was time for.
+
+    The part passes if the first call does. How a later call failed or exceeded the time is in ``last call``.
+    """
     sizes: Iterable[int] = itertools.count(_STEP, _STEP)
     options: list[str | Path] = ["--batch", f"{_STEP}", "--conditions", "clean", "fgsm-5", "bi-10"]
     if plan.rehearse:
@@ -305,7 +314,10 @@ def attempted(name: str, part: Part, plan: Plan, *, deadline: float) -> dict[str
 
 
 def passed_before(path: Path, identity: dict[str, Any]) -> bool:
-    """Whether the part passed at this commit with these settings; never for a checkout with uncommitted changes."""
+    """Whether the part passed at this commit with these settings.
+
+    It is false for a checkout with uncommitted changes.
+    """
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Accuracy against time at 224×224: which network, image size and number of iterations are worth their time.
+"""Accuracy against time at 224×224, by network, image size and iterations.
 
     python benchmarks/front.py
     python benchmarks/front.py --data IMAGENET/val --images 20 --candidates compact half-width half-size
@@ -112,7 +112,10 @@ def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int])
 
 
 def points(runs: Mapping[str, Run], times: Times) -> list[Point]:
-    """The filters, and every candidate at every budget with its time in iterations of the compact network."""
+    """The points of the filters, and of every candidate at every budget.
+
+    Times are in iterations of the compact network.
+    """
     found = []
     for name, run in runs.items():
         for cell in summarise(run.records, averaged=tuple(CONDITIONS)):
@@ -148,7 +151,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def budgets_of(name: str, given: argparse.Namespace) -> tuple[int, ...]:
-    """The candidate's budgets: `--budgets`, and after them the same steps again up to `--longer` times their last."""
+    """The candidate's budgets: those of `--budgets`, continued by `--longer`.
+
+    All but the compact network's continue, in the same steps, to `--longer` times the last.
+    """
     rounds = 1 if name == REFERENCE else given.longer
     return tuple(budget + k * given.budgets[-1] for k in range(rounds) for budget in given.budgets)
 

@@ -1,4 +1,4 @@
-"""The points of accuracy against time as a table, a test against the compact network, and a plot."""
+"""Accuracy against time: tables, a test against the compact network, and a plot."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class Point(NamedTuple):
 
 
 def tested(pairs: Sequence[tuple[float, float]]) -> list[str]:
-    """Of pairs of shares: how often the first is higher, and lower; the sign test's p; the difference in points."""
+    """The columns ``TESTED`` for pairs of shares.
+
+    They are how often the first share is higher and how often lower, the sign test's p, and the difference in points.
+    """
     test = mcnemar([own > other for own, other in pairs], [other > own for own, other in pairs])
     return [f"{test.only_first} : {test.only_second}", f"{test.p:.2g}", _difference(pairs)]
 
@@ -61,7 +64,10 @@ def _difference(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: none is as accurate in less time or more accurate in the same. Ascending."""
+    """The points that no other beats, in ascending order of time.
+
+    No other point is as accurate in less time, or more accurate in the same time.
+    """
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.time, -point.accuracy)):
         if not best or point.accuracy > best[-1].accuracy:
@@ -75,7 +81,10 @@ def reference(points: Sequence[Point]) -> Point:
 
 
 def fast(points: Sequence[Point]) -> list[Point]:
-    """Each candidate at its best budget of at most half of the compact network's time, the best first."""
+    """Each candidate at its best budget within half of the compact network's time.
+
+    The most accurate is first.
+    """
     limit = reference(points).time / 2
     chosen: dict[str, Point] = {}
     for point in points:
@@ -130,7 +139,10 @@ def _against(points: Iterable[Point], whole: Point) -> Iterator[list[str]]:
 
 
 def _last(points: Sequence[Point], whole: Point) -> list[Point]:
-    """The filters, and every candidate but the compact network at that one's last budget and at its own."""
+    """The filters, and candidates at their last budget and at the compact network's.
+
+    The compact network itself is left out.
+    """
     own = {point.name: max(other.budget for other in points if other.name == point.name) for point in points}
     others = [point for point in points if point.name != REFERENCE]
     return [point for point in others if point.time == 0 or point.budget in (whole.budget, own[point.name])]
@@ -143,7 +155,10 @@ def _best(points: Sequence[Point]) -> list[Point]:
 
 
 def picture(points: Sequence[Point]) -> Figure:
-    """Every candidate's curve and the front; the compact and the paper's network are emphasised."""
+    """Every candidate's curve, and the front.
+
+    The curves of the compact and of the paper's network are emphasised.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

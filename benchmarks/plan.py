@@ -1,14 +1,14 @@
-"""A plan before a long measurement: the number of images that decides each of the paper's claims, and the cost.
+"""The number of images that decides each of the paper's claims, and the cost.
 
     python benchmarks/plan.py benchmarks/results/table2-reconstruction/table2.jsonl
     python benchmarks/plan.py benchmarks/results/table2-reconstruction/table2.jsonl --images 20
 
-The plan follows from the differences measured so far. Each comparison's split of the same images gives the
-probabilities for the exact McNemar test (80 % power at the 5 % level, for that comparison alone: a claim about several
-attacks is corrected by Holm's procedure, and takes more). A small record makes a rough plan: the range covers the
-equally plausible splits with one image more or less on either side. The seconds are the record's median for one
-reconstruction at the largest budget. With --images the plan is that of the first images, beside what the whole record
-took: the number of images from which on the comparison stayed decided, again by itself.
+The plan, made before a long measurement, follows from the differences measured so far. Each comparison's split of the
+same images gives the probabilities for the exact McNemar test (80 % power at the 5 % level, for that comparison alone:
+a claim about several attacks is corrected by Holm's procedure, and takes more). A small record makes a rough plan: the
+range covers the equally plausible splits with one image more or less on either side. The seconds are the record's
+median for one reconstruction at the largest budget. With --images the plan is that of the first images, beside what the
+whole record took: the number of images from which on the comparison stayed decided, again by itself.
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ def plan(run: Run, *, images: int | None = None) -> Iterator[str]:
 
 
 def _decided_from(pair: Comparison) -> str:
-    """The number of images from which on the test stays significant, and whether it goes the other way."""
+    """The number of images from which on the test stays significant.
+
+    It has a note if the test goes the other way, and is "not decided" if there is no such number.
+    """
     higher, lower = (list(next(iter(cell.outcomes.values())).values()) for cell in (pair.higher, pair.lower))
     ahead = [one > other for one, other in zip(higher, lower, strict=True)]
     behind = [one < other for one, other in zip(higher, lower, strict=True)]
@@ -91,7 +94,7 @@ def _decided_from(pair: Comparison) -> str:
 
 
 def _needed(pair: Comparison) -> tuple[int | None, int | None]:
-    """The fewest and the most images that this split asks for; None for more than ``MOST``."""
+    """The fewest and most images that this split needs; None for more than ``MOST``."""
     n, split = pair.higher.n, compare(pair.higher, pair.lower)
     counts = []
     for shift in (-1, 1):

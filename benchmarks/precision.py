@@ -1,4 +1,4 @@
-"""bf16, or the native kernels, against fp32 by torch's operators over the whole budget.
+"""bf16, or the native kernels, against fp32 by torch's operators.
 
     python benchmarks/precision.py --setting compact-224 --data imagenet-sample/val
     python benchmarks/precision.py --setting architecture-1-32 --data cifar10-images.zip --weights cifar10-cnn.pt
@@ -6,10 +6,10 @@
         --weights benchmarks/weights/cifar10-external.pt
 
 Is their difference within that of two seeds of fp32? Correctly classified images are attacked by FGSM at ε = 5
-(defence-unaware) and fitted both ways, with each seed from the same initial weights and fixed noise. The yardstick is
-the difference between two seeds of fp32: the defence is random by design and the optimisation chaotic, so a rounding
-error may grow to this difference but not beyond. The native kernels also generate other fresh noise. An image's two
-differences are paired; intervals are bootstrapped over the images.
+(defence-unaware) and fitted both ways over the whole budget, with each seed from the same initial weights and fixed
+noise. The yardstick is the difference between two seeds of fp32: the defence is random by design and the optimisation
+chaotic, so a rounding error may grow to this difference but not beyond. The native kernels also generate other fresh
+noise. An image's two differences are paired; intervals are bootstrapped over the images.
 
 The folder gets ``fp32.jsonl`` and ``bf16.jsonl`` or ``native.jsonl``, rewritten after every fit: a killed run resumes
 by the same command, and two processes can share the work with ``--only``. The report and the plot cover the images that
@@ -51,7 +51,7 @@ STRIDE = 10
 
 
 class Setting(NamedTuple):
-    """A network, its classifier, and the default numbers of images: in all, and fitted at once."""
+    """A network, its classifier, the default number of images, and the batch size."""
 
     config: DIPConfig
     classifier: str
@@ -125,7 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class Record:
-    """One way's file: a line with the configuration and the sessions, then one line for each fit."""
+    """One way's file, with a line for each fit.
+
+    The first line has the configuration and the sessions.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -194,7 +197,7 @@ def measure(given: argparse.Namespace) -> None:
 def correct_images(
     given: argparse.Namespace, classifier: classifiers.Classifier, device: torch.device
 ) -> LabelledImages:
-    """Images that the classifier classifies correctly, on the device; from ``--data`` in random order.
+    """Correctly classified images, on the device; from ``--data`` in random order.
 
     Raises:
         ValueError: there are too few.
@@ -228,7 +231,10 @@ def fit(
     budgets: Sequence[int],
     way: Way,
 ) -> list[dict[str, Any]]:
-    """One record per image: its loss curve, and at each budget PSNRs, prediction and the true class's confidence."""
+    """Fit the images, and return one record for each.
+
+    A record has the loss curve, and at each budget the PSNRs, the prediction and the true class's confidence.
+    """
     started = time.perf_counter()
     # Derived from the image, so neither the batch nor the way changes initial weights and fixed noise.
     seeds = [derive_seed(seed, "dip", name) for name in clean.ids]

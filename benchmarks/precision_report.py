@@ -1,4 +1,7 @@
-"""The report and the plot of ``precision.py``: two ways to fit, relative to the difference of two seeds of fp32."""
+"""The report and the plot of ``precision.py``.
+
+They show the difference between two ways to fit, relative to that between two seeds of fp32.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,9 @@ class Measured:
 
 
 def collect(ways: Mapping[str, Fits]) -> Measured | None:
-    """The fits of the images that both ways have with every seed; None without such images or two seeds.
+    """The fits of the images that both ways have with every seed.
+
+    None if there are no such images or fewer than two seeds.
 
     Args:
         ways: "fp32" and another.
@@ -87,9 +92,11 @@ def _other(ways: Iterable[str]) -> str:
 
 
 def differences(measured: Measured, quantity: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The absolute differences of the two ways and of fp32's seeds, and the other − fp32; each (images, budgets).
+    """The differences between the ways and between seeds, each (images, budgets).
 
-    The first is the mean over the seeds, the second over the pairs of seeds. Decisions differ by 0 or 1.
+    The first is the absolute difference of the two ways, a mean over the seeds. The second is that of two seeds of
+    fp32, a mean over the pairs of seeds. The third is the other way − fp32, a mean over the seeds. Decisions differ by
+    0 or 1, and their third difference is in accuracy.
     """
     name = _other(measured.values)
     fp32, other = (measured.values[way][quantity] for way in ("fp32", name))
@@ -104,14 +111,14 @@ def differences(measured: Measured, quantity: str) -> tuple[Tensor, Tensor, Tens
 
 
 def interval(values: Tensor) -> tuple[float, float]:
-    """The 95 % interval of the mean of (images,) values: percentiles of a bootstrap over the images."""
+    """The 95 % percentile bootstrap interval of the mean of (images,) values."""
     places = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
     low, high = values[places].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high
 
 
 def as_markdown(measured: Measured, budgets: Sequence[int], heads: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """The report's lines: circumstances, a verdict for each quantity, and a table of each by budget."""
+    """The report's lines: circumstances, and for each quantity a verdict and a table."""
     configuration = heads["fp32"]["configuration"]
     other = _other(heads)
     yield f"# {other} against fp32: {configuration['setting']}"
@@ -167,7 +174,10 @@ def _with_interval(values: Tensor) -> str:
 
 
 def plot(measured: Measured, budgets: Sequence[int], path: Path, *, stride: int) -> None:
-    """Losses, both PSNRs and accuracy against iterations: each way's mean, and its seeds as faint lines."""
+    """Plot losses, both PSNRs and accuracy against the iterations.
+
+    Each way has a line for its mean and a faint line for each of its seeds.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
-"""Write the tables of the READMEs and the documentation from the records in benchmarks/results.
+"""Write the tables of the READMEs and the documentation from the records.
 
-The main README also opens with the verdict of the adaptive records: the accuracy that the strongest attack found
-leaves, if any.
+The records are those in benchmarks/results. The main README also opens with the verdict of the adaptive records: the
+accuracy that the strongest attack found leaves, if any.
 
 python benchmarks/readme.py
 """
@@ -47,7 +47,7 @@ ADAPTIVE = (*VERDICTS, "adaptive-budgets", "adaptive-architecture-1", "adaptive-
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Each file and its new text, with the tables of the records between their markers."""
+    """Each file and its new text, with the records' tables between its markers."""
     runs = {source: read_export(RESULTS / source / "table2.jsonl") for source in SOURCES}
     reports = {name: read_report(RESULTS / name) for name in ADAPTIVE}
     opening = [reports[name] for name in VERDICTS]
@@ -84,7 +84,10 @@ def _strength(report: AdaptiveReport) -> tuple[int, int]:
 
 
 def brief(run: Run, report: AdaptiveReport | None = None) -> str:
-    """A few columns of a record beside the paper's; below them, of the same networks, the strongest attack found."""
+    """A few columns of a record beside the paper's.
+
+    If ``report`` is of the same classifier and network, the last row is that under the strongest attack found.
+    """
     cells = table_cells(run)
     found = {(cell.condition, cell.column): cell for cell in cells}
     titles = [column_title(*column) for column in MEASURED] + [published_title(*column) for column in PUBLISHED]

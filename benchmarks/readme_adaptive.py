@@ -1,4 +1,4 @@
-"""The parts of the READMEs from adaptive records: the row of the strongest attack, the tables, and the verdict."""
+"""The parts of the READMEs from adaptive records: a row, tables and the verdict."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ NOTHING = 0.05
 
 
 def strongest_row(report: AdaptiveReport, columns: Sequence[Column], *, blank: int) -> list[str]:
-    """The table row under the strongest attack found, at the largest ε; none where it has no such reconstruction."""
+    """The table row under the strongest attack found, at the largest ε.
+
+    There is none if the report has none of the columns' reconstructions under that attack.
+    """
     epsilon = report.epsilons[-1]
     found = [report.judged(WORST_CASE, column, epsilon) for column in columns]
     if all(judged is None for judged, column in zip(found, columns, strict=True) if column[0] == "dip"):
@@ -38,7 +41,10 @@ def strongest_row(report: AdaptiveReport, columns: Sequence[Column], *, blank: i
 
 
 def attacked(report: AdaptiveReport) -> str:
-    """A table of every defence of a record: clean, and at every ε the transfer and the strongest attack."""
+    """A table of every defence of a record, on clean images and at every ε.
+
+    Each ε has a row for the transfer attack and one for the strongest attack.
+    """
     columns = [column for column in report.columns if not is_known(column[0])]
     lines = ["| | " + " | ".join(map(column_title, columns)) + " |", "| --- " * (len(columns) + 1) + "|"]
     rows: list[tuple[str, str, float]] = [("clean", "clean", 0)]
@@ -60,7 +66,7 @@ def attacked(report: AdaptiveReport) -> str:
 
 
 def _with_known_seed(report: AdaptiveReport, columns: Sequence[Column]) -> Iterator[str]:
-    """A sentence for each reconstruction on what is left where the attacker has the seed that will be used."""
+    """A sentence for each reconstruction: its accuracy if the attacker has its seed."""
     for name, budget in columns:
         found = [report.judged(KNOWN_SEED, (known(name), budget), epsilon) for epsilon in report.epsilons]
         left = [f"{_cell(each)} at ε={epsilon:g}" for epsilon, each in zip(report.epsilons, found, strict=True) if each]
@@ -74,7 +80,10 @@ def _network(config: Mapping[str, Any]) -> str:
 
 
 def verdict(reports: Sequence[AdaptiveReport]) -> str:
-    """A sentence on what attackers who know the defence leave of it, and a line for each record and budget."""
+    """The accuracy under attackers who know the defence, as a sentence and a list.
+
+    The list has a line for each record and budget.
+    """
     lines: list[str] = []
     least: dict[str, tuple[float, Verdict, Verdict]] = {}
     for report in reports:

@@ -1,4 +1,4 @@
-"""One table of the paper's claims and the verdicts of the records, from the reports beside these."""
+"""One table of the paper's claims and the records' verdicts, from the reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BEYOND_THE_PAPER = "random-target"
 
 
 def claims(results: Path) -> Iterator[tuple[str, str, str, str]]:
-    """The item, claim, verdict and folder of every decided claim in the reports below ``results``."""
+    """Item, claim, verdict and folder of each claim in the reports below ``results``."""
     for report, item in ITEMS.items():
         for path in sorted(results.glob(f"*/{report}")):
             for verdict, claim, figures in _CLAIM.findall(path.read_text()):
@@ -40,7 +40,7 @@ def claims(results: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def as_markdown(results: Path) -> str:
-    """A row for each claim, with the records that confirm it, contradict it or leave it open."""
+    """For each claim, the records that confirm it, contradict it or leave it open."""
     rows: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for item, claim, verdict, folder in claims(results):
         rows.setdefault((item, claim), []).append((verdict, f"`{folder}`"))

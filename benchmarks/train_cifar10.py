@@ -1,4 +1,4 @@
-"""Train the small CIFAR-10 classifiers of the tables at 32×32 pixels and of Figure 3.
+"""Train the small CIFAR-10 classifiers of the tables at 32×32 and of Figure 3.
 
     python benchmarks/train_cifar10.py --data cifar10-images.zip --out cifar10-cnn.pt
     python benchmarks/train_cifar10.py --data cifar10-images.zip --out cifar10-robust.pt --adversarial 0.5
@@ -40,14 +40,20 @@ EPSILON, STEP, STEPS, ATTACKED = 0.5, 0.1, 20, 1000
 
 
 def pixels(data: ImageFiles) -> tuple[Tensor, Tensor]:
-    """All images as bytes, (N, 3, 32, 32), a quarter of the memory of floats, and their labels."""
+    """All images as bytes, (N, 3, 32, 32), and their labels.
+
+    Bytes take a quarter of the memory of floats.
+    """
     parts = [data.stack(range(start, min(start + 1000, len(data)))) for start in range(0, len(data), 1000)]
     images = torch.cat([(part.images * 255).round().to(torch.uint8) for part in parts])
     return images, torch.cat([part.labels for part in parts])
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The images, (N, 3, H, W) bytes, as floats in [0, 1], randomly flipped and shifted with reflected borders."""
+    """The images, (N, 3, H, W) bytes, randomly flipped and shifted.
+
+    The result is floats in [0, 1]. A shift fills the border by reflection.
+    """
     count, _, height, width = images.shape
     padded = F.pad(images / 255, (SHIFT,) * 4, mode="reflect")
     down, right = torch.randint(2 * SHIFT + 1, (2, count), generator=generator)
@@ -69,7 +75,7 @@ def train(
     precision: str = "fp32",
     initial: str = "",
 ) -> None:
-    """Train in place, resuming after the last whole epoch in ``checkpoint``, if there is one.
+    """Train in place, resuming after the last whole epoch in ``checkpoint``, if any.
 
     Args:
         classifier: with its initial weights.
@@ -132,7 +138,10 @@ def train(
 
 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, attacked: bool = False) -> float:
-    """The share of images, (N, 3, 32, 32) bytes, that are classified correctly, on request under L2 PGD."""
+    """The share of images that are classified correctly, on request under L2 PGD.
+
+    The images are (N, 3, 32, 32) bytes.
+    """
     correct = 0
     for part, truth in zip(torch.split(images / 255, 500), torch.split(labels, 500), strict=True):
         if attacked:
@@ -143,7 +152,10 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, attacked
 
 
 def measured(classifier: Classifier, images: Tensor, labels: Tensor, *, seed: int) -> dict[str, Any]:
-    """Clean and robust accuracy in per cent for a record; the robust one on a random sample of the images."""
+    """Clean and robust accuracy in per cent, for a record.
+
+    The robust accuracy is on a random sample of the images.
+    """
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:ATTACKED]
     robust = accuracy(classifier, images[chosen], labels[chosen], attacked=True)
     attack = {"attack": "L2 PGD", "epsilon": EPSILON, "step": STEP, "steps": STEPS, "n": len(chosen)}

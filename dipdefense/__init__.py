@@ -24,7 +24,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name when it is first used: the command line answers ``--help`` without waiting for torch."""
+    """Load a public name when it is first used.
+
+    The command line thus answers ``--help`` without waiting for torch.
+    """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,8 @@
-"""Checks of single arguments; every error names the argument, what was expected and what came."""
+"""Checks of single arguments.
+
+Every error says what was expected and what came, and names the argument; only :func:`device` leaves the name to its
+caller.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,9 @@ _SHOWN = 80
 
 
 def integer(name: str, value: object, *, low: int, high: int | None = None, expected: str = "") -> int:
-    """An integer of any library in [low, high], as Python's own; booleans are refused.
+    """An integer of any library in [low, high], as Python's own.
+
+    Booleans are refused.
 
     Raises:
         TypeError: it is not an integer.

@@ -1,4 +1,7 @@
-"""Both defences as preprocessors of the Adversarial Robustness Toolbox (ART), for its PyTorch estimators."""
+"""Both defences as preprocessors of the Adversarial Robustness Toolbox (ART).
+
+They are for ART's PyTorch estimators.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,11 @@ ClipValues = Sequence[float | Array] | Array
 
 @dataclass(kw_only=True, eq=False)
 class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
-    """The common part of both defences: layout, range and dtype on the way in and out, and checked parameters.
+    """The common part of both defences.
 
-    The fields are the parameters, the constructor's arguments and the only state: the module is built anew at every
-    call. Pickle, copy and ``set_params`` therefore need no code of their own.
+    It handles layout, range and dtype on the way in and out, and checks the parameters. The fields are the parameters,
+    the constructor's arguments and the only state: the module is built anew at every call. Pickle, copy and
+    ``set_params`` therefore need no code of their own.
     """
 
     clip_values: ClipValues = (0.0, 1.0)
@@ -61,13 +65,19 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
         return [field.name for field in dataclasses.fields(self)]
 
     def _module(self) -> nn.Module:
-        """The defence on (N, C, H, W) in [0, 1], built from its own parameters; refuses bad ones."""
+        """The defence on (N, C, H, W) in [0, 1], built from its own parameters.
+
+        Raises:
+            TypeError, ValueError: a parameter is outside its range.
+        """
         shared = {field.name for field in dataclasses.fields(_ImagePreprocessor)}
         own = {name: getattr(self, name) for name in self.params if name not in shared}
         return self._defence(**own, out_of_range="clip")
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Defend a batch. ART's ``loss_gradient`` and ``class_gradient`` differentiate through this method.
+        """Defend a batch.
+
+        ART's ``loss_gradient`` and ``class_gradient`` differentiate through this method.
 
         Args:
             x: (N, C, H, W), or (N, H, W, C) with ``channels_first=False``, of any real dtype, in ``clip_values``.
@@ -103,7 +113,10 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
         return images * (high - low) + low, y
 
     def _bound(self, bound: float | Array, x: Tensor) -> Tensor:
-        """A bound that broadcasts against images of any size: one number, or one a channel on the channels' axis."""
+        """A bound that broadcasts against images of any size.
+
+        It is one number, or one a channel on the channels' axis.
+        """
         values = torch.as_tensor(bound, dtype=x.dtype, device=x.device)
         if values.numel() == 1:
             return values.reshape(())
@@ -117,7 +130,10 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
         return values.reshape(axis)
 
     def __call__(self, x: Array, y: Any = None) -> tuple[Array, Any]:
-        """Defend an array, without gradients, on the device of ``device_type``; ``y`` comes back as it came."""
+        """Defend an array on the device of ``device_type``, without gradients.
+
+        ``y`` comes back as it came.
+        """
         return super().__call__(_numbers(x))[0], y
 
     def set_params(self, **params: Any) -> None:
@@ -134,7 +150,10 @@ class _ImagePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
 
 
 def _numbers(x: object) -> Array:
-    """An array that torch can take: it knows native byte orders alone, and no negative strides."""
+    """An array that torch can take.
+
+    Torch knows native byte orders alone, and no negative strides.
+    """
     try:
         array = np.asarray(x)
     except (TypeError, ValueError, RuntimeError):  # ragged lists, and tensors that NumPy cannot share
@@ -158,7 +177,7 @@ def _check_clip_values(bounds: object) -> None:
 
 @dataclass(eq=False)
 class DIPPreprocessor(_ImagePreprocessor):
-    """`DIPPurifier` in front of an ART estimator, by default at prediction and not in training.
+    """`DIPPurifier` in front of an ART estimator, by default at prediction only.
 
     The backward pass is the identity (straight-through, BPDA), so every white-box attack of ART gets a gradient.
     Examples crafted on an undefended classifier are defence-unaware: accuracy on them is not robustness.
@@ -208,17 +227,20 @@ class DIPPreprocessor(_ImagePreprocessor):
     _defence = DIPPurifier
 
     def estimate_gradient(self, x: Array, grad: Array) -> Array:  # noqa: ARG002
-        """The identity, which ART asks for beside NumPy preprocessors; its default would purify once a class."""
+        """The identity, which ART asks for beside NumPy preprocessors.
+
+        ART's default would purify once a class.
+        """
         return grad
 
 
 @dataclass(kw_only=True, eq=False)
 class RandomizationPreprocessor(_ImagePreprocessor):
-    """`RandomResizePad` (Xie et al. 2017) in front of an ART estimator, by default at prediction only.
+    """`RandomResizePad` in front of an ART estimator, by default at prediction only.
 
-    The defended images are larger. ART's PyTorch classifier allows that: ``predict``, the gradients and the
-    attacks keep to the original size, as long as the model takes the larger one, as networks with global pooling
-    do. A model tied to one size (a flattening head, a ViT) raises an error of its own.
+    The defence is that of Xie et al. 2017. The defended images are larger. ART's PyTorch classifier allows that:
+    ``predict``, the gradients and the attacks keep to the original size, as long as the model takes the larger one, as
+    networks with global pooling do. A model tied to one size (a flattening head, a ViT) raises an error of its own.
 
     Attacks get the gradient through the very sample of the same call.
 

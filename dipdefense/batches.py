@@ -1,4 +1,7 @@
-"""Whether a tensor is a batch of images: its type, shape and range, with advice on the usual slips."""
+"""Whether a tensor is a batch of images: its type, shape and range.
+
+The messages give advice on the usual slips.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tensor(images: object) -> None:
-    """Refuse anything but a dense tensor of floats that holds data; its shape is not checked.
+    """Refuse anything but a dense tensor of floats that holds data.
+
+    Its shape is not checked.
 
     Raises:
         TypeError: it is something else; the message says how to convert it.
@@ -55,7 +60,9 @@ def check_tensor(images: object) -> None:
 
 
 def check_shape(given: Sequence[int]) -> None:
-    """Refuse any shape but (batch, channels, height, width); the batch may be empty, the images may not.
+    """Refuse any shape but (batch, channels, height, width).
+
+    The batch may be empty, the images may not.
 
     Raises:
         ValueError: it is another shape; where it looks like another layout, the message says how to permute the axes.
@@ -77,7 +84,10 @@ def check_shape(given: Sequence[int]) -> None:
 
 
 def scale_advice(low: float, high: float) -> str:
-    """How to bring values from ``low`` to ``high`` into [0, 1], judged by the scale that they seem to have."""
+    """How to bring values from ``low`` to ``high`` into [0, 1].
+
+    The advice depends on the scale that they seem to have.
+    """
     if low >= -ROUNDING and high > 2.9:
         if high <= 255:
             return "uint8 values? divide by 255 first"
@@ -90,9 +100,10 @@ def scale_advice(low: float, high: float) -> str:
 
 
 def clipped(images: Tensor, low: float, high: float) -> Tensor:
-    """The images clipped to [0, 1], with the identity as gradient, so that an attack can bring a pixel back.
+    """The images clipped to [0, 1], with the identity as gradient.
 
-    A warning asks about the scale where most values lie outside by more than half the range: no attack goes that far.
+    An attack can thus bring a clipped pixel back. A warning asks about the scale where most values lie outside by more
+    than half the range: no attack goes that far.
 
     Args:
         images: (N, C, H, W), finite.

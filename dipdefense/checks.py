@@ -1,4 +1,7 @@
-"""Arguments of a reconstruction, checked before any work: each error says what was expected and what came."""
+"""Arguments of a reconstruction, checked before any work.
+
+Each error says what was expected and what came.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ _BF16_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Request:
-    """A reconstruction's checked arguments, which are neither checked nor listed again further on.
+    """A reconstruction's checked arguments.
+
+    They are neither checked nor listed again further on.
 
     Attributes:
         images: (N, C, H, W) floats in [0, 1].
@@ -75,7 +80,7 @@ def check_request(
     backend: Backend,
     out_of_range: OutOfRange = "raise",
 ) -> Request:
-    """Check all arguments of a reconstruction, and sample fresh seeds where none are given.
+    """Check a reconstruction's arguments, and sample seeds where none are given.
 
     Raises:
         TypeError, ValueError: an argument is not as :func:`dipdefense.reconstruct` describes it.
@@ -105,18 +110,24 @@ def operand_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def _gpu_has_bf16(device: torch.device) -> bool:
-    """As torch.cuda.is_bf16_supported without emulation, which answers for the current device alone."""
+    """Whether a GPU has bf16 arithmetic, emulation not counted.
+
+    ``torch.cuda.is_bf16_supported`` without emulation says the same, but of the current device alone.
+    """
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY
 
 
 def cpu_has_tiles() -> bool:
-    """Whether this CPU multiplies bf16 in tiles (AMX), by its features and oneDNN's limit on them."""
+    """Whether this CPU multiplies bf16 in tiles (AMX).
+
+    This depends on its features and on oneDNN's limit on them, ``ONEDNN_MAX_CPU_ISA``.
+    """
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
     return "amx_bf16" in processor.features() and (allowed in ("DEFAULT", "ALL") or "AMX" in allowed)
 
 
 def explain(device: torch.device | str, *, precision: Precision = "auto", backend: Backend = "auto") -> dict[str, str]:
-    """The precision and the backend of a reconstruction on a device, each with its reason.
+    """A reconstruction's precision and backend on a device, each with its reason.
 
     Returns:
         A sentence for "precision" and one for "backend".
@@ -153,10 +164,11 @@ def explain(device: torch.device | str, *, precision: Precision = "auto", backen
 
 
 def check_backend(backend: Backend, device: torch.device | None = None, config: DIPConfig | None = None) -> None:
-    """Refuse a backend that is unknown, does not run on the device, or has no kernels for the network.
+    """Refuse a backend that cannot fit the network on the device.
 
     Raises:
-        ValueError: it is refused; the message says what is missing.
+        ValueError: the backend is unknown, does not run on the device, or has no kernels for the network; the message
+            says what is missing.
     """
     choice("backend", backend, get_args(Backend))
     if backend in ("triton", "native") and config is not None and (variants := config.variants()):
@@ -190,7 +202,10 @@ def check_backend(backend: Backend, device: torch.device | None = None, config: 
 
 
 def triton_interpreted() -> bool:
-    """Whether Triton is to interpret its kernels: on any device, but too slowly for anything but checks."""
+    """Whether Triton is to interpret its kernels.
+
+    It then runs them on any device, but too slowly for anything but checks.
+    """
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -223,7 +238,9 @@ def check_budgets(budgets: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_images(images: Tensor, config: DIPConfig | None = None, *, out_of_range: OutOfRange = "raise") -> Tensor:
-    """Refuse anything but a batch of images in [0, 1], large enough for the configuration if one is given.
+    """Refuse anything but a batch of images in [0, 1].
+
+    With a configuration, the images must also be large enough for it.
 
     Args:
         images: what came.
@@ -261,7 +278,9 @@ def check_images(images: Tensor, config: DIPConfig | None = None, *, out_of_rang
 
 
 def check_logits(logits: object, count: int) -> Tensor:
-    """A classifier's output for this many images, refused unless it is an (N, classes) tensor of logits.
+    """A classifier's output, refused unless it is an (N, classes) tensor of logits.
+
+    N is ``count``, the number of images.
 
     Raises:
         TypeError: it is not a tensor, or not of a floating dtype.
@@ -301,7 +320,9 @@ def check_seed(seed: Seed) -> int | tuple[int, ...] | None:
 
 
 def resolve_seeds(seed: Seed, count: int) -> list[int]:
-    """One seed per image: the integer for all, the given ones, or fresh ones from the CPU's default generator.
+    """One seed per image: the integer for all, the given ones, or fresh ones.
+
+    Fresh seeds come from the CPU's default generator.
 
     Raises:
         TypeError, ValueError: they are not seeds, or not as many as the images.

@@ -1,4 +1,7 @@
-"""How compilers and exporters treat modules whose output is an optimisation's result or a random sample."""
+"""How compilers and exporters treat the defences.
+
+A defence's output is the result of an optimisation, or a random sample.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ _REASON = "it fits networks in a loop of its own, which is not to be compiled; t
 
 
 def opaque(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, called as it is from compiled code: ``torch.compile`` looks neither into it nor below it.
+    """The function, called as it is from compiled code.
 
-    Compiling it would unroll a loop of hundreds of iterations.
+    ``torch.compile`` looks neither into it nor below it: compiling it would unroll a loop of hundreds of iterations.
     """
     hidden: list[Callable[P, T]] = []
 
@@ -33,7 +36,9 @@ def opaque(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def refuse_export(module: str) -> None:
-    """Refuse to be traced: a trace would store one call's result and return it for every image.
+    """Refuse to be traced or exported.
+
+    A trace would store one call's result and return it for every image.
 
     Raises:
         RuntimeError: the call is being traced by ``torch.jit`` or ``torch.export``, also for an export to ONNX.

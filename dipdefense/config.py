@@ -142,7 +142,7 @@ class DIPConfig:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> DIPConfig:
-        """The configuration that :meth:`to_json` or ``dataclasses.asdict`` gave, read back from JSON.
+        """The configuration from the JSON of :meth:`to_json` or ``dataclasses.asdict``.
 
         A variant that was not stored is the original network's, and a reduction that was not is none. No default
         replaces any other missing number.
@@ -156,9 +156,10 @@ class DIPConfig:
         return cls(**stored)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as records store them: every number, but variants and the reduction only where they are changed.
+        """The fields as records store them.
 
-        Outcomes from before these fields existed thereby keep their identity.
+        Every number is stored, but variants and the reduction only where they are changed. Outcomes from before these
+        fields existed thereby keep their identity.
 
         Example:
             >>> "upsampling" in DIPConfig().to_json(), DIPConfig(upsampling="nearest").to_json()["upsampling"]
@@ -167,7 +168,9 @@ class DIPConfig:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in self._defaults()}
 
     def variants(self) -> dict[str, Any]:
-        """The variants that differ from the original network's, which the fast path does not have.
+        """The variants that differ from the original network's.
+
+        The fast path does not have them.
 
         Example:
             >>> DIPConfig(skip_channels=0, kernel_size=5).variants()
@@ -176,7 +179,7 @@ class DIPConfig:
         return {name: getattr(self, name) for name in _VARIANTS if name not in self._defaults()}
 
     def differences(self) -> list[str]:
-        """How the network and its optimiser differ from those of the paper's Tables 1 and 2, in words.
+        """The differences from the network and optimiser of the paper's Tables 1 and 2.
 
         Example:
             >>> DIPConfig(scales=3, channels=16).differences(), DIPConfig.paper().differences()
@@ -198,7 +201,10 @@ class DIPConfig:
 
     @classmethod
     def paper(cls) -> DIPConfig:
-        """The network of Tables 1 and 2: 5 scales, 128 channels, 2,217,831 parameters for RGB images."""
+        """The network of Tables 1 and 2: 5 scales, 128 channels, 2,217,831 parameters.
+
+        The count is that for RGB images.
+        """
         return cls(scales=5)
 
     @classmethod
@@ -219,16 +225,22 @@ class DIPConfig:
 
     @classmethod
     def compact(cls) -> DIPConfig:
-        """For CPUs: 32 channels instead of 128, everything else the paper's. Not in the paper."""
+        """For CPUs: 32 channels instead of 128, and everything else the paper's.
+
+        The paper has no such configuration.
+        """
         return cls(channels=32)
 
     @classmethod
     def half_size(cls) -> DIPConfig:
-        """For CPUs: the compact network at half of the image's height and width. Not in the paper."""
+        """For CPUs: the compact network at half of the image's height and width.
+
+        The paper has no such configuration.
+        """
         return cls(channels=32, reduction=2)
 
     def fitted_size(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width, in pixels, at which the networks of images of this size are fitted.
+        """The height and width, in pixels, at which images of this size are fitted.
 
         Example:
             >>> DIPConfig(reduction=2).fitted_size(224, 225)
@@ -268,7 +280,10 @@ class DIPConfig:
         return scales
 
     def parameter_count(self, *, image_channels: int, scales: int) -> int:
-        """Parameters of one image's network as the literature counts them, biases without effect included."""
+        """Parameters of one image's network, as the literature counts them.
+
+        Biases without effect are included.
+        """
         c, s, merged, taps = self.channels, self.skip_channels, self.channels + self.skip_channels, self.kernel_size**2
         total = 0
         for scale in range(scales):

@@ -1,4 +1,4 @@
-"""Purification and the tables' runs in the processes and machines of a Ray cluster.
+"""Purification and the tables' runs in the processes of a Ray cluster.
 
 The workers are actors of Ray Data. Each holds a GPU, or as many CPU threads as this process uses, until the work is
 done. A worker that dies is replaced, and its unfinished items are done again. The calling process receives every result
@@ -52,11 +52,11 @@ def spread(
     address: str | None = None,
     gpus: float | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Call a function with every item in the processes of a Ray cluster, and yield results as they arrive.
+    """Call a function with every item in the processes of a Ray cluster.
 
-    Ray starts when the first result is requested, unless this process is connected to a cluster already. When the
-    iteration ends or is abandoned, the workers end, and so does Ray if it was started here. Ray itself reports dead
-    workers on stdout.
+    Results are yielded as they arrive. Ray starts when the first one is requested, unless this process is connected to
+    a cluster already. When the iteration ends or is abandoned, the workers end, and so does Ray if it was started here.
+    Ray itself reports dead workers on stdout.
 
     Args:
         function: copied to each worker once, by cloudpickle, with everything that it refers to.
@@ -168,7 +168,10 @@ class _Rows:
 
 
 class _Purify:
-    """A worker's call: purify a batch, and return its outputs and the places of the images that diverged."""
+    """A worker's call, which purifies a batch.
+
+    It returns the batch's outputs and the places of the images that diverged.
+    """
 
     def __init__(self, purifier: DIPPurifier, read: Callable[[Sequence[int]], Tensor]) -> None:
         self._purifier, self._read = copy.copy(purifier), read

@@ -92,7 +92,9 @@ class ImageFile:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""A file's name with bytes that are not UTF-8 escaped, so it can be printed, stored and hashed.
+    r"""A file's name in which bytes that are not UTF-8 are escaped.
+
+    The result can be printed, stored and hashed.
 
     Example:
         >>> print(printable(os.fsdecode(b"caf\xe9.png")))
@@ -138,17 +140,20 @@ def read_image(source: Path | str | bytes, *, name: str = "") -> ImageFile:
 
 
 def shape_of(content: bytes, *, name: str) -> tuple[int, int, int]:
-    """The shape (channels, height, width) of ``read_image``'s ``pixels``, from the file's header.
+    """The shape (channels, height, width) of ``read_image``'s ``pixels``.
+
+    It comes from the file's header; only a TIFF is decoded.
 
     Raises:
-        UnreadableImage: the header is not that of a readable image. A file that is broken further on passes.
+        UnreadableImage: the header is not that of a readable image. A file that is broken further on passes, unless it
+            is a TIFF.
     """
     with _naming(name):
         return shape(content)
 
 
 def open_rgb(content: bytes, *, name: str) -> Image.Image:
-    """The content of an image file as an 8-bit RGB picture, for a classifier's preprocessing.
+    """A file's content as an 8-bit RGB picture, for a classifier's preprocessing.
 
     16-bit colour is reduced to its higher byte, as in every program that reads with Pillow.
 
@@ -160,7 +165,9 @@ def open_rgb(content: bytes, *, name: str) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert any PIL image to 8-bit RGB by the rules above. The EXIF orientation is applied and the EXIF removed.
+    """Convert any PIL image to 8-bit RGB by the rules above.
+
+    The EXIF orientation is applied and the EXIF removed.
 
     Raises:
         TypeError: it is not a PIL image.
@@ -329,7 +336,9 @@ def remove_unfinished(folder: Path, *, older_than: float = 0) -> int:
 
 
 def write_atomically(path: Path | str, data: bytes | str) -> None:
-    """Write a file atomically, text as UTF-8: a reader finds the old content or the new one, never a part.
+    """Write a file atomically, text as UTF-8.
+
+    A reader finds the old content or the new one, never a part.
 
     Raises:
         FileNotFoundError: the folder does not exist.

@@ -11,7 +11,9 @@ from dipdefense.files import printable
 
 
 def files_below(root: Path) -> list[str]:
-    """The paths of all files below a folder, relative to it, with forward slashes, in order.
+    """The sorted paths of all files below a folder, relative to it.
+
+    They have forward slashes on every system.
 
     Raises:
         FileNotFoundError: there is no such folder.

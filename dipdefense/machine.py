@@ -13,7 +13,7 @@ _CPU, _STATUS, _CLEAR = Path("/proc/cpuinfo"), Path("/proc/self/status"), Path("
 
 
 def hardware(device: torch.device) -> str:
-    """The name of a GPU, or of the processor with the number of threads that torch uses."""
+    """The name of a GPU, or of the processor with the number of torch's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     models = re.findall(r"model name\s*: (.*)", _CPU.read_text()) if _CPU.exists() else []
@@ -39,7 +39,10 @@ class PeakMemory:
             self._before = _bytes("VmRSS")
 
     def grown(self) -> int | None:
-        """The peak so far, less the bytes in use at the beginning; None where the system does not tell."""
+        """The peak so far, less the bytes in use at the beginning.
+
+        It is None where the system does not tell.
+        """
         if self._before is None:
             return None
         if self._device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Modes that hold for a while: a classifier's eval mode with gradients, and fp32 products without TF32."""
+"""Temporary modes: eval mode with gradients, and fp32 products without TF32."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Products in whole fp32 on a GPU, where torch may let cuDNN and cuBLAS round the operands to TF32.
+    """Products in whole fp32 on a GPU.
 
-    It does so for convolutions by default, and for matrix products where the process or its environment asks for it, as
-    NVIDIA's containers do. Not yet run on a GPU.
+    Otherwise torch may let cuDNN and cuBLAS round the operands to TF32: for convolutions by default, and for matrix
+    products where the process or its environment asks for it, as NVIDIA's containers do. Not yet run on a GPU.
     """
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
@@ -28,7 +28,9 @@ def without_tf32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluated(classifier: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients, even under ``inference_mode``; every submodule gets its own mode back.
+    """Eval mode with gradients, even under ``inference_mode``.
+
+    Afterwards every submodule has its own mode again.
 
     Example:
         >>> classifier = nn.Dropout()

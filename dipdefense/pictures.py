@@ -1,4 +1,4 @@
-"""Pillow's pictures of every mode as RGB or grey, by the rules of ``dipdefense.files``.
+"""Pillow's pictures as RGB or grey, by the rules of ``dipdefense.files``.
 
 Pillow is imported where it is used, because writing a report through ``files`` does not need it.
 """
@@ -76,7 +76,9 @@ def decode(content: bytes) -> Decoded:
 
 
 def shape(content: bytes) -> tuple[int, int, int]:
-    """The upright shape (channels, height, width) of a file's first picture, decoded only if it is a TIFF.
+    """The upright shape (channels, height, width) of a file's first picture.
+
+    The picture is decoded only if it is a TIFF.
 
     Raises:
         ValueError, Exception: as ``decode`` raises them.
@@ -91,7 +93,9 @@ def shape(content: bytes) -> tuple[int, int, int]:
 
 
 def colour(picture: Image.Image) -> Image.Image:
-    """The upright picture without transparency: "RGB"; "L" for grey; "F" in [0, 1] for grey of more than 8 bits.
+    """The upright picture without transparency, in mode "RGB", "L" or "F".
+
+    "L" is for grey, and "F", in [0, 1], for grey of more than 8 bits.
 
     Raises:
         ValueError: values exceed the picture's depth, or Pillow cannot convert its mode.
@@ -106,7 +110,10 @@ def colour(picture: Image.Image) -> Image.Image:
 
 
 def opacity(picture: Image.Image) -> Image.Image | None:
-    """The upright "L" picture of each pixel's opacity, 255 for opaque; None for a picture without transparency."""
+    """The upright "L" picture of each pixel's opacity, 255 for opaque.
+
+    It is None for a picture without transparency.
+    """
     from PIL import Image
 
     transparent = picture.info.get("transparency")
@@ -144,9 +151,10 @@ def layers(decoded: Decoded, content: bytes) -> tuple[Tensor, Tensor | None, Lit
 
 
 def _sixteen_bits(picture: Any, content: bytes) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    """The upright 16-bit channels, (H, W, C), of a file that Pillow reduces to their higher bytes.
+    """A file's upright 16-bit channels, (H, W, C).
 
-    Decoding with the opposite byte order yields the lower bytes. Grey with alpha is decoded as the four bytes of RGBA.
+    Pillow reduces them to their higher bytes. Decoding with the opposite byte order yields the lower bytes. Grey with
+    alpha is decoded as the four bytes of RGBA.
     """
     again: Any = _opened(content)
     grey = "LA;16B" in _layouts(again)
@@ -162,7 +170,10 @@ def _sixteen_bits(picture: Any, content: bytes) -> np.ndarray[Any, np.dtype[np.u
 
 
 def _with_layout(tile: Any, grey: bool) -> Any:
-    """A tile, Pillow's description of how a part of a file is decoded, with the layout of the lower bytes."""
+    """A tile with the layout of the lower bytes.
+
+    A tile is Pillow's description of how a part of a file is decoded.
+    """
     *place, arguments = tile
     layout, *others = [arguments] if isinstance(arguments, str) else arguments
     layout = "RGBA" if grey else layout[:-1] + _OTHER_BYTE[layout[-1]]
@@ -170,7 +181,10 @@ def _with_layout(tile: Any, grey: bool) -> Any:
 
 
 def png_of_16_bits(integers: np.ndarray[Any, np.dtype[np.uint16]], chunks: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A PNG of (H, W, C) integers: grey, grey with alpha, RGB or RGBA. The chunks of metadata follow its header."""
+    """A PNG of (H, W, C) integers: grey, grey with alpha, RGB or RGBA.
+
+    The chunks of metadata follow its header.
+    """
     import png
 
     height, width, channels = integers.shape
@@ -183,21 +197,22 @@ def png_of_16_bits(integers: np.ndarray[Any, np.dtype[np.uint16]], chunks: Seque
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    """A picture in RGB, 8-bit grey or floats in [0, 1] as (C, H, W) float32 in [0, 1]."""
+    """A picture of 8 bits, or of floats in [0, 1], as (C, H, W) float32 in [0, 1]."""
     pixels = torch.from_numpy(np.array(picture))
     pixels = (pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]).contiguous()
     return pixels if pixels.is_floating_point() else pixels / 255
 
 
 def quantised(values: np.ndarray[Any, np.dtype[np.float32]], *, bits: int) -> np.ndarray[Any, Any]:
-    """Values rounded to integers of 8 or 16 bits, from [0, 1], to which they are clipped."""
+    """Values clipped to [0, 1], scaled and rounded to integers of 8 or 16 bits."""
     return np.asarray(np.rint(values.clip(0, 1) * (2**bits - 1)), dtype=np.uint8 if bits == 8 else np.uint16)
 
 
 def with_palette(png: bytes) -> bytes:
-    """The PNG of a page reduced to 256 colours: it looks the same at a third to a half of the size.
+    """The PNG of a page, reduced to 256 colours.
 
-    64 of the colours are greys, which keeps grey parts free of a tinge; the others are the picture's own.
+    It looks the same at a third to a half of the size. 64 of the colours are greys, which keeps grey parts free of a
+    tinge; the others are the picture's own.
     """
     from PIL import Image
 
@@ -252,7 +267,10 @@ def _gigabytes(pixels: int) -> str:
 
 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """``picture`` turned by the EXIF of ``source``, and without EXIF, so it is not turned again."""
+    """``picture`` turned by the EXIF of ``source``.
+
+    It has no EXIF itself, so it is not turned again.
+    """
     turn = _turn(source)
     if turn is not None:
         picture = picture.transpose(turn)

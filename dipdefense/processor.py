@@ -11,12 +11,18 @@ _MODEL = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU variant", 
 
 @functools.cache
 def features() -> frozenset[str]:
-    """The features that Linux lists for the first core of an x86 or ARM processor; elsewhere an empty set."""
+    """The features that Linux lists for the first core of an x86 or ARM processor.
+
+    Elsewhere the set is empty.
+    """
     return frozenset(next((value.split() for name, value in _lines() if name in ("flags", "Features")), ()))
 
 
 def models() -> frozenset[tuple[str, str]]:
-    """The names and numbers that Linux has for the models of the cores, with their lines' names; may be empty."""
+    """The names and numbers that Linux has for the models of the cores.
+
+    Each comes with the name of its line in /proc/cpuinfo. The set may be empty.
+    """
     return frozenset(line for line in _lines() if line[0] in _MODEL)
 
 

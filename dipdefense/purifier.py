@@ -42,11 +42,11 @@ _NO_GRADIENT = (
 
 
 class DIPPurifier(nn.Module):
-    """Replace every image by its own untrained network's output after ``iters`` iterations.
+    """Replace each image by an untrained network's output after ``iters`` iterations.
 
-    Kattamis, Adel & Weller 2019, section 4: the reconstruction keeps what the network learns first, and an adversarial
-    perturbation is learnt last. This defends against attackers who do not know of it; it is not robustness against
-    those who do.
+    Each image has a network of its own (Kattamis, Adel & Weller 2019, section 4). The reconstruction keeps what the
+    network learns first, and an adversarial perturbation is learnt last. This defends against attackers who do not know
+    of it; it is not robustness against those who do.
 
     The module has no parameters and an empty ``state_dict``, so a classifier's checkpoint still loads, and it works
     under ``no_grad``, ``inference_mode``, ``autocast`` and ``torch.func``. ``eval()`` changes nothing.
@@ -138,7 +138,7 @@ class DIPPurifier(nn.Module):
         return run.images[0]
 
     def _request(self, images: Tensor, budgets: tuple[int, ...], *, seed: Seed) -> tuple[Request, int]:
-        """The checked request, with the backend that fits it, and the number of images to fit at once."""
+        """The checked request with its backend, and the number of images to fit at once."""
         request = check_request(
             images, budgets=budgets, config=self.config, seed=seed,
             precision=self.precision, backend=self.backend, out_of_range=self.out_of_range,
@@ -184,7 +184,9 @@ class DIPPurifier(nn.Module):
             return _in_chunks(request, chunk, iterated, self.stopping)
 
     def backend_for(self, images: Tensor) -> Backend:
-        """The backend that would fit these images; on an NVIDIA GPU ``backend="auto"`` may run its trial first.
+        """The backend that would fit these images.
+
+        On an NVIDIA GPU ``backend="auto"`` may run its trial first.
 
         Args:
             images: (N, C, H, W) floats in [0, 1].
@@ -220,7 +222,10 @@ class DIPPurifier(nn.Module):
 
 
 def warn_of_divergence(places: Sequence[int], config: DIPConfig) -> None:
-    """Name the images whose networks diverged, by their places, on behalf of the caller's caller."""
+    """Warn of the images whose networks diverged, by their places.
+
+    The warning is shown at the line of the caller's caller.
+    """
     warnings.warn(
         f"the networks of the images at {list(places)} diverged; these images are NaN. "
         f"Lower the learning rate ({config.learning_rate})",
@@ -297,7 +302,7 @@ class _StraightThrough(torch.autograd.Function):
     def vmap(
         cls, info: Any, in_dims: tuple[int, None, None], images: Tensor, purify: Purify, seed: Seed
     ) -> tuple[Tensor, int]:
-        """All images as one batch, each with the seed that it would have in a call of its own."""
+        """All images as one batch, with the seeds that separate calls would give them."""
         stacked = images.movedim(in_dims[0], 0)
         check_shape(stacked.shape[1:])
         seeds = seed * info.batch_size if isinstance(seed, tuple) else seed

@@ -1,4 +1,4 @@
-"""The baseline of Xie et al. 2017: resize every image to a random size, and pad it at a random place."""
+"""The baseline of Xie et al. 2017: random resizing and random padding."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
 
 
 def random_resize_pad(images: Tensor, *, seed: Seed = None, out_of_range: OutOfRange = "raise") -> Tensor:
-    """Resize every image to a random size and pad it with mid-grey at a random place (Xie et al. 2017, section 3).
+    """Resize every image to a random size and pad it at a random place.
 
-    Every image has a random sample of its own. At 224×224 a nearest-neighbour resize goes to a size r, uniform on
-    [224, 248); the place in the padded image is one of (248 - r + 1)², all equally likely. Of a rectangular image r is
-    the longer side, and the shorter one keeps the proportion. Gradients flow to ``images``.
+    The method is that of Xie et al. 2017, section 3, and the padding is mid-grey. Every image has a random sample of
+    its own. At 224×224 a nearest-neighbour resize goes to a size r, uniform on [224, 248); the place in the padded
+    image is one of (248 - r + 1)², all equally likely. Of a rectangular image r is the longer side, and the shorter one
+    keeps the proportion. Gradients flow to ``images``.
 
     Args:
         images: (N, C, H, W) floats in [0, 1], H and W at least 5 pixels.
@@ -72,7 +73,7 @@ def random_resize_pad(images: Tensor, *, seed: Seed = None, out_of_range: OutOfR
 
 
 class RandomResizePad(nn.Module):
-    """`random_resize_pad` as a layer in front of a classifier that takes images of any size.
+    """`random_resize_pad` as a layer in front of a classifier of images of any size.
 
     The output is larger than the input, which suits convolutional classifiers with global pooling. The module has no
     parameters and an empty ``state_dict``; ``eval()`` changes nothing. Its gradient is exact for the samples of the
@@ -113,7 +114,7 @@ class RandomResizePad(nn.Module):
 
 
 class RandomizationDefence(nn.Module):
-    """A classifier behind `random_resize_pad` whose probabilities are averaged over several passes.
+    """A classifier behind `random_resize_pad`, averaged over several passes.
 
     The softmax is averaged, as in their challenge submission (30 passes), and the mean's logarithm is returned: its
     softmax is the mean itself, and losses and attacks that expect logits work. The submission also flips at random,

@@ -1,4 +1,7 @@
-"""The reconstruction of Kattamis et al. 2019, section 4: fit one untrained network an image, and stop early."""
+"""The reconstruction of Kattamis et al. 2019, section 4.
+
+It fits one untrained network to each image, and stops early.
+"""
 
 from __future__ import annotations
 
@@ -126,11 +129,11 @@ def reconstruct(
     stopping: RuleName | Rule | None = None,
     on_iteration: Callable[[], object] | None = None,
 ) -> Reconstruction:
-    """Fit an untrained network to each image, all of them at once, and record their outputs at each budget.
+    """Fit an untrained network to each image, and record the outputs at each budget.
 
-    A network's input is fixed uniform noise, to which Gaussian noise is added afresh at every iteration. The loss is
-    the mean squared error to the image, and the optimiser is Adam (Ulyanov et al. 2017, equation 2; Kattamis et al.
-    2019, appendix A.2).
+    All networks are fitted at once. A network's input is fixed uniform noise, to which Gaussian noise is added afresh
+    at every iteration. The loss is the mean squared error to the image, and the optimiser is Adam (Ulyanov et al. 2017,
+    equation 2; Kattamis et al. 2019, appendix A.2).
 
     On a CPU with glibc, freed memory stays with the process until the run ends (:mod:`dipdefense.engine.heap`).
 
@@ -222,7 +225,10 @@ class Initial:
 
 
 def initial(request: Request) -> Initial:
-    """The random parts of :func:`fit` by torch's operators; the same seeds give the same ones."""
+    """The random parts of :func:`fit`, by torch's operators.
+
+    The same seeds give the same parts.
+    """
     fitting = Fitting(request.reduced(), "torch")
     weights = {name: parameter.detach().clone() for name, parameter in fitting.networks.named_parameters()}
     return Initial(weights, fitting.fixed_noise, fitting.generators)
@@ -274,7 +280,10 @@ class _Ends:
         return self._ended
 
     def counts(self, last: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """``stopped`` and ``iterations`` of the finished run, whose last iteration is ``last``."""
+        """``stopped`` and ``iterations`` of the finished run.
+
+        They are ``last``, the last budget, for the fits that no rule has ended.
+        """
         whole = self._iterations == 0
         self._stopped[whole] = self._iterations[whole] = last
         return tuple(self._stopped.tolist()), tuple(self._iterations.tolist())

@@ -1,4 +1,4 @@
-"""Images at the size at which networks are fitted, and the outputs at the images' own."""
+"""Images reduced to the size of the fit, and outputs enlarged to the images' own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def reduced(images: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def enlarged(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Images at a larger size by bicubic interpolation (Keys 1981, a = −0.5), in [0, 1] and in float32 at least.
+    """Images at a larger size by bicubic interpolation (Keys 1981, a = −0.5).
+
+    They are clipped to [0, 1], and in float32 at least.
 
     Args:
         images: (..., C, H, W) floats in [0, 1]; NaN stays.

@@ -6,7 +6,9 @@ import hashlib
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed in [0, 2**63) that depends on the parts alone: not on the process, the platform or the Python version.
+    """A seed in [0, 2**63) that depends on the parts alone.
+
+    It does not depend on the process, the platform or the Python version.
 
     A run seeds a defence by its own seed, the defence and the image, but not by the attack. A clean image and its
     attacked version then have the same initial network and the same noise, so that conditions differ by the attack and

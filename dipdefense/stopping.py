@@ -1,7 +1,8 @@
-"""Rules that end an image's fit before its budget: an option. The default is the paper's fixed budgets.
+"""Rules that end an image's fit before its budget.
 
-A rule scores each output of an image and keeps the output with the least score. Once ``patience`` iterations have not
-improved on that score, the kept output is the image's reconstruction. No image's score depends on another's.
+They are an option: the default is the paper's fixed budgets. A rule scores each output of an image and keeps the output
+with the least score. Once ``patience`` iterations have not improved on that score, the kept output is the image's
+reconstruction. No image's score depends on another's.
 
 No rule sees the clean image or the classifier. On 100 CIFAR-10 images, clean and attacked, each was significantly below
 the best fixed budget (``benchmarks/results/stopping-cifar10``).
@@ -41,7 +42,9 @@ _LEAST_ERROR = 1e-20
 
 
 class Watch(abc.ABC):
-    """A rule's state for a batch of fits. The first axis of every tensor is that of the images still fitted.
+    """A rule's state for a batch of fits.
+
+    The first axis of every tensor is that of the images still fitted.
 
     Args:
         images: (N, C, H, W) fp32, the fits' targets.
@@ -240,7 +243,9 @@ class _TrendWatch(Watch):
 
 
 def check_stopping(stopping: RuleName | Rule | None) -> Rule | None:
-    """The rule of this name with its default settings, or the rule as it is; None for fixed budgets.
+    """The rule of this name with its default settings, or the rule as it is.
+
+    None, for fixed budgets, stays None.
 
     Raises:
         TypeError: it is not one of these.
@@ -258,7 +263,9 @@ def check_stopping(stopping: RuleName | Rule | None) -> Rule | None:
 
 
 def stoppable(backend: Backend) -> Backend:
-    """The backend for a run with a rule: "torch", the only one that can drop an image from a batch.
+    """The backend for a run with a rule: "torch".
+
+    It is the only one that can drop an image from a batch.
 
     Raises:
         ValueError: another one was asked for.

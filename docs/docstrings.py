@@ -1,4 +1,7 @@
-"""A Griffe extension for the docstrings: Griffe calls the section "Examples" and does not know Sphinx's roles."""
+"""A Griffe extension for the docstrings' "Example" sections and Sphinx roles.
+
+Griffe calls the section "Examples" and does not know Sphinx's roles.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Adds the pictures and tables of the records to the site, as the repository has each of them only once."""
+"""Adds the pictures and tables of the records to the site.
+
+The repository has each of them only once, outside of the site's pages.
+"""
 
 from __future__ import annotations
 

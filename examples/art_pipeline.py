@@ -1,4 +1,7 @@
-"""The defence inside an ART classifier: a replayed attack, and the gradient of an attacker who knows the defence.
+"""The defence inside an ART classifier.
+
+The script replays an attack crafted on the undefended classifier, and takes the gradient of an attacker who knows the
+defence.
 
 Usage: python examples/art_pipeline.py [--iters N] [--images N]
 """

@@ -1,4 +1,6 @@
-"""Purify a folder of images of any sizes: images of one size are fitted together, and existing outputs are kept.
+"""Purify a folder of images of any sizes.
+
+Images of one size are fitted together, and existing outputs are kept.
 
 Usage: python examples/folder.py [FOLDER] [--out FOLDER] [--iters N] [--images N]
 The command `dipdefense purify FOLDER OUT` does the same and handles more cases.

@@ -1,4 +1,6 @@
-"""Evaluate a purifier under attackers who know it; the same call takes a defence and a classifier of your own.
+"""Evaluate a purifier under attackers who know it.
+
+The same call takes a defence and a classifier of your own.
 
 Usage: python examples/honest_evaluation.py [--iters N] [--images N] [--epsilon E ...] [--out FOLDER]
 """

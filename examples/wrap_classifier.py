@@ -1,4 +1,6 @@
-"""Put the defence in front of any classifier of [0, 1] images, and record one run at three budgets.
+"""Put the defence in front of a classifier, and record one run at three budgets.
+
+Any classifier of images in [0, 1] will do.
 
 Usage: python examples/wrap_classifier.py [--iters N] [--images N]
 """

@@ -46,7 +46,7 @@ def native(monkeypatch: pytest.MonkeyPatch, kernels_cache: Path) -> Kernels:
 
 @pytest.fixture
 def tiny() -> DIPConfig:
-    """A network small enough to be fitted in milliseconds, with every part that the paper's has."""
+    """A network fitted in milliseconds, with every part that the paper's has."""
     return DIPConfig(scales=2, channels=6, skip_channels=2, input_channels=4)
 
 

@@ -1,4 +1,4 @@
-"""Tiny images, networks and runs, and made-up records, for the tests of measurements and reports."""
+"""Tiny images, networks and runs, and made-up records, to measure and report on."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def _noise(number: int, width: int, height: int, channels: int) -> np.ndarray:
 
 
 def make(folder: Path, count: int) -> set[str]:
-    """Write so many image files, small ones, and return the paths of the outputs that they are to have."""
+    """Write so many small image files and return the paths of their outputs."""
     (folder / "deep" / "er").mkdir(parents=True)
     exif = Image.Exif()
     exif[0x0112] = 6

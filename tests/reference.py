@@ -1,4 +1,4 @@
-"""The plain reference: one image, one network of torch's own layers, one loop, as the paper describes them.
+"""The plain reference: one image, one network of torch's own layers, one loop.
 
 Ulyanov et al. 2017 give the network (their restoration default), Kattamis et al. 2019 its use. Nothing here is
 batched, folded or left out, and nothing is shared with the package but the configuration's numbers.
@@ -71,7 +71,7 @@ class ReferenceNet(nn.Module):
         return scales
 
     def live_values(self, of: Callable[[nn.Parameter], Tensor | None] = lambda p: p) -> dict[str, Tensor]:
-        """``of`` every parameter that has an effect, by the names and in the layouts of the batched network."""
+        """``of`` every parameter with effect, in the batched network's names and layouts."""
         named: dict[str, Tensor] = {}
         for index, scale in enumerate(self.scales()):
             skips = 0 if scale.skip is None else scale.skip[0].out_channels
@@ -91,7 +91,7 @@ class ReferenceNet(nn.Module):
         return named
 
     def dead_parameters(self) -> list[nn.Parameter]:
-        """Those without effect: every bias before a normalisation, every merged normalisation's shift."""
+        """Those without effect: biases before normalisation and the merges' shifts."""
         blocks = [block for scale in self.scales() for block in scale.children() if isinstance(block, Block)]
         return [block[0].bias for block in blocks] + [scale.merge.bias for scale in self.scales()]
 
@@ -137,7 +137,10 @@ def reference_fit(
     noise: Tensor,
     fresh: list[Tensor],
 ) -> ReferenceRun:
-    """The published loop for one image (C, H, W), with the noise given so that another loop can be given the same."""
+    """The published loop for one image (C, H, W).
+
+    The noise is given, so that another loop can be given the same.
+    """
     optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate, betas=config.betas, eps=config.adam_eps)
     run = ReferenceRun([], [])
     for iteration in range(iterations):

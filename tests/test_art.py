@@ -1,4 +1,4 @@
-"""Both defences inside ART: layouts, ranges, dtypes, parameters, gradients, attacks and what they cost."""
+"""Both defences inside ART: inputs, parameters, gradients, attacks and costs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def classifier(*defences: Any, **settings: Any) -> PyTorchClassifier:
 
 
 def assert_alike(got: np.ndarray, wanted: np.ndarray, *, within: float) -> None:
-    """On average: Adam's first step is a sign, so a rounding of the input may turn a weight and move some pixels."""
+    """On average: rounding may turn the sign of a first Adam step and move pixels."""
     assert got.shape == wanted.shape
     assert np.abs(got.astype(np.float64) - wanted).mean() < within
 
@@ -261,7 +261,7 @@ def test_an_empty_batch_stays_empty(defence: Callable[..., Any]) -> None:
 @BOTH
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
 def test_a_float32_model_takes_what_art_does_not_cast(defence: Callable[..., Any], dtype: str) -> None:
-    """HopSkipJump and BoundaryAttack query in float64; without a defence both end in an error of the model's."""
+    """HopSkipJump and BoundaryAttack query in float64, which fails without a defence."""
     x = np.round(images() * 255).astype(dtype)
     wide = classifier(defence(seed=0, clip_values=(0, 255)), clip_values=(0, 255))
     np.testing.assert_array_equal(wide.predict(x), wide.predict(x.astype(np.float32)))
@@ -353,7 +353,10 @@ def test_seed_none_differs_at_every_call_and_an_integer_never(defence: Callable[
 
 @BOTH
 def test_loss_gradient_is_the_chain_rule_through_the_forward(defence: Callable[..., Any]) -> None:
-    """DIP: the classifier's gradient at the purified image. Randomisation: the true gradient of the same sample."""
+    """Through DIP, it is the classifier's gradient at the purified image.
+
+    Through the randomisation, it is the true gradient of the same sample.
+    """
     x, y = images(), labels()
     x_torch = torch.from_numpy(x).requires_grad_()
     if defence is dip:
@@ -446,7 +449,7 @@ def test_what_an_attack_costs(
 
 
 def test_class_gradient_purifies_once_even_beside_numpy_preprocessors(chunks: list[int]) -> None:
-    """ART's default ``estimate_gradient`` would run the defence again for every class."""
+    """ART's default ``estimate_gradient`` would run the defence for every class."""
     beside_numpy = classifier(dip(seed=0), preprocessing=StandardisationMeanStd(mean=0.4, std=0.25))
     gradient = beside_numpy.class_gradient(images())
     assert chunks == [2]
@@ -456,7 +459,10 @@ def test_class_gradient_purifies_once_even_beside_numpy_preprocessors(chunks: li
 
 @pytest.mark.parametrize("channels_first", [True, False], ids=["first", "last"])
 def test_the_randomisations_gradient_beside_numpy_preprocessors(channels_first: bool) -> None:
-    """ART asks ``estimate_gradient`` for the loss and for every class; the same sample gives what torch gives."""
+    """On the same sample ``estimate_gradient`` gives the gradients of torch.
+
+    ART asks it for the loss and for every class.
+    """
     x, y = images(), labels()
     defence = RandomizationPreprocessor(seed=0)
     in_torch = classifier(defence, preprocessing=(0.4, 0.25))
@@ -536,7 +542,7 @@ def test_attacks_may_step_out_of_the_range(
 
 @BOTH
 def test_attacks_on_a_fixed_sample_gain(defence: Callable[..., Any]) -> None:
-    """A usable gradient raises the loss through the defence with the sample that it was taken from."""
+    """A usable gradient raises the defended loss on the sample it was taken from."""
     # After two iterations an output hardly depends on the image; after ten an attack has something to gain.
     settings = {"iters": 10} if defence is dip else {}
     x, defended = images(4), classifier(defence(seed=0, **settings))

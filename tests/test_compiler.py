@@ -1,4 +1,4 @@
-"""torch.compile leaves the fit alone, and tracing or exporting it says what to do instead."""
+"""torch.compile leaves the fit alone; tracing and export say what to do instead."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Defended(nn.Module):
 
 
 class Counted:
-    """A compiler's backend that refuses more graphs than what stands around the purifier can have."""
+    """A compiler's backend that refuses more graphs than surround the purifier."""
 
     def __init__(self, backend: str, *, most: int) -> None:
         self.graphs: list[set[object]] = []

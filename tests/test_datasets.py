@@ -1,4 +1,4 @@
-"""Labelled images from packages, folders and archives: the right labels, a fixed order, and named errors."""
+"""Labelled images from packages, folders and archives: labels, order and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work spread over Ray's workers: every item once, the same results, whoever dies on the way."""
+"""Work spread over Ray: every item once, the same results, whoever dies."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_an_image_that_is_gone_is_named_here(tmp_path: Path) -> None:
 
 
 def test_without_an_address_no_running_cluster_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that RAY_ADDRESS or "ray start" names refuses to be told of CPUs, and was not asked for."""
+    """One from RAY_ADDRESS or "ray start" refuses num_cpus, and was not asked for."""
     calls: list[dict] = []
     ray = types.SimpleNamespace(
         is_initialized=lambda: False, init=lambda **given: calls.append(given), shutdown=lambda: None
@@ -169,7 +169,7 @@ def test_ray_calls_every_item_once_and_hands_errors_on() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_ray")
 def test_a_thousand_images_survive_three_deaths_of_workers(tmp_path: Path) -> None:
-    """Every image once, each with the pixels of the run in this process; and the seconds of both, printed."""
+    """Every image comes once, with the pixels of a run in this process."""
     images = torch.rand(1000, 3, 32, 32)
     purifier = DIPPurifier(10, config=DIPConfig.architecture_2(), seed=range(1000), precision="fp32", batch_size=20)
     started = time.perf_counter()

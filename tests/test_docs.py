@@ -1,4 +1,4 @@
-"""The documentation's code runs, its tables of tests are complete, and the notebook runs from top to bottom."""
+"""The documentation's code and notebook run; its table of tests is complete."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def snippets(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", [page.name for page in sorted(PAGES.glob("*.md")) if snippets(page)])
 def test_the_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, with what a reader has by then: images in [0, 1], their labels, and a classifier."""
+    """In order, given what a reader has: images in [0, 1], labels, a classifier."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 36), "teal").save("photo.jpg")
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()

@@ -1,4 +1,4 @@
-"""The examples run from beginning to end, are short, and say what their numbers are worth."""
+"""The examples run to the end, are short, and say what their numbers are worth."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_folder_of_files_with_upper_case_endings(tmp_path: Path) -> None:
 
 
 def test_the_quickstart_runs_in_a_notebook_cell(tmp_path: Path) -> None:
-    """Pasted there, it finds the kernel's arguments on the command line, and has none of its own."""
+    """There the command line has the kernel's arguments and none of the script's."""
     text = (FOLDER / "quickstart.py").read_text().replace("or [250, 500, 750]", "or [1, 2]")
     code = (
         "import sys, types\n"

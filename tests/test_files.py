@@ -1,4 +1,4 @@
-"""Files are written all or not at all; image files are read within limits, and what cannot be read is named."""
+"""Files are written all or not at all, and images are read within limits."""
 
 from __future__ import annotations
 

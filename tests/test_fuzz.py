@@ -1,4 +1,4 @@
-"""Random arguments, good and bad: all that may come of them is a result, or an error that names an argument."""
+"""Random arguments, good or bad: a result, or an error that names an argument."""
 
 from __future__ import annotations
 

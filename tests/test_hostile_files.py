@@ -1,4 +1,4 @@
-"""Thousands of mutated and hundreds of hostile files: each is an image or an ``UnreadableImage``, in bounds."""
+"""Mutated and hostile files: each is an image or ``UnreadableImage``, in bounds."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def samples() -> dict[str, bytes]:
 
 
 def mutated(content: bytes, random: np.random.Generator) -> bytes:
-    """The file with one thing wrong, most often near its beginning, where its numbers are."""
+    """The file with one thing wrong, mostly near its beginning, where numbers are."""
     spoiled = bytearray(content)
     place = int(len(content) * random.random() ** random.choice([1, 5]))
     extreme = random.choice(
@@ -112,7 +112,10 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
 
 
 def in_bounds(read: Callable[[], object]) -> object:
-    """What was read, or None for an unreadable image; any other error, and too much time or memory, fails the test."""
+    """What was read, or None for an unreadable image.
+
+    Any other error, and too much time or memory, fails the test.
+    """
     # A high-water mark, so that it grows once for what many files take.
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:

@@ -1,4 +1,4 @@
-"""Imports point one way and in no circle, importing the package needs torch alone, and docstrings' examples run."""
+"""The rules of imports, libraries and docstrings; doctests run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ LIBRARIES = {
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every module of the package and the benchmarks, by the name that it is imported under."""
+    """Modules of the package, benchmarks and examples, by the name to import them."""
     found = {}
     for folder, base in (("dipdefense", root), ("benchmarks", root / "benchmarks"), ("examples", root / "examples")):
         for path in sorted((root / folder).rglob("*.py")):
@@ -66,7 +66,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """The names that a file imports, in functions too; both readings of ``from a import b``."""
+    """Names a file imports, in functions too; both readings of ``from a import b``."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -78,7 +78,7 @@ def imports(path: Path) -> set[str]:
 
 
 def imported(path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules that a file imports; of ``from package import module`` the module alone."""
+    """The modules a file imports; of ``from package import module`` the module alone."""
     named = imports(path) & set(known)
     return {name for name in named if not any(other.startswith(f"{name}.") for other in named)}
 
@@ -140,7 +140,19 @@ def foreign_libraries(root: Path) -> list[str]:
     )
 
 
-RULES = [against_the_layers, circle, strangers_in_the_engine, foreign_libraries]
+def long_summaries(root: Path) -> list[str]:
+    """Docstrings whose first paragraph is more than a line of 79 characters."""
+    definitions = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    return [
+        f"{module}, {getattr(node, 'name', 'the module')}: {summary}"
+        for module, path in modules(root).items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, definitions)
+        if (summary := (ast.get_docstring(node) or "").split("\n\n")[0]) and (len(summary) >= 80 or "\n" in summary)
+    ]
+
+
+RULES = [against_the_layers, circle, strangers_in_the_engine, foreign_libraries, long_summaries]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -187,6 +199,8 @@ BROKEN = {
     "engine in an example": (strangers_in_the_engine, {"examples/quickstart.py": "import dipdefense.engine"}),
     "engine in a script": (strangers_in_the_engine, {"benchmarks/table1.py": "from dipdefense import engine"}),
     "matplotlib in the core": (foreign_libraries, {"dipdefense/checks.py": "def f():\n    import matplotlib.pyplot"}),
+    "a long summary": (long_summaries, {"dipdefense/checks.py": f'"""{"Checks " * 12}."""'}),
+    "a summary of two lines": (long_summaries, {"dipdefense/checks.py": 'def f():\n    """Checks\n    arguments."""'}),
     "another library": (foreign_libraries, {"dipdefense/paper/tables.py": "import pandas as pd"}),
 }  # fmt: skip
 
@@ -228,7 +242,7 @@ def test_import_needs_torch_alone() -> None:
     ],
 )
 def test_names_load_when_they_are_used(code: str) -> None:
-    """The function of the name ``reconstruct`` is the public one, whichever module was imported before."""
+    """``reconstruct`` is the public function, whichever module was imported before."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
 

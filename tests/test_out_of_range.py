@@ -1,4 +1,7 @@
-"""Attacks step out of [0, 1] before they clip; out_of_range="clip" allows it, with the gradient of unclipped values."""
+"""out_of_range="clip" lets attacks step out of [0, 1] before they clip.
+
+The gradient is that of the unclipped values.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,7 @@ def test_another_scale_is_warned_of_and_an_attacks_step_is_not(outside: Tensor) 
 
 
 def spsa(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-    """One step as cleverhans and torchattacks do it: differences at points that nobody clipped."""
+    """A step as in cleverhans and torchattacks: differences at unclipped points."""
     signs = torch.randint(2, (8, *images.shape)).float() * 2 - 1
     losses = [
         torch.stack([nn.functional.cross_entropy(model(images + side * 0.01 * s), labels) for side in (1, -1)])

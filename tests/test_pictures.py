@@ -1,4 +1,4 @@
-"""Pictures of every mode, depth and format become the tensor that their values say, upright and within limits."""
+"""Pictures of every mode, depth and format become the right tensor, upright."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 
 def tiff(values: np.ndarray, *, bits: int, order: str = "<", **more: int) -> bytes:
-    """An uncompressed greyscale TIFF of one strip, written by hand: Pillow writes few kinds."""
+    """An uncompressed one-strip greyscale TIFF; Pillow itself writes few kinds."""
     data = values.tobytes()
     numbers = {"photometric": 1, "sample_format": 1, "width": values.shape[1], "height": values.shape[0], **more}
     tags = {256: numbers["width"], 257: numbers["height"], 258: bits, 259: 1, 262: numbers["photometric"], 273: 8}

@@ -1,4 +1,4 @@
-"""The module: it works wherever users call it, states its gradient, and splits batches without changing results."""
+"""The module: where it works, its gradient, and chunks that change no result."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_it_has_no_parameters_and_a_classifiers_checkpoint_still_loads(
 
 
 def test_the_gradient_is_the_identity(purifier: DIPPurifier, classifier: nn.Module, images: torch.Tensor) -> None:
-    """BPDA: the gradient at the input is the classifier's gradient at the purified image."""
+    """BPDA: the gradient at the input is the classifier's at the purified image."""
     leaf = images.clone().requires_grad_()
     classifier(purifier(leaf)).logsumexp(dim=1).sum().backward()
     purified = purifier(images).requires_grad_()

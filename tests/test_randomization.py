@@ -16,7 +16,10 @@ from dipdefense.randomization import RandomizationDefence, RandomResizePad, padd
 
 
 def box(image: Tensor) -> tuple[int, int, int, int]:
-    """Top, left, height and width of what is not padding in (C, H', W'); exact for images without mid-grey."""
+    """Top, left, height and width of what is not padding in (C, H', W').
+
+    They are exact for images without mid-grey.
+    """
     inside = (image != 0.5).any(dim=0)
     rows, columns = inside.any(dim=1).nonzero().flatten(), inside.any(dim=0).nonzero().flatten()
     top, left = int(rows[0]), int(columns[0])
@@ -24,7 +27,7 @@ def box(image: Tensor) -> tuple[int, int, int, int]:
 
 
 def by_hand(image: Tensor, defended: Tensor) -> Tensor:
-    """The box of `defended` made again, for one image (C, H, W), with torch's own resize and padding."""
+    """Resize and pad one image (C, H, W) with torch, into the box of `defended`."""
     top, left, height, width = box(defended.detach())
     bottom, right = defended.shape[1] - top - height, defended.shape[2] - left - width
     resized = F.interpolate(image[None], size=(height, width), mode="nearest")
@@ -42,7 +45,7 @@ def test_padded_size(size: tuple[int, int], padded: tuple[int, int]) -> None:
 
 
 def test_every_pattern_of_the_method_occurs_and_none_besides() -> None:
-    """At 32 pixels, in proportion to 299: r in [32, 35) and (35 - r + 1)² places each."""
+    """At 32 pixels, scaled from 299: r in [32, 35) and (35 - r + 1)² places each."""
     patterns = [box(image) for image in random_resize_pad(torch.zeros(1500, 1, 32, 32), seed=range(1500))]
     allowed = {(top, left, r, r) for r in range(32, 35) for top in range(35 - r + 1) for left in range(35 - r + 1)}
     assert set(patterns) == allowed

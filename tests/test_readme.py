@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_snippets_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, in one namespace, as a reader would paste them; only iterations and attackers are cut down."""
+    """In order, in one namespace; only iterations and attackers are cut down."""
     monkeypatch.setitem(LEVELS, "quick", Level(name="quick", attacks={"bpda": {"steps": 1}}, draws=1))
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(snippets) == 3

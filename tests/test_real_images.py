@@ -1,4 +1,4 @@
-"""On real images the batched run is one more seed of the published loop, by loss curve."""
+"""On real images, by loss curve, a batch is one more seed of the published loop."""
 
 from __future__ import annotations
 

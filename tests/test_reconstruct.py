@@ -1,4 +1,4 @@
-"""The loop: equal to the published one, independent between images, and governed by its seeds alone."""
+"""The loop: as published, independent between images, governed by seeds alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHER_NUMBERS = {"learning_rate": 0.02, "betas": (0.5, 0.8), "adam_eps": 1e-3, "
 
 @pytest.mark.parametrize("changes", [{}, OTHER_NUMBERS], ids=["default", "other numbers"])
 def test_equals_the_published_loop(tiny: DIPConfig, images: torch.Tensor, changes) -> None:
-    """The same initial weights and the same noise give the same first ten outputs and losses."""
+    """The same initial weights and noise give the same first ten outputs and losses."""
     tiny = dataclasses.replace(tiny, **changes)
     run = reconstruct(images, budgets=range(1, 11), config=tiny, seed=[5, 6, 7, 8])
     for index, image in enumerate(images):
@@ -77,7 +77,7 @@ def test_one_image_alone_equals_it_in_any_batch(config: DIPConfig, side: int, pr
 
 
 def test_the_losses_are_summed_not_averaged(tiny: DIPConfig, images: torch.Tensor) -> None:
-    """With an ε that matters, gradients divided by the batch's size would move the networks less."""
+    """With an ε that matters, averaged gradients would move the networks less."""
     config = dataclasses.replace(tiny, adam_eps=1e-3)
     together = reconstruct(images, budgets=(4,), config=config, seed=1)
     alone = reconstruct(images[:1], budgets=(4,), config=config, seed=1)

@@ -1,4 +1,4 @@
-"""A configuration with a reduction: networks fitted to the smaller image, outputs at the image's own size."""
+"""A reduction: networks fitted to smaller images, outputs at the original size."""
 
 from __future__ import annotations
 

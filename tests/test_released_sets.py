@@ -1,4 +1,4 @@
-"""Sets in the format of Ilyas et al. 2019: read, and refused where they are something else."""
+"""Sets in the format of Ilyas et al. 2019 are read, and other files refused."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ RANDOM = pytest.mark.parametrize("method", [METHODS["SmoothGrad"], METHODS["MIG-
 
 @pytest.fixture
 def classifier() -> nn.Module:
-    """Smooth, nonlinear, and with batch statistics and dropout that only eval mode leaves alone."""
+    """Smooth, nonlinear, with batch statistics and dropout that need eval mode."""
     return nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(6 * 36, 5)
     ).eval()

@@ -1,4 +1,4 @@
-"""Rules that end fits early: each against a plain reference, and every other image's fit untouched by them."""
+"""Stopping rules against plain references, with other images' fits untouched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ LAST = 24
 
 
 class Script(Rule):
-    """Ends the fits at given iterations, by the images' first pixels, and takes the output two iterations before."""
+    """Ends fits at given iterations and takes the output two iterations before.
+
+    It knows the images by their first pixels.
+    """
 
     def __init__(self, images: torch.Tensor, ends: list[int]) -> None:
         object.__setattr__(self, "warm_up", 0)
@@ -48,7 +51,7 @@ def fixed(tiny: DIPConfig, images: torch.Tensor) -> Reconstruction:
 
 
 def plain_variance(outputs: np.ndarray, rule: Variance) -> tuple[int, int]:
-    """The iteration that is taken and the one that the fit ends with, of one image's outputs; float64."""
+    """The iteration taken and the last one, for one image's outputs in float64."""
     best, stopped, mean, variance = np.inf, 0, outputs[0], 0.0
     for iteration, output in enumerate(outputs, start=1):
         if iteration > 1:
@@ -63,7 +66,7 @@ def plain_variance(outputs: np.ndarray, rule: Variance) -> tuple[int, int]:
 
 
 def plain_trend(outputs: np.ndarray, image: np.ndarray, rule: Trend) -> tuple[int, int]:
-    """Likewise: Holt's smoothing of the PSNR of the worst whole patch of 32×32 pixels."""
+    """Likewise, by Holt's smoothing of the PSNR of the worst whole 32×32-pixel patch."""
     rows, columns = image.shape[1] // 32, image.shape[2] // 32
     psnrs = []
     for output in outputs:
@@ -130,7 +133,7 @@ ENDS = {
 @pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("channels", [6, 16], ids=["padded for Adam", "whole vectors"])
 def test_no_other_image_changes_by_a_bit(ends: list[int], channels: int, tiny: DIPConfig, images: torch.Tensor) -> None:
-    """Whoever stops, the outputs and losses of all others are those of the run without stopping."""
+    """Whoever stops, the others' outputs and losses are those without stopping."""
     config = dataclasses.replace(tiny, channels=channels)
     settings = {"config": config, "seed": range(5)}
     fixed = reconstruct(images, budgets=range(1, LAST + 1), **settings)
@@ -158,7 +161,7 @@ def test_an_image_stops_in_a_batch_as_it_does_alone(rule: Rule, tiny: DIPConfig,
 
 
 def test_the_last_large_image_of_a_batch_keeps_its_layout() -> None:
-    """Alone from the beginning it would have its channels innermost, and other roundings."""
+    """Alone from the start it would have channels innermost, and other roundings."""
     config, images = DIPConfig(scales=2, channels=16, input_channels=8), torch.rand(2, 3, 160, 160)
     fixed = reconstruct(images, budgets=(6,), config=config, seed=[0, 1])
     run = reconstruct(images, budgets=(6,), config=config, seed=[0, 1], stopping=Script(images, [3, 99]))

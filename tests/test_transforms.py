@@ -1,4 +1,4 @@
-"""torch.func over a defended model: the gradient of the plain backward pass, and vmap's semantics as documented."""
+"""torch.func on a defended model: backward's gradients, and vmap as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The plain reference of the variants: one image, one network of torch's own layers, as the published code has them."""
+"""The variants' plain reference: one image, one network of torch's own layers.
+
+The variants are as the published code has them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from dipdefense.engine.variants import VariantNets
 
 
 class Lanczos(nn.Module):
-    """Half the resolution by Lanczos' filter; replicated at the border, odd sides rounded upwards."""
+    """Lanczos' filter at half resolution; border replicated, odd sides rounded up."""
 
     def __init__(self, support: int) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ def activation(config: DIPConfig) -> nn.Module:
 
 
 class Block(nn.Sequential):
-    """Convolution with reflection padding, the halving behind it if any, batch normalisation, activation."""
+    """Reflection-padded convolution, any halving, batch normalisation, activation."""
 
     def __init__(self, config: DIPConfig, inputs: int, outputs: int, kernel: int, *, halve: bool = False) -> None:
         stride = 2 if halve and config.downsampling == "stride" else 1

@@ -1,4 +1,4 @@
-"""How fast networks are fitted: every contender in one run, on one machine, checked before it is timed.
+"""How fast networks are fitted: every contender in one run, on one machine.
 
     python benchmarks/speed                # minutes; on a CPU at small batch sizes
     python benchmarks/speed --full         # the whole measurement, estimated at nine minutes on one H100
@@ -93,7 +93,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def settings(sides: Sequence[int], channels: int | None) -> list[Setting]:
-    """The paper's networks for images of each size, with another width if one is given."""
+    """The paper's networks for images of each size, or one of the given width."""
     found = []
     for side in sides:
         configs = {"paper": DIPConfig.paper()}
@@ -116,7 +116,7 @@ def batch_sizes(side: int, *, on_gpu: bool, full: bool) -> tuple[int, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Measure, write the record and the plot, print the tables, and return the record's path."""
+    """Measure, write the record and its plot, print it, and return its path."""
     given = parse_arguments(arguments)
     device = torch.device(given.device)
     on_gpu = device.type == "cuda"
@@ -219,7 +219,10 @@ def try_expendable(
 
 
 def write(record: dict[str, Any], path: Path) -> None:
-    """Write the record. Called after every setting, so a run that is cut off leaves its results so far."""
+    """Write the record.
+
+    Called after every setting, so a run that is cut off leaves its results so far.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 

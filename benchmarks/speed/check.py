@@ -1,4 +1,4 @@
-"""A contender, and the check against the published method that each must pass before it is timed."""
+"""A contender, and the check against the published method before it is timed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PUBLISHED = "published loop"
 
 
 class Errors(NamedTuple):
-    """The relative errors ‖difference‖ / ‖reference‖ of a contender against the plain network.
+    """A contender's errors ‖difference‖ / ‖reference‖ against the plain network.
 
     Attributes:
         output: of the output images.
@@ -64,11 +64,12 @@ _CANCELLED = 0.01
 
 
 def check(contender: Contender, config: DIPConfig, *, scales: int, device: torch.device, seed: int) -> Errors:
-    """Compare outputs and gradients with those of plain networks in float64, on a small input.
+    """Compare outputs and gradients with those of plain networks in float64.
 
-    Both have the same random weights, noise and output gradients; sizes are odd. The contender computes in the dtype in
-    which it is timed, but without tf32, whose rounding would hide small errors. LeakyReLU's slope is 0.9: its
-    derivative jumps at zero by one minus the slope, and a value rounded across zero has the wrong gradient.
+    The input is small, and its sides are odd at some scales. Both have the same random weights, noise and output
+    gradients. The contender computes in the dtype in which it is timed, but without tf32, whose rounding would hide
+    small errors. LeakyReLU's slope is 0.9: its derivative jumps at zero by one minus the slope, and a value rounded
+    across zero has the wrong gradient.
 
     Raises:
         ValueError: its outputs or gradients differ by more than rounding.

@@ -1,4 +1,4 @@
-"""The contenders: all implementations of fitting networks to images that are timed."""
+"""The contenders: all timed implementations of fitting networks to images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _OPERANDS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16
 
 
 def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, Contender]:
-    """All contenders of this device by name; with ``expendable`` also those that no GPU has run yet."""
+    """All contenders of this device by name.
+
+    With ``expendable`` they include those that no GPU has run yet.
+    """
     plainly = functools.partial(reconstruct, backend="torch")
     published = Contender(PUBLISHED, grouped, side_by_side, functools.partial(_loop, grouped), batched=False)
     found = [
@@ -61,7 +64,7 @@ def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, C
 
 
 def untried() -> list[Contender]:
-    """The library's networks replayed from a CUDA graph, and the Triton kernels; both in bf16."""
+    """The library's CUDA graph and its Triton kernels, both in bf16."""
     graphs, kernels = (functools.partial(reconstruct, precision="bf16", backend=b) for b in ("cudagraphs", "triton"))
     options: dict[str, Any] = {"operands": torch.bfloat16, "expendable": True}
     return [
@@ -111,7 +114,7 @@ def whole_iterations(config: DIPConfig, image_channels: int, scales: int, count:
 def between_convolutions(
     config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device
 ) -> Networks:
-    """The networks of ``library``, run by torch's convolutions and the native kernels between them."""
+    """The networks of ``library`` with native kernels between torch's convolutions."""
     parameters, networks = library(config, image_channels, scales, count, device)
 
     def run(noise: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ def between_convolutions(
 
 
 def in_kernels(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
-    """The networks of ``library``, run by the passes of ``dipdefense.engine.kernels.engine``."""
+    """The networks of ``library``, run by ``dipdefense.engine.kernels.engine``."""
     parameters, _ = library(config, image_channels, scales, count, device)
     names, values = list(parameters), list(parameters.values())
 
@@ -147,7 +150,10 @@ def in_kernels(config: DIPConfig, image_channels: int, scales: int, count: int, 
 def published_loop(
     images: Tensor, *, budgets: Sequence[int], config: DIPConfig, on_iteration: Callable[[], object] = lambda: None
 ) -> Reconstruction:
-    """One image after another, eagerly, in fp32: a plain network, fresh noise at every iteration, Adam."""
+    """Fit one image after another, eagerly and in fp32.
+
+    Each has a plain network, fresh noise at every iteration, and Adam.
+    """
     runs = [_loop(grouped, image[None], budgets=budgets, config=config, on_iteration=on_iteration) for image in images]
     outputs, losses = (torch.cat([getattr(run, part) for run in runs], dim=1) for part in ("images", "losses"))
     return Reconstruction(tuple(budgets), outputs, losses, tuple(run.status[0] for run in runs), "torch")

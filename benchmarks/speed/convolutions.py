@@ -1,14 +1,14 @@
-"""The time of every layer of the networks in every implementation of convolving N images with N sets of kernels.
+"""Time every layer of the networks in every implementation of its convolution.
 
     python benchmarks/speed/convolutions.py                 # two minutes on two CPU cores
     python benchmarks/speed/convolutions.py --kernels       # on a GPU, with the Triton kernels
 
-Times the forward and backward pass of one layer at a time, with padding, for the paper's network at 224×224 and those
-of appendix A.3 at 32×32. The implementations are one convolution with N groups; N ordinary ones (on a GPU over several
-streams); a matrix product over patches; the package's own choice; and on request the Triton kernels, which no GPU has
-run yet and which may end the run with a fault. For the convolution of an upsampled tensor they are upsampling followed
-by a grouped convolution, and the package's two forms. Values and gradients of each are first checked against plain
-convolutions in float64.
+A layer convolves N images with N sets of kernels. Times the forward and backward pass of one layer at a time, with
+padding, for the paper's network at 224×224 and those of appendix A.3 at 32×32. The implementations are one
+convolution with N groups; N ordinary ones (on a GPU over several streams); a matrix product over patches; the package's
+own choice; and on request the Triton kernels, which no GPU has run yet and which may end the run with a fault. For the
+convolution of an upsampled tensor they are upsampling followed by a grouped convolution, and the package's two forms.
+Values and gradients of each are first checked against plain convolutions in float64.
 
 They take turns in rounds on the same random tensors; medians are printed with the range of the rounds. On a GPU the
 operands are bf16, and each implementation is captured in a CUDA graph where that works, so launches are not timed. One
@@ -43,7 +43,10 @@ _STREAMS = 8
 
 
 class Layer(NamedTuple):
-    """A convolution: its name, its widths, and the side of its input, after upsampling where it has that."""
+    """A convolution: its name, its widths, and the side of its input.
+
+    Where the input is upsampled, the side is that after upsampling.
+    """
 
     name: str
     inputs: int
@@ -75,7 +78,10 @@ def layers(config: DIPConfig, side: int) -> Iterator[Layer]:
 
 
 def plain(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-    """Ordinary convolutions, one image after another, after upsampling where the layer has it."""
+    """Ordinary convolutions, one image after another.
+
+    Each image is upsampled first, where the layer has that.
+    """
     return torch.cat([_ordinary(x[i : i + 1], weight[i], layer) for i in range(len(x))])
 
 
@@ -182,7 +188,9 @@ def implementations(layer: Layer, device: torch.device, *, kernels: bool) -> dic
 
 
 def check(name: str, implementation: Implementation, layer: Layer, x: Tensor, weight: Tensor) -> float:
-    """The largest error in value or gradients, ‖difference‖ / ‖reference‖, on the first two images.
+    """The largest error ‖difference‖ / ‖reference‖ in value or gradients.
+
+    Only the first two images are compared.
 
     Raises:
         ValueError: the error is larger than rounding.
@@ -201,7 +209,11 @@ def check(name: str, implementation: Implementation, layer: Layer, x: Tensor, we
 def measure(
     layer: Layer, everyone: Mapping[str, Implementation], x: Tensor, weight: Tensor, *, rounds: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """By implementation: its error, milliseconds per image of both passes by round, and on a GPU whether captured."""
+    """By implementation, its error and its times by round.
+
+    The times are of both passes, in milliseconds per image. On a GPU ``graph`` says whether the implementation was
+    captured.
+    """
     pull = torch.randn_like(plain(x, weight, layer))
     steps: dict[str, Callable[[], object]] = {}
     found: dict[str, dict[str, Any]] = {}
@@ -260,7 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 
 def text(network: str, measured: Mapping[str, Any]) -> str:
-    """A table of milliseconds per image by layer and implementation, with the sums of the package and of the best."""
+    """A table of milliseconds per image, by layer and implementation.
+
+    The last line has the sums over all layers, of the package and of the fastest implementations.
+    """
     lines = [f"{network}, {measured['side']}×{measured['side']}, batch {measured['batch']}: milliseconds an image"]
     names = list(dict.fromkeys(name for row in measured["layers"] for name in row["ways"]))
     lines.append(f"  {'':10}" + "".join(f"{name:>24}" for name in names))

@@ -1,4 +1,4 @@
-"""The least time of an iteration: its operations and bytes, and the rates that the machine reaches.
+"""The least time of an iteration: operations, bytes and the machine's rates.
 
 Operations and bytes are formulas and not counts of a contender's work, so the floor is the same for all. A test checks
 the operations of the published network against PyTorch's own counter.
@@ -33,7 +33,9 @@ class Layer(NamedTuple):
 
 
 def flops(config: DIPConfig, *, image_channels: int, height: int, width: int, rewritten: bool) -> int:
-    """Operations of the convolutions of one image and iteration, forward and backward; a multiply-add counts two.
+    """Operations of the convolutions for one image and iteration.
+
+    They are those of the forward and the backward pass; a multiply-add counts as two.
 
     Args:
         config: the method's numbers.
@@ -101,9 +103,10 @@ class Ceilings(NamedTuple):
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, *, side: int, copied: int, repeats: int = 7) -> Ceilings:
-    """Time a product of two random matrices and a copy of random numbers, with the median of the repeats.
+    """Time a product of two random matrices and a copy of random numbers.
 
-    On a GPU fp32 products use tf32 if convolutions may, which is torch's default.
+    Each rate is from the median of the repeats. On a GPU fp32 products use tf32 if convolutions may, which is torch's
+    default.
 
     Args:
         device: the device to measure.

@@ -1,4 +1,4 @@
-"""The records of the speed benchmark as one CSV, and the newest of each device as a Markdown table."""
+"""The speed benchmark's records as one CSV, and each device's newest in Markdown."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def as_csv(found: Iterable[Mapping[str, Any]]) -> str:
 
 
 def as_markdown(found: Iterable[Mapping[str, Any]]) -> str:
-    """The library's own fastest row of each device and setting in the newest record, as a Markdown table."""
+    """The library's own fastest row of each device and setting, as a Markdown table.
+
+    Each row is from the newest record that has the device and the setting.
+    """
     newest: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in found:
         if row["contender"].startswith("dipdefense"):

@@ -1,4 +1,4 @@
-"""The time of an iteration at each of several commits: the history of the CPU path.
+"""The time of an iteration at each of several commits, on a CPU.
 
     python benchmarks/speed/history.py 45fec81 43aecb8 HEAD
     python benchmarks/speed/history.py bf01599 HEAD --backend native
@@ -56,7 +56,7 @@ print(1000 * statistics.median(after - before for before, after in zip(marks[1:-
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Time the commits, write the record, print the table, and return the record's path."""
+    """Time the commits, write the record, print it as a table, and return its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs="+", metavar="COMMIT")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
@@ -99,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 @contextlib.contextmanager
 def checkouts(commits: Sequence[str]) -> Iterator[dict[str, tuple[Path, str]]]:
-    """Check out the commits; by short hash, each one's folder and subject. The folders are removed afterwards.
+    """Check out the commits; by short hash, each one's folder and subject.
+
+    The folders are removed afterwards.
 
     Raises:
         ValueError: a name is not a commit of this repository.
@@ -121,7 +123,7 @@ def checkouts(commits: Sequence[str]) -> Iterator[dict[str, tuple[Path, str]]]:
 
 
 def milliseconds(folder: Path, command: Sequence[str]) -> float:
-    """Milliseconds of one iteration of the whole batch, with the package in that folder."""
+    """Milliseconds per iteration of the whole batch, with the package in that folder."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(
         [sys.executable, "-P", "-c", _TIMED, *command], env=environment, check=True, capture_output=True, text=True
@@ -130,7 +132,10 @@ def milliseconds(folder: Path, command: Sequence[str]) -> float:
 
 
 def text(record: dict[str, Any]) -> str:
-    """A row for each commit, a column for each setting: milliseconds per iteration, median and range of the rounds."""
+    """A table of milliseconds per iteration, by commit and setting.
+
+    Each cell has the median and the range of the rounds.
+    """
     titles = [f"{s['preset']}, {s['side']}×{s['side']}, {s['batch']}".replace("_", " ") for s in record["settings"]]
     lines = [f"| commit | {' | '.join(titles)} |", "|" + " --- |" * (1 + len(titles))]
     for commit, subject in record["commits"].items():

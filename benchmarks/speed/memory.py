@@ -24,7 +24,7 @@ _ITERATIONS = 3
 
 
 def peak_in_fresh_process(contender: str, config: DIPConfig, *, batch: int, side: int) -> float | None:
-    """MiB by which fitting raises the process's peak memory; None where there is no /proc.
+    """MiB by which fitting raises the process's peak memory; None without /proc.
 
     Raises:
         RuntimeError: the process failed; the message has its stderr.

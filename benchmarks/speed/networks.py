@@ -1,4 +1,4 @@
-"""Several independent networks at once, in implementations that take the same weights.
+"""Independent networks at once, in implementations that take the same weights.
 
 The plain network is written from the descriptions in Ulyanov et al. 2017 and Kattamis et al. 2019 with torch's own
 layers. It shares only the configuration with the package.
@@ -36,7 +36,10 @@ Build = Callable[[DIPConfig, int, int, int, torch.device], Networks]
 
 
 class Block(nn.Sequential):
-    """Convolution with reflection padding, batch normalisation, LeakyReLU; ``count`` of them in groups."""
+    """Convolution, batch normalisation and LeakyReLU; ``count`` of them in groups.
+
+    A 3×3 convolution has reflection padding.
+    """
 
     def __init__(
         self, config: DIPConfig, inputs: int, outputs: int, kernel: int, stride: int = 1, *, count: int
@@ -78,7 +81,7 @@ class Scale(nn.Module):
 
 
 class PlainNet(nn.Module):
-    """The published network, or ``count`` of them with their channels side by side in groups.
+    """The published network, or ``count`` of them with their channels in groups.
 
     A parameter has those of the ``count`` networks one after another along its first axis.
     """
@@ -100,19 +103,25 @@ class PlainNet(nn.Module):
 
 
 def is_dead(name: str) -> bool:
-    """Whether a plain network's parameter has no effect: a bias before a normalisation, or the merged one's shift."""
+    """Whether a plain network's parameter has no effect.
+
+    Such parameters are the bias before a normalisation, and the shift of the normalisation after merging.
+    """
     return name.endswith((".0.bias", ".merge.bias"))
 
 
 def grouped(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
-    """Plain networks as grouped convolutions, without rewrites; a single one is the published network."""
+    """Plain networks as grouped convolutions, without rewrites.
+
+    A single one is the published network.
+    """
     with device:
         network = PlainNet(config, image_channels, scales, count)
     return Networks(dict(network.named_parameters()), network)
 
 
 def side_by_side(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert plain networks' tensors, stacked along a leading axis, to the layout of ``grouped``."""
+    """Convert plain networks' tensors, stacked along axis 0, to ``grouped``'s layout."""
     return {name: value.flatten(0, 1) for name, value in stacked.items()}
 
 
@@ -133,7 +142,7 @@ def vmapped(config: DIPConfig, image_channels: int, scales: int, count: int, dev
 
 
 def unchanged(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Plain networks' tensors, stacked along a leading axis: the layout of ``vmapped``."""
+    """Plain networks' tensors, stacked along axis 0: the layout of ``vmapped``."""
     return stacked
 
 
@@ -145,7 +154,10 @@ def library(config: DIPConfig, image_channels: int, scales: int, count: int, dev
 
 
 def as_library(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert plain networks' tensors, stacked along a leading axis, to ``library``'s, without those of no effect."""
+    """Convert plain networks' tensors, stacked along axis 0, to ``library``'s.
+
+    Those of no effect are left out.
+    """
     own = {"output_weight": stacked["output.weight"], "output_bias": stacked["output.bias"]}
     prefix, scale = "body", 0
     while f"{prefix}.up.0.weight" in stacked:

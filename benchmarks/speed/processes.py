@@ -14,7 +14,10 @@ _BENCHMARKS = str(Path(__file__).parents[1])
 
 
 def start_module(name: str, task: Mapping[str, Any]) -> subprocess.Popen[str]:
-    """Start ``python -m name`` with the task, in JSON, as its only argument; stdout and stderr are piped."""
+    """Start ``python -m name`` with the task, in JSON, as its only argument.
+
+    Its stdout and stderr are piped.
+    """
     path = os.pathsep.join(filter(None, [_BENCHMARKS, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-m", name, json.dumps(task)],

@@ -1,4 +1,7 @@
-"""Quality beside speed: loss curves, PSNR and a classifier's decisions, compared with the published loop."""
+"""Quality beside speed: loss curves, PSNR and a classifier's decisions.
+
+Each loop is compared with the published one.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,10 @@ def compare(
 
 
 def psnr(outputs: Tensor, images: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of (…, N, C, H, W) outputs for (N, C, H, W) images in [0, 1]: (…, N)."""
+    """The peak signal-to-noise ratio of outputs in dB, (…, N).
+
+    The outputs are (…, N, C, H, W) and the images (N, C, H, W) in [0, 1].
+    """
     return -10 * (outputs.double() - images).square().mean(dim=(-3, -2, -1)).log10()
 
 
@@ -106,7 +112,9 @@ def on_packaged_images(
     budgets: Sequence[int],
     report: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
-    """The comparison on packaged ImageNet images at 224×224, classified by EfficientNet-Lite0.
+    """The comparison on packaged ImageNet images at 224×224.
+
+    EfficientNet-Lite0 classifies them.
 
     Raises:
         ImportError: the packages with the images or the weights are not installed.

@@ -17,7 +17,10 @@ Record = Mapping[str, Any]
 
 
 def text(record: Record) -> str:
-    """The record as text: hardware, checks, times, ratios, memory, shares of the floor, and the quality part."""
+    """The record as text: hardware, checks, results and the quality part.
+
+    The results are times, ratios to the published loop, memory, and shares of the floor.
+    """
     return "\n".join([*_head(record), *_times(record), *_quality(record)])
 
 
@@ -87,7 +90,10 @@ def _quality(record: Record) -> Iterator[str]:
 
 
 def plot(record: Record, path: Path) -> None:
-    """Plot the time of an image against the batch size, a panel for each setting, and against its pixels."""
+    """Plot the time of an image against the batch size, and against its pixels.
+
+    Each setting has a panel for its batch sizes.
+    """
     settings = record["settings"]
     figure, panels = plt.subplots(
         1, len(settings) + 1, figsize=(4.2 * (len(settings) + 1), 4.2), squeeze=False, layout="constrained"

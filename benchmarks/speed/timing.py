@@ -1,4 +1,4 @@
-"""The timing of one setting: the share of each contender, the rounds, and their summary."""
+"""The timing of one setting: each contender's share, the rounds and a summary."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Cell:
 
 
 class Stopwatch:
-    """Times the iterations after the first ``warm_up``; it must be called at the end of each.
+    """Times the iterations after the first ``warm_up``; call it at the end of each.
 
     On a GPU it records events in the stream and does not wait for the device.
     """
@@ -89,7 +89,9 @@ class Stopwatch:
 def measure(
     setting: Setting, cells: Sequence[Cell], *, device: torch.device, rounds: int, seconds: float, seed: int
 ) -> None:
-    """Fill the cells: a pilot of each, then rounds in which all take turns, so a drift affects all of them.
+    """Fill the cells: a pilot of each, then rounds in which all take turns.
+
+    The turns make a drift of the machine affect all cells.
 
     Args:
         setting: the images and the network.
@@ -129,12 +131,18 @@ def measure(
 
 
 def _iterations(device: torch.device, timed: int) -> int:
-    """Iterations of a fit: warm-up, timed ones, and one more, as a loop's last may lack the backward pass."""
+    """Iterations of a fit: warm-up, timed ones, and one more.
+
+    A loop's last iteration may lack the backward pass, so it is not timed.
+    """
     return _WARM_UP[device.type] + timed + 1
 
 
 def _fit(setting: Setting, cell: Cell, device: torch.device, seed: int) -> float | None:
-    """Seconds per iteration of the whole batch in the steady state; None if the fit fails, which skips the cell."""
+    """Seconds per iteration of the whole batch in the steady state.
+
+    None if the fit fails, which skips the cell.
+    """
     torch.manual_seed(seed)
     images = torch.rand(cell.batch, 3, setting.side, setting.side, device=device)
     if device.type == "cuda":
@@ -158,7 +166,10 @@ def _fit(setting: Setting, cell: Cell, device: torch.device, seed: int) -> float
 
 
 def speedups(cells: Sequence[Cell]) -> list[list[float]]:
-    """By cell and round, the speed-up over the published loop in that round; empty for cells that are not timed."""
+    """By cell and round, the speed-up over the published loop in that round.
+
+    It is empty for a cell that is not timed.
+    """
     (published,) = (cell for cell in cells if cell.contender.name == PUBLISHED)
     return [
         [base / own for base, own in zip(published.seconds, cell.seconds, strict=True)] if cell.seconds else []

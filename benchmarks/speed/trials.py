@@ -43,7 +43,9 @@ def start(
 
 
 def outcome(trial: subprocess.Popen[str], *, deadline: float) -> dict[str, Any]:
-    """The errors that the check found; or, as ``failed``, the reason why the contender must not be timed.
+    """The errors that the check found, or why the contender must not be timed.
+
+    The reason is under ``failed``.
 
     Args:
         trial: the process from :func:`start`.

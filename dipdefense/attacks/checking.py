@@ -52,5 +52,5 @@ def check_epsilon(epsilon: object) -> None:
 
 
 def detached(images: Tensor) -> Tensor:
-    """The images in float32, without history, and inside [0, 1] even where rounding had left it."""
+    """The images in float32, without history; rounding beyond [0, 1] is clipped."""
     return images.detach().float().clamp(0, 1)

@@ -1,4 +1,7 @@
-"""One of ART's attacks on a classifier: checked before, bounded after, and the classifier left as it was."""
+"""One of ART's attacks on a classifier, with its arguments and result checked.
+
+The adversarial images are clipped to [0, 1], and the classifier is left as it was.
+"""
 
 from __future__ import annotations
 
@@ -82,9 +85,10 @@ def _check_result(adversarial: Tensor, clean: Tensor, epsilon: float) -> None:
 
 
 class _Whole(nn.Module):
-    """Calls the classifier as a whole: ART would run a Sequential's children one by one, past its own forward.
+    """Calls the classifier as a whole.
 
-    The logits are float32, because ART takes them through NumPy, which has no bf16.
+    ART would run a Sequential's children one by one, past its own forward. The logits are float32, because ART takes
+    them through NumPy, which has no bf16.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -97,9 +101,9 @@ class _Whole(nn.Module):
 
 @contextlib.contextmanager
 def _under_attack(classifier: nn.Module, default: torch.device) -> Iterator[torch.device]:
-    """The classifier in eval mode with frozen parameters, and afterwards as it was; yields the device it is on.
+    """The classifier in eval mode with frozen parameters, and afterwards as it was.
 
-    ART changes modes, clears the parameters' gradients and then fills them.
+    Yields the device that it is on. ART changes modes, clears the parameters' gradients and then fills them.
     """
     device = next((tensor.device for tensor in [*classifier.parameters(), *classifier.buffers()]), default)
     if device.type not in ("cpu", "cuda"):

@@ -1,4 +1,7 @@
-"""FGSM, BI and LLCI as Kurakin et al. 2016 define them, on ART, and random noise of the same norm as their control."""
+"""FGSM, BI and LLCI (Kurakin et al. 2016) on ART, and noise as their control.
+
+The noise is random, with the norm of FGSM's perturbations.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ AttackName = Literal["noise", "FGSM", "BI", "LLCI"]
 
 
 def iterations(epsilon: float) -> int:
-    """Iterations of BI and LLCI (Kurakin et al. 2016, section 2.2): int(min(ε + 4, 1.25 ε)).
+    """Iterations of BI and LLCI: int(min(ε + 4, 1.25 ε)).
+
+    See Kurakin et al. 2016, section 2.2.
 
     Args:
         epsilon: in units of 1/255.
@@ -34,10 +39,10 @@ def iterations(epsilon: float) -> int:
 
 
 def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, batch_size: int = 32) -> Tensor:
-    """Fast gradient sign method: one step of ε up the true label's loss (Kurakin et al. 2016, equation 1).
+    """Fast gradient sign method: one step of ε up the true label's loss.
 
-    The attacker sees ``classifier`` as it is given here. Images crafted on an undefended classifier are
-    defence-unaware, and a defence's accuracy on them is not robustness.
+    See Kurakin et al. 2016, equation 1. The attacker sees ``classifier`` as it is given here. Images crafted on an
+    undefended classifier are defence-unaware, and a defence's accuracy on them is not robustness.
 
     Args:
         classifier: any module from images in [0, 1] to (N, classes) logits, on the CPU or a CUDA device; other
@@ -67,20 +72,21 @@ def fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: floa
 
 
 def bi(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, batch_size: int = 32) -> Tensor:
-    """Basic iterative method: steps of 1/255 up the true label's loss (Kurakin et al. 2016, section 2.2).
+    """Basic iterative method: steps of 1/255 up the true label's loss.
 
-    Every step is followed by a projection on the ε-ball and on [0, 1]; `iterations` has their number. ART
-    classifies the clean and the adversarial images once more at the end, and its data loaders advance torch's default
-    generator, though nothing here is random. Everything else is as in `fgsm`.
+    Every step is followed by a projection on the ε-ball and on [0, 1] (Kurakin et al. 2016, section 2.2); `iterations`
+    has their number. ART classifies the clean and the adversarial images once more at the end, and its data loaders
+    advance torch's default generator, though nothing here is random. Everything else is as in `fgsm`.
     """
     return craft(BasicIterativeMethod, classifier, images, labels, epsilon, batch_size, **_steps(epsilon))
 
 
 def llci(classifier: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, batch_size: int = 32) -> Tensor:
-    """Least-likely class iterative method: `bi` down the loss of the class that the classifier deems least likely.
+    """Least-likely class iterative method: `bi` towards the least likely class.
 
-    That class is the one of the clean image, by ``classifier`` itself: give the undefended one (Kurakin et al. 2016,
-    section 2.3). ``labels`` are checked, and otherwise unused. Everything else is as in `bi`.
+    It descends the loss of the class that ``classifier`` itself deems least likely for the clean image: give the
+    undefended one (Kurakin et al. 2016, section 2.3). ``labels`` are checked, and otherwise unused. Everything else is
+    as in `bi`.
     """
     return craft(
         BasicIterativeMethod, classifier, images, labels, epsilon, batch_size, targeted=True, **_steps(epsilon)
@@ -122,9 +128,10 @@ def noise(images: Tensor, *, epsilon: float, seed: Seed = None) -> Tensor:
 
 
 def quantise(images: Tensor) -> Tensor:
-    """Round images (N, C, H, W) in [0, 1] to the 256 values that an 8-bit file can hold; dtype and device stay.
+    """Round images (N, C, H, W) in [0, 1] to the 256 values of an 8-bit file.
 
-    Of 8-bit originals and a whole ε the result stays in the ε-ball; otherwise it may leave it by half a unit.
+    Dtype and device stay. Of 8-bit originals and a whole ε the result stays in the ε-ball; otherwise it may leave it by
+    half a unit.
 
     Raises:
         TypeError, ValueError: the images are not as described.
@@ -139,7 +146,9 @@ def quantise(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack and its strength, to be applied to a batch: one condition of an experiment.
+    """An attack and its strength: one condition of an experiment.
+
+    It is called on a batch.
 
     Attributes:
         name: "FGSM", "BI", "LLCI" or "noise".
@@ -171,7 +180,10 @@ class Attack:
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 32, seed: Seed = None
     ) -> Tensor:
-        """Attack the images; see `fgsm`, `bi`, `llci` and `noise`, which alone uses ``seed`` and nothing else."""
+        """Attack the images, as `fgsm`, `bi`, `llci` or `noise` does.
+
+        `noise` alone uses ``seed``; it ignores ``classifier``, ``labels`` and ``batch_size``.
+        """
         if self.name == "noise":
             adversarial = noise(images, epsilon=self.epsilon, seed=seed)
         else:

@@ -1,4 +1,7 @@
-"""Projected gradient descent in the L2 norm, by which Ilyas et al. 2019 train robust networks and make their sets."""
+"""Projected gradient descent in the L2 norm.
+
+Ilyas et al. 2019 train robust networks and make their data sets with it.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ def pgd_l2(
     targeted: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Adversarial images within an L2 ball around each image (Madry et al. 2018), defence-unaware.
+    """Adversarial images within an L2 ball around each image (Madry et al. 2018).
 
-    The classifier stays in its mode: a network in training is attacked as it is trained. Its parameters get no
-    gradients.
+    The attack is defence-unaware. The classifier stays in its mode: a network in training is attacked as it is trained.
+    Its parameters get no gradients.
 
     Args:
         classifier: from (N, C, H, W) in [0, 1] to (N, classes) logits.
@@ -68,7 +71,9 @@ def pgd_l2(
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Each image of a batch (N, C, H, W) brought to L2 norm 1, however small or large it is; zero stays zero.
+    """Each image of a batch (N, C, H, W) brought to L2 norm 1; zero stays zero.
+
+    Its values may be as small or as large as float32 allows.
 
     Example:
         >>> unit(torch.full((1, 1, 2, 2), 1e-30)).norm()
@@ -80,7 +85,10 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def _within(images: Tensor, moved: Tensor, epsilon: float) -> Tensor:
-    """The nearest points in the balls, clipped to [0, 1]; clipping moves no point away from an image in that range."""
+    """The nearest points in the balls, clipped to [0, 1].
+
+    Clipping moves no point away from an image in that range.
+    """
     return (images + (moved - images).renorm(2, 0, epsilon)).clamp(0, 1)
 
 

@@ -1,4 +1,7 @@
-"""Pretrained classifiers whose input is images in [0, 1]; `Logits` makes one of any other library's model."""
+"""Pretrained classifiers whose input is images in [0, 1].
+
+`Logits` makes one of any other library's model.
+"""
 
 from dipdefense.classifiers.adapters import Logits
 from dipdefense.classifiers.cifar10 import CIFAR10_CATEGORIES, untrained_cifar10

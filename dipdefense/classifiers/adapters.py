@@ -1,4 +1,7 @@
-"""Adapter that turns other libraries' models into classifiers of images in [0, 1] with (N, classes) logits."""
+"""Adapter from other libraries' models to classifiers of images in [0, 1].
+
+These return (N, classes) logits.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ from dipdefense.checks import check_logits
 
 
 class Logits(nn.Module):
-    """A model that expects normalised images, or returns more than logits, as a classifier of images in [0, 1].
+    """Another library's model as a classifier of images in [0, 1].
 
-    It normalises the images, calls the model, and takes the logits from its output: the tensor itself, the attribute
-    ``.logits`` (Hugging Face, torchvision's Inception in training mode), the entry "logits" of a dict, or the first
-    item of a tuple or list. The model's mode and parameters do not change.
+    The model may expect normalised images, and may return more than logits. The classifier normalises the images, calls
+    the model, and takes the logits from its output: the tensor itself, the attribute ``.logits`` (Hugging Face,
+    torchvision's Inception in training mode), the entry "logits" of a dict, or the first item of a tuple or list. The
+    model's mode and parameters do not change.
 
     Args:
         network: any model whose first argument is a batch of normalised images.
@@ -69,7 +73,7 @@ class Logits(nn.Module):
 
 
 def _unwrap(output: object) -> object:
-    """The logits, from the places where common libraries keep them; any other output unchanged."""
+    """The logits from where common libraries keep them; any other output unchanged."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "logits"):

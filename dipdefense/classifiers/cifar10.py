@@ -14,7 +14,10 @@ CIFAR10_CATEGORIES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "f
 
 
 def untrained_cifar10() -> Classifier:
-    """The classifier "cifar10-cnn" before training: six convolutions, 0.6 million parameters."""
+    """The classifier "cifar10-cnn" before training.
+
+    It has six convolutions and 0.6 million parameters.
+    """
 
     def block(inputs: int, outputs: int, *, pool: bool) -> list[nn.Module]:
         layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]

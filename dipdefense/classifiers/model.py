@@ -1,4 +1,7 @@
-"""Pretrained classifiers, each with its normalisation inside and its resize and crop beside it."""
+"""Pretrained classifiers, each with its preprocessing.
+
+The normalisation is inside the classifier; the resize and crop are beside it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ MAX_ASPECT = 50
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A classifier's preprocessing: resize the shorter side, crop the centre, scale to [0, 1].
+    """A classifier's preprocessing: resize, crop the centre, scale to [0, 1].
 
     Pictures are read by the rules of ``dipdefense.files``: turned upright by their EXIF, without their transparency,
     and with 16-bit grey scaled by its depth.

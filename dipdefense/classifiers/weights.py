@@ -1,4 +1,4 @@
-"""Weights from files and installed packages, checked before they are loaded into a network."""
+"""Weights from files and installed packages, checked before they are loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 
 def packaged_file(package: str, pattern: str, *, of: str) -> Path:
-    """A file of an installed package. The package is not imported, as its own dependencies may be missing.
+    """A file of an installed package.
+
+    The package is not imported, as its own dependencies may be missing.
 
     Args:
         package: its import name.
@@ -49,7 +51,9 @@ def check_file(weights: str | os.PathLike[str]) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file: bare or inside a checkpoint, with or without DataParallel's prefix.
+    """A state dict from a file, bare or inside a checkpoint.
+
+    DataParallel's prefix is removed from the names.
 
     Raises:
         OSError: the file cannot be opened.
@@ -78,7 +82,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def class_count(state: Mapping[str, Tensor]) -> int:
-    """The number of classes: the length of the last tensor, which is the final layer's bias or weight."""
+    """The number of classes: the length of the last tensor.
+
+    That is the final layer's bias or weight.
+    """
     return next((value.shape[0] for value in reversed(list(state.values())) if value.ndim), 1)
 
 

@@ -1,5 +1,5 @@
-"""The command ``dipdefense``: purify, classify, attack, evaluate and doctor, a module each.
+"""The command ``dipdefense``: purify, classify, attack, evaluate and doctor.
 
-The modules of the subcommands import click alone. Torch and the rest load once the arguments are parsed, so ``--help``
-answers at once. The exit codes are in :mod:`dipdefense.cli.ending`.
+Each subcommand has a module, which imports click alone. Torch and the rest load once the arguments are parsed, so
+``--help`` answers at once. The exit codes are in :mod:`dipdefense.cli.ending`.
 """

@@ -1,4 +1,4 @@
-"""``dipdefense attack``: adversarial versions of image files, made on an undefended classifier."""
+"""``dipdefense attack``: defence-unaware adversarial versions of image files."""
 
 from __future__ import annotations
 

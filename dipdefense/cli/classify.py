@@ -38,7 +38,7 @@ def command(
     batch_size: int,
     **options: Any,
 ) -> None:
-    """Print the predicted classes of the images of IN, a file or a folder, with their confidences.
+    """Print the classes of each image of IN, a file or a folder, with confidences.
 
     Each image is resized and cropped as the classifier expects. With --purify, its reconstruction is classified too.
     """

@@ -20,7 +20,7 @@ from dipdefense.purifier import DIPPurifier
 
 @dataclass(frozen=True)
 class Class:
-    """A predicted class: its index, its name, and its confidence, the softmax of its logit."""
+    """A predicted class; its confidence is the softmax of its logit."""
 
     index: int
     name: str
@@ -29,7 +29,7 @@ class Class:
 
 @dataclass(frozen=True)
 class Row:
-    """An image's classes, the likeliest first, and those of its reconstruction if it has one."""
+    """The classes of an image, and of its reconstruction if any, the likeliest first."""
 
     image: str
     seen: tuple[Class, ...]
@@ -53,7 +53,10 @@ def classified(
     *,
     top: int,
 ) -> Iterator[Row]:
-    """The rows of a batch. Where memory does not suffice for it, each of its images is recorded as failed."""
+    """The rows of a batch.
+
+    If it fails, as for lack of memory, each of its images is recorded as failed.
+    """
     purified: list[tuple[Class, ...] | None] = [None] * len(items)
     try:
         seen = likeliest(classifier, images, top)

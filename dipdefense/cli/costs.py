@@ -1,4 +1,4 @@
-"""The seconds and memory of a reconstruction on this machine, estimated from a few of its iterations."""
+"""The seconds and memory of a reconstruction, estimated from a few iterations."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ class _EnoughError(Exception):
 
 
 def measure(network: Network, *, side: int, iters: int, images: int, budget: float) -> Cost:
-    """Time iterations for ``budget`` seconds, at least three of them, and predict the cost of ``iters``.
+    """Time iterations for ``budget`` seconds, and predict the cost of ``iters``.
 
-    The first iteration, in which libraries choose algorithms and allocate memory, counts once. The mean of the others
-    stands for all that follow: the load of a busy machine belongs to its cost.
+    At least three are timed, unless ``iters`` is smaller. The first iteration, in which libraries choose algorithms and
+    allocate memory, counts once. The mean of the others stands for all that follow: the load of a busy machine belongs
+    to its cost.
 
     Args:
         network: the networks to fit.

@@ -1,4 +1,4 @@
-"""``dipdefense doctor``: this machine's versions and devices, a proof that it computes correctly, and costs."""
+"""``dipdefense doctor``: versions, devices, a check of this machine, and costs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from dipdefense.cli.options import ITERATIONS, Command, as_json, network, usage
 @network
 @as_json
 def command(size: int, iters: int, seconds: float, as_json: bool, **options: Any) -> None:
-    """Show versions and devices, check that this machine agrees with the reference, and measure an image's cost.
+    """Show versions and devices, check this machine, and measure an image's cost.
 
-    The cost is predicted from a few iterations. Exit code 1: the check failed.
+    The check compares losses on this machine with the reference, a plain loop in float64. The cost is predicted from a
+    few iterations. Exit code 1: the check failed.
     """
     import json
 

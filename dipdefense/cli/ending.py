@@ -1,6 +1,7 @@
-"""The end of a command: exit codes, and one sentence on stderr where a signal or an error ends it.
+"""The end of a command: exit codes, signals, and one sentence on stderr.
 
-This module is imported before all others and needs the standard library alone.
+A command that a signal or an error ends prints that sentence. This module is imported before all others and needs the
+standard library alone.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Within the block a signal raises ``Interrupted`` instead of ending the process at once."""
+    """Within the block the first signal raises ``Interrupted``.
+
+    A further signal, or one outside the block, ends the process at once.
+    """
     global _working
     _working = True
     try:

@@ -1,4 +1,4 @@
-"""``dipdefense evaluate``: the accuracy that attackers who know the defence leave of it."""
+"""``dipdefense evaluate``: the remaining accuracy under adaptive attacks."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Attack the reconstruction with full knowledge of it, and write the remaining accuracy into the folder OUT.
+    """Attack the defence with full knowledge of it, and write the accuracy into OUT.
 
     The expected cost is printed before the first attack. "quick" and "standard" are reduced attacks: accuracy under
-    them is an upper bound and not robust accuracy. OUT gets the report as Markdown and as JSON, and the state that a
-    killed run resumes from.
+    them is an upper bound and not robust accuracy. The folder OUT gets the report as Markdown and as JSON, and the
+    state that a killed run resumes from.
     """
     from dipdefense import evaluation
     from dipdefense.cli import reading

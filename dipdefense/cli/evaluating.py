@@ -15,7 +15,9 @@ from dipdefense.files import write_atomically
 
 
 def sampled(data: Path | None, classifier: Classifier, count: int, seed: int, summary: Summary) -> LabelledImages:
-    """Labelled images chosen at random and preprocessed; a larger ``count`` begins with the same images.
+    """Labelled images, chosen at random and preprocessed.
+
+    A larger ``count`` begins with the same images.
 
     Args:
         data: as of ``open_data``.

@@ -1,4 +1,4 @@
-"""The reconstructions of a batch of image files, fitted in this process or in a worker."""
+"""Reconstructions of a batch of image files, fitted in this process or a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of a purification: their outputs, which of these exist, and which images are fitted together."""
+"""The images of a purification, the states of their outputs, and their batches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Job:
 
     @property
     def in_the_way(self) -> list[str]:
-        """The outputs whose place a file of other settings or another origin takes, with the reasons."""
+        """The outputs that exist with other settings or another origin, with reasons."""
         return [
             f"{self.outputs[budget]} exists: {reason}"
             for budget, (state, reason) in self.states.items()
@@ -88,7 +88,7 @@ def digest_of(content: bytes) -> str:
 
 
 def reduced_size(height: int, width: int, limit: int | None) -> tuple[int, int]:
-    """The height and width of an image after its longer side is reduced to at most ``limit`` pixels.
+    """Height and width in pixels, the longer side reduced to at most ``limit``.
 
     Example:
         >>> reduced_size(3000, 4000, 512), reduced_size(30, 40, 512)
@@ -127,7 +127,7 @@ def room(purifier: DIPPurifier, shape: Shape, device: torch.device) -> int:
 
 
 def batches(jobs: Iterable[Job], at_once: Callable[[Shape], int]) -> list[list[Job]]:
-    """The jobs in batches that are fitted together, ordered by each batch's first job.
+    """The jobs in batches to be fitted together, ordered by each batch's first job.
 
     Finished jobs are included: an image's rounding may depend on the images beside it, so a resumed run must form the
     same batches.

@@ -24,7 +24,9 @@ class Item:
 
 
 def found(source: Path, *, without: Path | None = None) -> list[Item]:
-    """The image files of IN: the file itself, or all below the folder in order, except hidden ones.
+    """The image files of IN: the file itself, or all below the folder in order.
+
+    Hidden files below the folder are left out, and so are all files in hidden folders.
 
     Args:
         source: a file or a folder.
@@ -51,7 +53,9 @@ def found(source: Path, *, without: Path | None = None) -> list[Item]:
 
 
 def output_names(items: Sequence[Item], source: Path, *, full: bool) -> list[PurePosixPath]:
-    """The path of each item's PNG below OUT: its path below IN, with the suffix replaced by .png.
+    """The path of each item's PNG below OUT.
+
+    It is the item's path below IN, with the suffix replaced by .png.
 
     Args:
         items: as ``found`` returns them.

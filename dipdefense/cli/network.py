@@ -1,4 +1,4 @@
-"""The networks that a command line asks for, and the settings that decide their outputs."""
+"""The networks of a command line, and the settings that decide their outputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Network:
 
     @property
     def reduced(self) -> str:
-        """A sentence that names the reduction of the smaller networks; empty for the others."""
+        """A sentence on the reduction of the smaller networks; empty for the others."""
         if self.name not in ("compact", "half-size"):
             return ""
         size = " at half of the images' size" if self.config.reduction > 1 else ""
@@ -51,7 +51,10 @@ class Network:
         return derive_seed(self.seed, "dip", name)
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide outputs besides the image, its seed and the iterations, in JSON's types."""
+        """The settings that decide outputs, in JSON's types.
+
+        The image, its seed and the iterations decide them too, and are not included.
+        """
         return {
             "config": self.config.to_json(),
             "device": self.device.type,
@@ -82,7 +85,7 @@ def device_named(name: str | None) -> torch.device:
 
 
 def asked_for(*, config: str | None, device: str | None, precision: Precision, backend: Backend, seed: int) -> Network:
-    """The networks that these options ask for; the device decides what they leave open.
+    """The networks of these options; the device decides what they leave open.
 
     Raises:
         ValueError: the device, the precision or the backend is not available here.

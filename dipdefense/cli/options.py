@@ -25,7 +25,10 @@ SEED = click.IntRange(0, 2**63 - 1)
 
 
 class _Path(click.Path):
-    """A path that a file system can have. An empty word, which would be the current folder, is refused."""
+    """A path that a file system can have.
+
+    An empty word, which would be the current folder, is refused.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not str(value) or "\0" in str(value):

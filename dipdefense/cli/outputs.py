@@ -1,4 +1,7 @@
-"""The folder that a command writes into: one run at a time, and every file records how it was made."""
+"""The folder that a command writes into, one run at a time.
+
+Every file records how it was made.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ this command."""
 
 @dataclass(frozen=True)
 class Record:
-    """The origin of an output, stored in its PNG's metadata under the key "dipdefense".
+    """The origin of an output, in its PNG's metadata under the key "dipdefense".
 
     Attributes:
         settings: everything besides the original that decides the pixels, in JSON's types.
@@ -86,7 +89,9 @@ def _stored(path: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder and lock it against other runs; the lock ends with the process, however that ends.
+    """Make the folder and lock it against other runs.
+
+    The lock ends with the process, however that ends.
 
     Raises:
         Stopped: another run holds it.
@@ -157,7 +162,7 @@ def run(summary: Summary, outputs: Sequence[Path], lock: Path | None) -> Iterato
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the folder of an output, and raise ``Stopped`` if the block finds the file system unusable.
+    """Make an output's folder, and raise ``Stopped`` if the file system is unusable.
 
     Raises:
         Stopped: nothing more can be written to the file system.

@@ -1,7 +1,8 @@
-"""The plain loop that ``doctor`` compares the defence with: one image and one network in float64, as in the paper.
+"""The plain loop in float64 that ``doctor`` compares the defence with.
 
-Nothing is batched or folded, and nothing is left out except the biases that a normalisation removes. Initial weights
-and noise are sampled in the defence's order, so one seed gives both the same ones.
+It fits one network to one image, as in the paper. Nothing is batched or folded, and nothing is left out except the
+biases that a normalisation removes. Initial weights and noise are sampled in the defence's order, so one seed gives
+both the same ones.
 """
 
 from __future__ import annotations

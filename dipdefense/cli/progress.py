@@ -16,7 +16,9 @@ _EVERY = 60
 
 
 class Progress:
-    """A bar with images per second and the time left; a line every minute where stderr is not a terminal.
+    """A bar with images per second and the time left.
+
+    Where stderr is not a terminal, a line is printed every minute instead.
 
     Args:
         total: number of images.
@@ -55,7 +57,7 @@ class Progress:
 
     @contextlib.contextmanager
     def batch(self, images: int) -> Iterator[None]:
-        """After the block exactly this many more images are done, whatever ``advance`` counted inside it."""
+        """Count exactly this many images for the block, whatever ``advance`` counts."""
         target = self._done + images
         yield
         self.advance(target - self._done)

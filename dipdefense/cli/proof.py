@@ -1,4 +1,4 @@
-"""Whether this machine fits networks correctly: the defence compared with a plain loop in float64."""
+"""Whether the defence on this machine agrees with a plain loop in float64."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Proof:
 
 
 def prove(device: torch.device, precision: Precision) -> Proof:
-    """Fit three images of odd size at once on the device, and each of them by the plain loop.
+    """Fit three images of odd size at once on the device, and each by the plain loop.
 
     This checks torch's operators; on a GPU the other backends are tried against these before their first use.
     """

@@ -78,11 +78,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write the reconstruction of each image of IN, a file or a folder with everything below it, into OUT.
+    """Write the reconstruction of each image of IN, a file or a folder, into OUT.
 
     Outputs keep their names except for the suffix: all are PNGs, because a lossy format would change the
     reconstruction. They are upright and keep the original's transparency, colour profile and 16 bits per channel. Of an
-    animation the first frame is purified. Hidden files are skipped.
+    animation the first frame is purified. Subfolders are included, and hidden files are skipped.
 
     Images of one size are fitted together. An existing output of the same original and settings is kept, so the same
     command resumes an interrupted run. Where OUT has files of other settings or another origin, nothing is done without

@@ -1,4 +1,7 @@
-"""Purification of image files: batches are fitted, and the outputs of each are written before the next."""
+"""Purification of image files, batch by batch.
+
+The outputs of each batch are written as soon as it is fitted.
+"""
 
 from __future__ import annotations
 

@@ -27,9 +27,10 @@ def load(name: str, weights: object, device: torch.device) -> Classifier:
 def batches(
     items: Sequence[Item], classifier: Classifier, summary: Summary, *, size: int, device: torch.device
 ) -> Iterator[tuple[list[Item], Tensor]]:
-    """Batches of the readable images, (N, 3, H, W) in [0, 1]; ``summary`` gets the others as failed.
+    """Batches of the readable images, (N, 3, H, W) in [0, 1].
 
-    Images are resized and cropped for the classifier, except those that already have its size.
+    ``summary`` gets the others as failed. Images are resized and cropped for the classifier, except those that already
+    have its size.
     """
     for start in range(0, len(items), size):
         ending.check()

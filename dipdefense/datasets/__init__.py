@@ -1,4 +1,7 @@
-"""Labelled images: packaged ones, folders, CIFAR-10, and the robust and non-robust sets of Ilyas et al. 2019."""
+"""Labelled images: packaged ones, folders, CIFAR-10, and released sets.
+
+The released sets are the robust and non-robust ones of Ilyas et al. 2019.
+"""
 
 from dipdefense.datasets.images import (
     ImageFiles,

@@ -140,7 +140,9 @@ class ImageFiles(Dataset[LabelledImage]):
 def packaged_images(
     name: Literal["imagenet", "cifar10"] = "imagenet", *, preprocess: Callable[[Image.Image], Tensor] | None = None
 ) -> LabelledImages:
-    """The 20 labelled images of ImageNet or CIFAR-10 in the package foolbox; nothing is downloaded.
+    """The 20 labelled images of ImageNet or CIFAR-10 in the package foolbox.
+
+    Nothing is downloaded.
 
     Args:
         name: the data set.
@@ -183,7 +185,7 @@ def wordnet_ids() -> tuple[str, ...]:
 
 
 def image_folder(root: str | Path, *, preprocess: Callable[[Image.Image], Tensor] | None = None) -> ImageFiles:
-    """ImageNet images in folders named by WordNet id, ``root/n01440764/anything.JPEG``.
+    """ImageNet images in folders named by WordNet id: ``root/n01440764/any.JPEG``.
 
     A subset of the 1,000 classes is enough; class indices are always those of the whole set.
 
@@ -213,12 +215,12 @@ def cifar10(
     split: Literal["train", "test"] = "test",
     preprocess: Callable[[Image.Image], Tensor] | None = None,
 ) -> ImageFiles:
-    """CIFAR-10 as image files in folders named by class, ``root/test/cat/0000.jpg``; root may be a zip archive.
+    """CIFAR-10 as image files in folders named by class, ``root/test/cat/0000.jpg``.
 
     A subset of the classes is enough; a warning names the classes without images.
 
     Args:
-        root: the folder or archive.
+        root: the folder or zip archive.
         split: "train" or "test".
         preprocess: a classifier's; None keeps the 32×32 pixels.
 
@@ -252,9 +254,10 @@ def cifar10(
 
 
 def _archive(path: Path) -> zipfile.ZipFile:
-    """An archive, kept open: listing its 60,000 files again would take a third of a second for every image.
+    """A zip archive, kept open.
 
-    Each process opens its own, because a forked one would share the file position with its parent.
+    Listing its 60,000 files again would take a third of a second for every image. Each process opens its own, because a
+    forked one would share the file position with its parent.
     """
     path = path.resolve()
     file = path.stat()
@@ -275,9 +278,10 @@ def _labelled_folders(
     *,
     layout: str,
 ) -> ImageFiles:
-    """Label each image file by its folder, which must be exactly as deep as in the example path ``layout``.
+    """Label each image file by its folder, as in the example path ``layout``.
 
-    Without this condition a folder with both training and validation images would pass for one set.
+    The folder must be exactly as deep. Without this condition a folder with both training and validation images would
+    pass for one set.
     """
     labels = {}
     for name in names:

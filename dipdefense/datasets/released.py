@@ -1,7 +1,8 @@
-"""Data sets in the released format of Ilyas et al. 2019: ``d_robust_CIFAR``, ``d_non_robust_CIFAR`` and others.
+"""Data sets in the released format of Ilyas et al. 2019.
 
-Each is a folder with two files written by ``torch.save``: ``CIFAR_ims``, a list of batches of images, and
-``CIFAR_lab``, the list of their labels (github.com/MadryLab/constructed-datasets).
+Each is a folder, such as ``d_robust_CIFAR`` or ``d_non_robust_CIFAR``, with two files written by ``torch.save``:
+``CIFAR_ims``, a list of batches of images, and ``CIFAR_lab``, the list of their labels
+(github.com/MadryLab/constructed-datasets).
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""Fits many networks at once, and fast. No module outside depends on how, and no change here may change a result."""
+"""Fits many networks at once, and fast.
+
+No module outside depends on how, and no change here may change a result.
+"""

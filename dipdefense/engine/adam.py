@@ -1,4 +1,7 @@
-"""Adam over the networks' parameters, with the same rounding for an image alone as in a batch."""
+"""Adam over the networks' parameters.
+
+Its rounding is the same for an image alone as in a batch.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,10 @@ _GAIN = 0.05
 
 
 class Kind(NamedTuple):
-    """Everything that a trial's outcome depends on; the configuration as text, which always has a hash."""
+    """Everything that a trial's outcome depends on.
+
+    The configuration is held as text, which always has a hash.
+    """
 
     device: torch.device
     config: str
@@ -63,7 +66,7 @@ _lock = threading.Lock()
 
 
 def chosen(request: Request) -> Backend:
-    """The backend for this request: the one asked for, or for "auto" what the device's trial found.
+    """The backend that a request asks for, or for "auto" the one its trial chose.
 
     The outcome is kept for the life of the process. A trial takes 29 iterations at most, 3 % of a run of 1,000, besides
     Triton's compilation, which is cached on disk. Runs of fewer than ``SHORTEST`` iterations use torch's operators,
@@ -97,9 +100,10 @@ def chosen(request: Request) -> Backend:
 
 
 def available(device: torch.device, config: DIPConfig | None = None) -> tuple[Backend, ...]:
-    """The backends besides "torch" that run on a device and, if a configuration is given, fit its networks.
+    """The backends besides "torch" that ``auto`` can try on a device.
 
-    Triton's kernels are left out where they would be interpreted, which is too slow.
+    If a configuration is given, only those that fit its networks are returned. Triton's kernels are left out where they
+    would be interpreted, which is too slow.
     """
     left_out = "triton" if triton_interpreted() else None
     return tuple(backend for backend in TRIED if backend != left_out and _runs(backend, device, config))
@@ -114,7 +118,9 @@ def _runs(backend: Backend, device: torch.device, config: DIPConfig | None) -> b
 
 
 def tried(request: Request, candidates: Sequence[Backend]) -> Trial:
-    """The trial of these backends, each of which runs on the images' device, against torch's operators.
+    """The trial of these backends against torch's operators.
+
+    Each of the backends must run on the images' device.
 
     Raises:
         Exception: torch's operators run out of memory or fail in another way.

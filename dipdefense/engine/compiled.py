@@ -17,7 +17,10 @@ _current: ContextVar[Kernels | None] = ContextVar("kernels", default=None)
 
 @contextlib.contextmanager
 def using(kernels: Kernels) -> Iterator[None]:
-    """Until the block ends, this thread's operators use the kernels, and so will their backward passes."""
+    """Until the block ends, this thread's operators use the kernels.
+
+    So do the operators' backward passes, even after the block.
+    """
     token = _current.set(kernels)
     try:
         yield
@@ -37,7 +40,10 @@ class Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor | None, eps: float, slope: float, kernels: Kernels
     ) -> Tensor:
-        """The statistics in one pass, normalisation and activation in another; only the input is kept."""
+        """The statistics in one pass, normalisation and activation in another.
+
+        For the backward pass the input and the statistics are kept, not the output.
+        """
         x = x.contiguous(memory_format=_format_of(x))
         out, ctx.statistics = kernels.normalise(x, scale, shift, eps=eps, slope=slope)
         ctx.save_for_backward(x, scale, shift)
@@ -77,7 +83,10 @@ class NormaliseUpsampled(torch.autograd.Function):
 
 
 class ConvolveNarrow(torch.autograd.Function):
-    """:func:`dipdefense.engine.ops.convolution` with 3×3 kernels of one image's few channels, plus the addend."""
+    """3×3 convolution of one image's few channels, plus the addend.
+
+    See :func:`dipdefense.engine.ops.convolution`.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, addend: Tensor, kernels: Kernels) -> Tensor:
@@ -96,6 +105,6 @@ class ConvolveNarrow(torch.autograd.Function):
 
 
 def _format_of(x: Tensor) -> torch.memory_format:
-    """The kernels' layout for x: channels innermost for one image that has them so, else the usual one."""
+    """Channels innermost where ``x`` is one image stored so, else the usual format."""
     innermost = len(x) == 1 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if innermost else torch.contiguous_format

@@ -1,4 +1,7 @@
-"""Small tensors that depend on sizes alone: made once, and held where a captured graph reads them."""
+"""Small tensors that depend on sizes alone, made once.
+
+Those that a captured graph reads can be held as long as the graph.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""N networks being fitted: their noise, their optimiser, and one iteration at a time by any backend."""
+"""N networks being fitted: their noise, optimiser and iterations by any backend."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ _LARGE = 160 * 160
 
 
 class Iterations(Protocol):
-    """The iterations of all networks by one backend, with what a trial of the backend reads."""
+    """One backend's iterations of all networks, and what its trial reads."""
 
     def __call__(self) -> None:
         """Do the next iteration; a GPU may not have finished it when this returns."""
 
     def fresh_noise(self) -> Tensor:
-        """(N, input_channels, H, W) fp32: the noise that the last iteration added to the fixed noise."""
+        """The last iteration's fresh noise: (N, input_channels, H, W) fp32.
+
+        The iteration added it to the fixed noise.
+        """
 
     def weights(self, rows: Tensor) -> Mapping[str, Tensor]:
-        """Copies of some networks' parameters as they are now, by the names and in the shapes of ``Networks``.
+        """Copies of some networks' parameters, named and shaped as in ``Networks``.
 
         Args:
             rows: (M,) int64, the networks.
@@ -113,7 +116,7 @@ class Fitting:
 
 
 class ByTorch:
-    """Iterations by torch's operators, launched one by one or replayed from a CUDA graph.
+    """Iterations by torch's operators, launched one by one or from a CUDA graph.
 
     Args:
         fitting: with the initial weights, or with those that the moments belong to.
@@ -152,14 +155,19 @@ class ByTorch:
         return {name: parameter.detach()[rows] for name, parameter in self._networks.named_parameters()}
 
     def moments(self, rows: Tensor) -> list[Moments]:
-        """Adam's state of some networks, one entry per parameter; only after the first iteration."""
+        """Adam's state of some networks, one entry per parameter.
+
+        There is none before the first iteration.
+        """
         return [parameter.moments(self._optimiser, rows) for parameter in self._parameters]
 
 
 def _torch_update(
     fitting: Fitting, fresh_noise: Tensor, *, capturable: bool, moments: Sequence[Moments] | None
 ) -> tuple[Callable[[], None], torch.optim.Optimizer, list[Aligned]]:
-    """An iteration after its noise: output, loss, gradients and Adam, on the same tensors at every call.
+    """An iteration after its noise: output, loss, gradients and Adam.
+
+    Every call reads and writes the same tensors.
 
     Returns:
         The iteration, its optimiser, and the parameters as the optimiser has them.
@@ -200,7 +208,7 @@ def _layout(target: Tensor) -> torch.memory_format:
 
 
 class BetweenConvolutions:
-    """Iterations by torch's convolutions, and by the kernels compiled on this machine for what lies between them.
+    """Iterations by torch's convolutions, and by compiled kernels between them.
 
     Raises:
         ValueError: there are no such kernels here; the message says why.
@@ -245,7 +253,9 @@ class BetweenConvolutions:
 
 
 def by_native(fitting: Fitting) -> Iterations:
-    """Iterations by the compiled kernels: whole ones in fp32, else what lies between torch's convolutions.
+    """Iterations by the compiled kernels, whole or between torch's convolutions.
+
+    The kernels do whole iterations in fp32, of networks that :func:`dipdefense.native.iteration.fits` accepts.
 
     Raises:
         ValueError: there are no such kernels here; the message says why.
@@ -261,7 +271,10 @@ def by_native(fitting: Fitting) -> Iterations:
 
 
 class ByKernels:
-    """Iterations by the Triton kernels, replayed from a CUDA graph; in Triton's interpreter as they are."""
+    """Iterations by the Triton kernels, replayed from a CUDA graph.
+
+    In Triton's interpreter nothing is captured.
+    """
 
     def __init__(self, fitting: Fitting) -> None:
         from dipdefense.engine.kernels.iteration import Iteration
@@ -299,7 +312,10 @@ BACKENDS: dict[Backend, Callable[[Fitting], Iterations]] = {
 
 @contextlib.contextmanager
 def surroundings(device: torch.device) -> Iterator[None]:
-    """Autograd in fp32, whatever the caller's mode, and the state that the device needs while networks are fitted."""
+    """The state in which networks are fitted, whatever the caller's mode.
+
+    Autograd is on and autocast off. On a CPU the heap keeps freed memory; a GPU is the current device.
+    """
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         if device.type == "cpu":
             with heap.kept():

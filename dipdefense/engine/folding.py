@@ -1,4 +1,4 @@
-"""Folds images into channels and back, so that one grouped operator serves N images."""
+"""Folds images into channels and back, so that one grouped operator serves all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from torch import Tensor
 
 
 def fold(x: Tensor) -> Tensor:
-    """(N, C, H, W) to (1, N·C, H, W). One image stays as it is and keeps its memory format."""
+    """(N, C, H, W) to (1, N·C, H, W).
+
+    One image stays as it is and keeps its memory format.
+    """
     return x if len(x) == 1 else x.reshape(1, -1, *x.shape[2:])
 
 

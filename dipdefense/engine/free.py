@@ -1,6 +1,7 @@
-"""Memory that the process can still get on a CPU: the least that system, control groups and limits leave.
+"""Memory that the process can still get on a CPU.
 
-Every function takes the root of the file system, so that tests can set up another.
+It is the least that the system, control groups and limits leave. The functions take the root of the file system, so
+that tests can set up another.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def left_to_process(root: Path = _ROOT) -> int:
 
 
 def left_by_limits(root: Path = _ROOT) -> int | None:
-    """Bytes that the limits on the process's address space and data leave (``ulimit -v``, ``-d``); None without any."""
+    """Bytes that the process's limits on memory leave; None without any.
+
+    These are the limits on its address space (``ulimit -v``) and data (``ulimit -d``).
+    """
     left = min(_left_by_limits(root), default=None)
     return None if left is None else max(0, left)
 
@@ -40,7 +44,10 @@ def _free_pages() -> int:
 
 
 def _left_by_groups(root: Path) -> Iterator[int]:
-    """Bytes left by each control group with a limit that the process is in, of version 1 or 2."""
+    """Bytes left by each of the process's control groups that has a limit.
+
+    The groups may be of version 1 or 2.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -78,7 +85,10 @@ def _left_by_limits(root: Path) -> Iterator[int]:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The numbers of a file that has a name and a number on each line; those under /proc are in KiB."""
+    """The numbers of a file that has a name and a number on each line.
+
+    Those under /proc are in KiB.
+    """
     # The kernel cuts the process's name at 15 bytes, within a character if need be.
     words = (line.replace(":", " ").split() for line in path.read_text(errors="replace").splitlines())
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}

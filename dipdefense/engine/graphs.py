@@ -1,4 +1,6 @@
-"""Replays work that is repeated on the same tensors from a CUDA graph, instead of launching it from Python.
+"""Replays work that is repeated on the same tensors from a CUDA graph.
+
+Python then launches one graph instead of every kernel.
 
 Checked on a CPU, except for the graph itself; no graph has yet been captured on a GPU.
 """
@@ -48,7 +50,7 @@ class Replayed:
         self._kept: list[Tensor] = []
 
     def __call__(self) -> None:
-        """Do the work once more, in order with the current stream, without waiting for it."""
+        """Do the work once, in order with the current stream, without waiting for it."""
         self._calls += 1
         if self._calls <= _WARM_UP:
             with alone:
@@ -62,7 +64,10 @@ class Replayed:
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The capturing stream of a device, one for all graphs: cuBLAS keeps a workspace for every stream and thread."""
+    """The capturing stream of a device, shared by all graphs.
+
+    More streams would cost memory: cuBLAS keeps a workspace for every stream and thread.
+    """
     with alone:
         if device not in _streams:
             _streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -70,7 +75,10 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _apart(step: Callable[[], object], stream: torch.cuda.Stream) -> None:
-    """Run the step on another stream, as a capture's warm-up must be, in order with the current one."""
+    """Run the step on another stream, in order with the current one.
+
+    A capture's warm-up must run on another stream.
+    """
     current = torch.cuda.current_stream()
     stream.wait_stream(current)
     try:
@@ -82,7 +90,10 @@ def _apart(step: Callable[[], object], stream: torch.cuda.Stream) -> None:
 
 
 def _captured(step: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[], None]:
-    """The replay of a graph of the step. Other threads may launch work during the capture, but not wait for the GPU."""
+    """The replay of a graph of the step.
+
+    Other threads may launch work during the capture, but not wait for the GPU.
+    """
     before = torch.cuda.current_stream()
     graph = torch.cuda.CUDAGraph()
     collecting = gc.isenabled()

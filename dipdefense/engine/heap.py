@@ -1,4 +1,6 @@
-"""glibc's heap: keeps freed memory while networks are fitted on a CPU, gives it back where memory is short.
+"""Makes glibc's heap keep freed memory while networks are fitted on a CPU.
+
+Where memory is short, the heap gives it back instead.
 
 By default glibc returns large blocks to the system as soon as they are freed. Every iteration then faults its
 activations in again, page by page: some 30,000 faults at 224×224, of half a microsecond each, or several microseconds
@@ -47,7 +49,10 @@ class _Heap:
         self.libc: ctypes.CDLL | None = None
 
     def count(self, libc: ctypes.CDLL, wish: Mode, by: int) -> None:
-        """Change the number of users of a behaviour. "released" holds if anyone wants it, then "kept"."""
+        """Change the number of users of a behaviour.
+
+        "released" holds if anyone wants it, otherwise "kept" if anyone wants that.
+        """
         with self.lock:
             self.users[wish] += by
             self.libc = libc
@@ -57,7 +62,10 @@ class _Heap:
                 self.switch("kept" if self.users["kept"] else "ordinary")
 
     def switch(self, mode: Mode) -> None:
-        """Set the thresholds if the behaviour changes, and give back free memory unless it is to be kept."""
+        """Change the behaviour, and give back free memory unless it is to be kept.
+
+        Nothing is done if the behaviour stays the same.
+        """
         if self.libc is None or mode == self.mode:
             return
         self.mode = mode
@@ -72,18 +80,18 @@ _heap = _Heap()
 
 
 def kept() -> contextlib.AbstractContextManager[None]:
-    """Until the block ends, freed memory stays with the process for reuse; then free memory is given back.
+    """Until the block ends, freed memory stays with the process for reuse.
 
-    This affects the whole process. Nothing is done where the C library is not glibc, or where the environment sets the
-    allocator's thresholds.
+    At its end free memory is given back. This affects the whole process. Nothing is done where the C library is not
+    glibc, or where the environment sets the allocator's thresholds.
     """
     return _behaving("kept")
 
 
 def released() -> contextlib.AbstractContextManager[None]:
-    """Until the block ends, freed memory goes back to the system at once, even where :func:`kept` is in force.
+    """Until the block ends, freed memory goes back to the system at once.
 
-    The conditions are those of :func:`kept`.
+    This overrides :func:`kept`, whose conditions apply here too.
     """
     return _behaving("released")
 
@@ -104,7 +112,10 @@ def _behaving(wish: Mode) -> Iterator[None]:
 
 
 def _after_fork() -> None:
-    """Start a forked process afresh: it lacks the parent's other threads, which may use the heap or own the lock."""
+    """Start a forked process afresh.
+
+    It lacks the parent's other threads, which may use the heap or own the lock.
+    """
     global _heap
     inherited, _heap = _heap, _Heap()
     inherited.switch("ordinary")

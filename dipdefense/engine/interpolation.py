@@ -1,4 +1,4 @@
-"""Bilinear upsampling ×2 as fixed matrices, and the border of a convolution of an upsampled tensor.
+"""Bilinear upsampling ×2 as matrices, and the border of a convolution after it.
 
 The fast forms of the upsampled convolution pad by replication, the network by reflection. The two differ on a ring one
 pixel wide, so only the outermost rows and columns of the result need a correction, the kernels' outer taps applied to
@@ -24,7 +24,10 @@ from dipdefense.engine.constants import constant
 
 @constant
 def upsampling_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Bilinear ×2 without aligned corners along one axis, cropped to ``size``: (size, ceil(size / 2))."""
+    """Bilinear upsampling ×2 along one axis: (size, ceil(size / 2)).
+
+    Corners are not aligned, and the result is cropped to ``size``.
+    """
     unit = torch.eye(-(-size // 2), dtype=dtype, device=device)
     return F.interpolate(unit[None], scale_factor=2, mode="linear", align_corners=False)[0].T[:size]
 
@@ -48,7 +51,7 @@ class Strips(NamedTuple):
 
 
 def strips(lines: Tensor, taps: Tensor, across: int, along: int, *, reflect: bool) -> Strips:
-    """The difference of reflection and replication along two opposite borders of an upsampled convolution.
+    """Reflection minus replication along two opposite borders of the result.
 
     Args:
         lines: (N, 4, l, in), the low-resolution tensor's lines 0, 1, −2 and −1 along the borders.
@@ -81,7 +84,9 @@ def strip_gradients(pair: Strips, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 @constant
 def _stepping(crops: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Reflection minus replication one pixel beyond either end, from the lines 0, 1, −2 and −1.
+    """Reflection minus replication one pixel beyond either end.
+
+    The columns are for the lines 0, 1, −2 and −1.
 
     Upsampled pixel 1 is (3 a + b)/4 of the outermost lines a and b, and replication repeats a. At the far end the same
     holds for an even size; an odd one is cropped by a pixel, so that reflection finds (a + 3 b)/4 there.
@@ -92,7 +97,10 @@ def _stepping(crops: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @constant
 def _spreading(size: int, reflect: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Upsampling as each mirrored tap sees it, a pixel's three taps beside each other: (size, 3 · ceil(size / 2))."""
+    """Upsampling as each mirrored tap sees it: (size, 3 · ceil(size / 2)).
+
+    A low-resolution pixel's three taps are beside each other.
+    """
     reach = torch.arange(size, device=device)[:, None] + torch.arange(1, -2, -1, device=device)
     last = size - 1
     if reflect:

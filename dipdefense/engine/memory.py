@@ -66,7 +66,9 @@ def bytes_per_image(
     *,
     backend: Backend = "torch",
 ) -> int:
-    """Peak memory that fitting one image takes: its activations, its parameters, their gradients and moments.
+    """Peak memory that fitting one image takes, in bytes.
+
+    The estimate counts activations, parameters, their gradients and moments, images and noise.
 
     The numbers of tensors per pixel were fitted to peaks measured on a CPU: 430 to 540 MiB an image at 224×224 with the
     paper's network, 138 with the compact one, 31 at 32×32 with architecture 1. The Triton kernels hold fewer
@@ -122,7 +124,7 @@ def room_for(request: Request, at_once: int) -> Room:
 
 
 def images_that_fit(request: Request) -> int:
-    """The number of a request's images to fit at once on the device where they are: at least one."""
+    """The number of a request's images to fit at once on their device: at least one."""
     images = request.images
     if len(images) == 0:
         return 1
@@ -160,9 +162,9 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is the error of an allocator, on a GPU or a CPU, that ran out of memory.
+    """Whether this is the error of an allocator that ran out of memory.
 
-    oneDNN raises the same for some other faults.
+    The allocator is a GPU's or a CPU's. oneDNN raises the same for some other faults.
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -174,9 +176,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def in_chunks(
     fit: Callable[[slice, Callable[[], None]], T], count: int, chunk: int, *, device: torch.device, each: int
 ) -> list[T]:
-    """Fit ``count`` images, ``chunk`` at a time. Where memory runs out, free it and retry with half as many.
+    """Fit ``count`` images, ``chunk`` at a time.
 
-    Under a limit on the process's address space (``ulimit -v``) chunks are made small enough to stay below it.
+    Where memory runs out, free it and retry with half as many. Under a limit on the process's address space
+    (``ulimit -v``) chunks are made small enough to stay below it.
 
     On a CPU the heap keeps freed memory (:func:`heap.kept`) only after the first iteration, and not at all once memory
     has run out. Blocks that stay for good, such as oneDNN's primitives, then hold no freed memory back.
@@ -236,7 +239,7 @@ def in_chunks(
 
 
 def _within_limits(chunk: int, each: int) -> int:
-    """As many of ``chunk`` images as the limits on the process's memory leave space for: at least one.
+    """As many of ``chunk`` images as the limits on memory allow, but at least one.
 
     A failed attempt costs more than time: the code that oneDNN made for it keeps its address space.
     """

@@ -1,6 +1,7 @@
-"""N independent skip networks as one module: "the original architecture" of Ulyanov et al. 2017, batched.
+"""N independent skip networks as one module.
 
-The module ``variants`` has those with other kernels, resampling or activations.
+They are "the original architecture" of Ulyanov et al. 2017, batched. The module ``variants`` has those with other
+kernels, resampling or activations.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def output(channels: int, image_channels: int) -> Iterator[Slot]:
 
 
 class Networks(nn.Module):
-    """The parameters of N networks, with the image axis first. No two images share anything.
+    """The parameters of N networks, with the image axis first.
+
+    No two images share anything.
 
     Args:
         config: widths, slopes and so on.
@@ -93,9 +96,10 @@ class Networks(nn.Module):
         raise NotImplementedError
 
     def forward(self, noise: Tensor) -> Tensor:
-        """The outputs: (N, input_channels, H, W) noise to (N, image_channels, H, W) in [0, 1].
+        """The outputs, (N, image_channels, H, W) in [0, 1], for this noise.
 
-        The convolutions' operands are in the noise's dtype, the last one's in the parameters'.
+        The noise is (N, input_channels, H, W). The convolutions' operands are in its dtype, the last one's in the
+        parameters'.
         """
         weight, bias = self.get_parameter("output_weight"), self.get_parameter("output_bias")
         features = self.features(noise).to(weight.dtype)

@@ -25,7 +25,7 @@ _RING = (1, 1, 1, 1)
 
 
 def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | None = None) -> Tensor:
-    """Convolve each image with its own kernels; padding by reflection keeps the size at stride 1.
+    """Convolve each image, padded by reflection, with its own kernels.
 
     Args:
         x: (N, in_channels, height, width).
@@ -79,11 +79,11 @@ def _innermost(x: Tensor) -> bool:
 
 
 def _convolve_narrow(x: Tensor, weight: Tensor, stride: int, addend: Tensor | None) -> Tensor:
-    """One image with few channels in or out: a plain matrix product, whose passes are faster than a convolution's.
+    """Convolve one image with few channels in or out by a plain matrix product.
 
-    The few channels stay outermost, where their normalisation is faster; the many come out innermost, and so do their
-    gradients. No view of the image axis may be taken on the way: by the stride that it leaves, torch would take the
-    gradients' channels for outermost and choose slow paths.
+    Its passes are faster than a convolution's. The few channels stay outermost, where their normalisation is faster;
+    the many come out innermost, and so do their gradients. No view of the image axis may be taken on the way: by the
+    stride that it leaves, torch would take the gradients' channels for outermost and choose slow paths.
     """
     outputs, inputs, kernel, _ = weight.shape
     height, width = (-(-side // stride) for side in x.shape[2:])
@@ -100,7 +100,9 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 class _Patches(torch.autograd.Function):
-    """3×3 patches of images reflected at the border: (N, C, H, W) to (N, 9 · C, h · w), taps within channels.
+    """3×3 patches of images padded by reflection: (N, C, H, W) to (N, 9 · C, h · w).
+
+    Each channel's nine taps follow one another.
 
     Like torch's unfold, in a third of the time: one strided copy forwards and nine additions backwards.
     """
@@ -131,7 +133,9 @@ class _Patches(torch.autograd.Function):
 
 
 class _Reflected(torch.autograd.Function):
-    """Padding by reflection whose gradient is added up in one order: (N, C, H, W) to (N, C, H + 2 ring, W + 2 ring).
+    """Padding by reflection whose gradient is added up in one order.
+
+    (N, C, H, W) becomes (N, C, H + 2 ring, W + 2 ring).
 
     On a GPU torch's own gradient adds in no fixed order, so that a seed would not fix a reconstruction, and refuses to
     run under ``torch.use_deterministic_algorithms(True)``. Not yet run on a GPU.
@@ -150,7 +154,10 @@ class _Reflected(torch.autograd.Function):
 
 
 def reflected_gradient(grad: Tensor, ring: int) -> Tensor:
-    """Of a padded tensor's gradient, the ring's rows, then its columns, added to the pixels that they mirror."""
+    """The gradient of a tensor, from that of the tensor padded by reflection.
+
+    The ring's rows, then its columns, are added to the pixels that they mirror.
+    """
     for dim in (2, 3):
         size = grad.shape[dim] - 2 * ring
         inner = grad.narrow(dim, ring, size).clone()
@@ -162,7 +169,7 @@ def reflected_gradient(grad: Tensor, ring: int) -> Tensor:
 
 
 def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slope: float | None = None) -> Tensor:
-    """Batch normalisation in training mode of one image a network, then LeakyReLU where a slope is given.
+    """Batch normalisation in training mode, then LeakyReLU where a slope is given.
 
     Args:
         x: (N, channels, height, width); statistics are per image and channel.
@@ -184,7 +191,9 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor | None, *, eps: float, slo
 
 
 def normalise_upsampled(low: Tensor, scale: Tensor, *, height: int, width: int, eps: float) -> Tensor:
-    """The tensor that upsamples to ``normalise`` of the upsampled ``low`` without a shift, up to a constant.
+    """Scale ``low`` so that upsampling it yields a normalised tensor.
+
+    That tensor is ``normalise`` of the upsampled ``low`` without a shift, up to a constant.
 
     Upsampling is linear, so the low-resolution tensor may be divided by the upsampled one's standard deviation. The
     mean is left in: it is a constant per channel, stays one through a convolution that pads by reflection, and is
@@ -203,7 +212,9 @@ def normalise_upsampled(low: Tensor, scale: Tensor, *, height: int, width: int, 
 
 
 def upsampled_convolution(low: Tensor, weight: Tensor, *, height: int, width: int) -> Tensor:
-    """3×3 convolution, padding by reflection, of ``low`` upsampled bilinearly ×2 and cropped to (height, width).
+    """3×3 convolution, padded by reflection, of ``low`` upsampled bilinearly ×2.
+
+    The upsampled tensor is cropped to (height, width) before the convolution.
 
     Args:
         low: (N, in_channels, ceil(height / 2), ceil(width / 2)), two rows and columns at least.

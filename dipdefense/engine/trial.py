@@ -1,4 +1,4 @@
-"""One backend's trial: its first iterations are compared with those of torch's operators, then timed.
+"""One backend's trial: it is compared with torch's operators, then timed.
 
 The optimisation is chaotic. Adam's first updates have the size of the learning rate however small the gradient is, and
 a coarse feature map of four pixels is divided by a standard deviation near zero. Two correct backends whose rounding
@@ -47,7 +47,10 @@ _SIGMAS = 6
 
 
 class Mismatch(Exception):  # noqa: N818 - its message is the rest of "the backend is set aside: …"
-    """A backend differs from torch's operators; the message says which check failed and by how much."""
+    """A backend differs from torch's operators.
+
+    The message says which check failed and by how much.
+    """
 
 
 class _Step(NamedTuple):
@@ -60,7 +63,10 @@ class _Step(NamedTuple):
 
 
 def iterations(candidates: int) -> int:
-    """Iterations of a trial of so many backends, those of torch's operators included; a capture counts as one."""
+    """Iterations of a trial of so many backends.
+
+    Those of torch's operators are included, and a capture counts as one.
+    """
     return WARM_UP + TIMED + candidates * (COMPARED + 1 + TIMED + COMPARED)
 
 
@@ -73,7 +79,7 @@ def clock(device: torch.device) -> float:
 
 
 def release(device: torch.device) -> None:
-    """Free what was dropped, graphs' private memory included, which nothing else can use."""
+    """Free what was dropped, and graphs' private memory, which nothing else can use."""
     gc.collect()
     if device.type == "cuda":
         with graphs.alone:
@@ -90,7 +96,7 @@ def time_plain(request: Request) -> float:
 
 
 def prove(request: Request, backend: Backend) -> float:
-    """Seconds that an iteration of the backend takes in the steady state, once it has passed every check.
+    """Seconds that an iteration takes in the steady state, if every check passes.
 
     Args:
         request: at least one image.
@@ -112,7 +118,10 @@ def prove(request: Request, backend: Backend) -> float:
 
 
 def _of_trial(request: Request) -> Request:
-    """The request with the trial's own configuration, seeds and images, on which alone the outcome then depends."""
+    """The request with the trial's own configuration, seeds and images.
+
+    The outcome then depends on these alone.
+    """
     config = request.config
     config = dataclasses.replace(
         config, norm_eps=max(config.norm_eps, 0.1), input_scale=10 * config.input_scale, noise_std=10 * config.noise_std
@@ -125,7 +134,10 @@ def _of_trial(request: Request) -> Request:
 
 
 def _observed(request: Request, backend: Backend, rows: Tensor) -> tuple[Mapping[str, Tensor], list[_Step], float]:
-    """Initial weights and first iterations of the compared networks, and the seconds of an iteration of all."""
+    """Initial weights, first iterations, and the seconds of an iteration.
+
+    Weights and iterations are those of the compared networks. The seconds are those of all networks.
+    """
     fitting = Fitting(request, backend)
     initial, steps = fitting.iterate.weights(rows), []
     for number in range(1, COMPARED + 1):
@@ -149,7 +161,7 @@ def _timed(fitting: Fitting) -> float:
 
 
 def _compare(request: Request, initial: Mapping[str, Tensor], steps: Sequence[_Step]) -> None:
-    """Repeat each iteration by torch's operators, from the weights before it and on its noise.
+    """Repeat each iteration by torch's operators, on the same weights and noise.
 
     Raises:
         Mismatch: outputs, losses or the weights' updates differ by more than rounding.
@@ -187,7 +199,7 @@ def _compare(request: Request, initial: Mapping[str, Tensor], steps: Sequence[_S
 
 
 class _Agreement:
-    """Cosines between two backends' updates of each image's layers, over all iterations.
+    """Cosines of two backends' updates of each image's layers, over all iterations.
 
     Scales and shifts are taken together: some have a gradient that is zero but for rounding.
     """
@@ -196,7 +208,11 @@ class _Agreement:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, own: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> Tensor:
-        """Add one iteration's updates; returns the ratio of each image's own update to the plain one, by length."""
+        """Add one iteration's updates.
+
+        Returns:
+            The length of each image's update in ``own``, divided by that in ``plain``.
+        """
         totals = torch.zeros(())
         for name in own:
             a, b = own[name].flatten(1), plain[name].flatten(1)
@@ -214,7 +230,9 @@ class _Agreement:
 
 
 def _check_noise(noise: Tensor, config: DIPConfig, operands: torch.dtype) -> None:
-    """Check the noise's mean and deviation, and that iterations, images and parts of an image are uncorrelated.
+    """Check the noise's mean, standard deviation and correlations.
+
+    Iterations, images and parts of an image must be uncorrelated.
 
     Args:
         noise: (iterations, images, input_channels, H, W).
@@ -248,7 +266,7 @@ def _check_noise(noise: Tensor, config: DIPConfig, operands: torch.dtype) -> Non
 
 
 def _roundoff(request: Request) -> float:
-    """The unit roundoff of the convolutions' operands; a GPU may shorten fp32 to TF32."""
+    """The unit roundoff of convolutions' operands; a GPU may shorten fp32 to TF32."""
     if request.operands == torch.bfloat16:
         return 2.0**-8
     return 2.0**-11 if request.images.is_cuda else 2.0**-24

@@ -1,8 +1,8 @@
-"""The costliest layer at a quarter of its arithmetic: convolving an upsampled tensor at low resolution.
+"""Convolves an upsampled tensor at low resolution: a quarter of the arithmetic.
 
-Upsampling and convolution are linear and commute. So the 3×3 kernels may be applied to the low-resolution tensor, with
-nine multiplications per low-resolution pixel instead of 36. The rest, shifting and upsampling along each axis, is
-fixed. There are two forms, each the faster one at its sizes:
+This is the costliest layer. Upsampling and convolution are linear and commute. So the 3×3 kernels may be applied to
+the low-resolution tensor, with nine multiplications per low-resolution pixel instead of 36. The rest, shifting and
+upsampling along each axis, is fixed. There are two forms, each the faster one at its sizes:
 
 * **Small maps** (:func:`convolve_dense`). Along each axis, upsampling, reflection padding and a tap's shift are one
   fixed matrix; everything is a batched matrix product. Few calls, but the matrices' work grows with the map's side.
@@ -36,7 +36,7 @@ _LARGE = 48 * 48
 
 @constant
 def _tap_matrices(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Upsampling as each of the three taps sees it, shifted and reflected: (3, size, ceil(size / 2))."""
+    """Upsampling, shifted and reflected for each tap: (3, size, ceil(size / 2))."""
     reach = torch.arange(size, device=device) + torch.arange(-1, 2, device=device)[:, None]
     last = size - 1
     return upsampling_matrix(size, dtype, device)[last - (last - reach.abs()).abs()]
@@ -51,7 +51,10 @@ def convolve(low: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
 
 
 def _favours_products(low: Tensor) -> bool:
-    """Whether dense matrices are the faster form; on a GPU, where nothing was measured, they are always taken."""
+    """Whether dense matrices are the faster form.
+
+    On a GPU, where nothing was measured, they are always taken.
+    """
     return low.is_cuda or low.shape[2] * low.shape[3] < _LARGE
 
 
@@ -72,9 +75,10 @@ def convolve_dense(low: Tensor, weight: Tensor, height: int, width: int) -> Tens
 
 
 class ConvolveTransposed(torch.autograd.Function):
-    """The same by transposed convolution, filter and strips, for (1, groups · in, rows, columns).
+    """The same by transposed convolution, filter and strips.
 
-    The weight is in transposed convolution's layout: (groups · in, out, 3, 3) with mirrored taps.
+    ``low`` is (1, groups · in, rows, columns), and the weight is in transposed convolution's layout:
+    (groups · in, out, 3, 3) with mirrored taps.
     """
 
     @staticmethod
@@ -126,7 +130,7 @@ def _in_format_of(example: Tensor, x: Tensor) -> Tensor:
 
 
 def _depthwise(x: Tensor, taps: tuple[float, ...], *, padding: int = 0) -> Tensor:
-    """Filter every channel of (1, C, H, W) with the same separable taps along both axes."""
+    """Filter every channel of (1, C, H, W) with the same taps along both axes."""
     kernel = _separable(taps, x.dtype, x.device).expand(x.shape[1], 1, -1, -1)
     return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
 
@@ -138,7 +142,10 @@ def _separable(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device
 
 
 def _borders(low: Tensor, weight: Tensor, height: int, width: int) -> tuple[Strips, Strips]:
-    """The strips along top and bottom and along the sides, for (N, in, h, w) and weights (N · in, out, 3, 3)."""
+    """The strips along top and bottom, and along the sides.
+
+    ``low`` is (N, in, h, w), and ``weight`` is (N · in, out, 3, 3).
+    """
     weight = weight.view(len(low), -1, *weight.shape[1:])
     rows = torch.cat([low[:, :, :2], low[:, :, -2:]], dim=2).permute(0, 2, 3, 1)
     columns = torch.cat([low[..., :2], low[..., -2:]], dim=3).permute(0, 3, 2, 1)
@@ -150,7 +157,10 @@ def _borders(low: Tensor, weight: Tensor, height: int, width: int) -> tuple[Stri
 
 
 def _facing(weight: Tensor, axis: int) -> Tensor:
-    """The taps that reach over the first and the last border across an axis, mirrored: (N, 2, in, out, 3)."""
+    """The taps that reach over either border across an axis: (N, 2, in, out, 3).
+
+    The first border comes before the last. The taps are mirrored, as they are in ``weight``.
+    """
     return torch.stack([weight.select(axis, 2), weight.select(axis, 0)], dim=1)
 
 
@@ -162,7 +172,7 @@ class NormaliseUpsampled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, low: Tensor, scale: Tensor, height: int, width: int, eps: float) -> Tensor:
-        """Moments of the upsampled tensor from the low-resolution one, in the parameters' dtype."""
+        """Moments of the upsampled tensor from ``low``, in the parameters' dtype."""
         exact = low.to(scale.dtype)
         gram = _gram_product(exact, height, width)
         share = _share(height, width, exact.dtype, exact.device)
@@ -195,7 +205,7 @@ def _gram_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @constant
 def _share(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Each low-resolution pixel's share in the upsampled mean: (h, w), adding up to 1."""
+    """Each low-resolution pixel's share in the upsampled mean: (h, w), summing to 1."""
     return torch.outer(*(upsampling_matrix(size, dtype, device).mean(dim=0) for size in (height, width)))
 
 

@@ -1,4 +1,4 @@
-"""The variants of the skip network that have no fast form, by plain operators, all images at once.
+"""Variants of the skip network without a fast form, batched, by plain operators.
 
 The published code of Ulyanov et al. (``models/skip.py``) offers them: kernels of 5×5, pooling or a Lanczos filter
 instead of strides, nearest upsampling, other activations, no 1×1 convolution at a scale's end. Two things differ from
@@ -77,14 +77,17 @@ class VariantNets(Networks):
 
 
 def activated(x: Tensor, activation: Activation) -> Tensor:
-    """Apply the activation, unless it is LeakyReLU, which normalisation applies, or none."""
+    """Apply the activation, if any, except LeakyReLU, which normalisation applies."""
     if activation == "swish":
         return F.silu(x)
     return F.elu(x) if activation == "elu" else x
 
 
 def downsampled(x: Tensor, downsampling: Downsampling) -> Tensor:
-    """Half the resolution of (N, C, H, W), odd sides rounded upwards, by pooling or by a Lanczos filter."""
+    """(N, C, H, W) at half the resolution, by pooling or by a Lanczos filter.
+
+    Odd sides are halved and rounded up.
+    """
     if downsampling == "average":
         return F.avg_pool2d(x, 2, ceil_mode=True)
     if downsampling == "max":
@@ -99,7 +102,10 @@ def downsampled(x: Tensor, downsampling: Downsampling) -> Tensor:
 
 @constant
 def _lanczos(support: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The taps, (4 · support, 4 · support), whose sum is 1; the new pixel's centre lies between the middle two."""
+    """The filter's taps, (4 · support, 4 · support), whose sum is 1.
+
+    The new pixel's centre lies between the middle two.
+    """
     taps = []
     for place in range(4 * support):
         distance = math.pi * (place + 0.5 - 2 * support) / 2

@@ -1,4 +1,6 @@
-"""The command line that the experiments' scripts share: arguments, usage errors before any work, and how a script ends.
+"""The command line that the experiments' scripts share, and how a script ends.
+
+Usage errors come before any work.
 
 Example:
     >>> given = parser("An experiment.", add_subject, add_reconstruction)
@@ -53,7 +55,7 @@ def parser(description: str | None, *groups: Callable[[argparse.ArgumentParser],
 
 
 def add_source(to: argparse.ArgumentParser) -> None:
-    """Add the arguments of a data set, its classifier, their device and the output folder."""
+    """Add the arguments of the data set, classifier, device and output folder."""
     add = to.add_argument
     add("--data", type=existing, help="images by class: a folder such as IMAGENET/val, or CIFAR-10 (default: packaged)")
     add("--classifier", default="efficientnet-lite0", help="such as resnet18, the paper's (default: %(default)s)")
@@ -65,7 +67,7 @@ def add_source(to: argparse.ArgumentParser) -> None:
 
 
 def add_subject(to: argparse.ArgumentParser) -> None:
-    """Add the arguments of a ``Setting``: those of ``add_source``, images, seeds and batch."""
+    """Add the arguments of a ``Setting``, among them those of ``add_source``."""
     add_source(to)
     add = to.add_argument
     add("--images", type=count, help="correctly classified images to take (the paper: 500)")
@@ -75,7 +77,7 @@ def add_subject(to: argparse.ArgumentParser) -> None:
 
 
 def add_reconstruction(to: argparse.ArgumentParser) -> None:
-    """Add the arguments of the reconstruction: network, budgets, precision and backend."""
+    """Add the reconstruction's arguments: network, budgets, precision and backend."""
     add_network(to)
     add_budgets(to)
     add_fitting(to)
@@ -117,7 +119,7 @@ def parse(
     defaults: Callable[[argparse.Namespace], dict[str, Any]],
     arguments: Sequence[str] | None = None,
 ) -> argparse.Namespace:
-    """Parse, with defaults that depend on what was given, and refuse what does not fit together.
+    """Parse, fill in the defaults, and refuse what does not fit together.
 
     Args:
         made: from ``parser``.
@@ -160,7 +162,7 @@ def subject_of(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def reconstruction_of(given: argparse.Namespace) -> dict[str, Any]:
-    """The network, budgets, precision and backend that a command line gave, by the names that settings have."""
+    """The reconstruction's arguments that a command line gave, named as in settings."""
     return {
         "config": CONFIGS[given.config](),
         "budgets": tuple(given.budgets),
@@ -231,7 +233,7 @@ def folder(text: str | Path) -> Path:
 
 @contextlib.contextmanager
 def script(store: Path | None) -> Iterator[None]:
-    """End a script in one sentence where it is interrupted, or where a file cannot be used.
+    """End a script in one sentence if it is interrupted or a file cannot be used.
 
     Args:
         store: the file of the outcomes, from which the same command resumes; None for a script that stores none.
@@ -270,7 +272,7 @@ def script(store: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-    """End a script in one sentence where its data, classifier or choice of images is refused.
+    """End a script in one sentence if its data, classifier or images are refused.
 
     Raises:
         SystemExit: 2 instead of a ValueError, OSError or ImportError.

@@ -1,4 +1,4 @@
-"""Ways of classifying that are measured against each other: none, randomisation, a filter, and the reconstruction."""
+"""The defences to compare: none, randomisation, a filter, and the reconstruction."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ def undefended() -> Defence:
 
 
 def randomisation(passes: tuple[int, ...]) -> Defence:
-    """Xie et al. 2017; the budget is the number of passes that are averaged; more begin with those of fewer."""
+    """The randomisation of Xie et al. 2017.
+
+    The budget is the number of passes that are averaged; more passes begin with those of fewer.
+    """
 
     def classify(
         classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]
@@ -87,9 +90,10 @@ def randomisation(passes: tuple[int, ...]) -> Defence:
 
 
 def low_pass(factors: tuple[int, ...]) -> Defence:
-    """A control without a network: the image at 1/factor of its height and width, enlarged again; one budget a factor.
+    """A control without a network: the image reduced, then enlarged again.
 
-    It shows what a smoother image alone achieves, in next to no time.
+    The budgets are the factors: an image is reduced to 1/factor of its height and width. The control shows what a
+    smoother image alone achieves, in next to no time.
     """
 
     def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], *_: Sequence[int]) -> Iterator[Outcome]:
@@ -114,7 +118,9 @@ def deep_image_prior(
     device: torch.device | str = "cpu",
     stopping: RuleName | Rule | None = None,
 ) -> Defence:
-    """The reconstruction of Kattamis et al. 2019: one run for all budgets, each billed for its iterations.
+    """The reconstruction of Kattamis et al. 2019, with one run for all budgets.
+
+    Each budget is billed for its iterations.
 
     Args:
         budgets: iterations, ascending.

@@ -1,4 +1,4 @@
-"""Rules of early stopping against fixed budgets, all judged on one fit of each image."""
+"""Rules of early stopping against fixed budgets, judged on one fit of each image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Observed(Rule):
-    """Rules that watch one fit and never end it: the fixed budgets are judged on the very same fit.
+    """Rules that watch one fit and never end it; fixed budgets are judged on it too.
 
     Attributes:
         rules: by name.
@@ -45,7 +45,7 @@ class Observed(Rule):
 
 
 class Observation(Watch):
-    """The iteration and the output at which each rule would have ended the fits of a run.
+    """The iteration and output at which each rule would have ended a run's fits.
 
     Attributes:
         iterations: by rule, (N,) int64: the iteration with which the rule would have ended the fit; 0 for never.
@@ -69,7 +69,10 @@ class Observation(Watch):
 
 
 class _Fits:
-    """The last batch's fits, one for each of its seeds: the runner hands a batch to every defence in turn."""
+    """The last batch's fits, one for each of its seeds.
+
+    They are kept because the runner hands a batch to every defence in turn.
+    """
 
     def __init__(
         self, budgets: tuple[int, ...], rules: Mapping[str, Rule], config: DIPConfig, precision: Precision
@@ -102,10 +105,11 @@ def one_fit(
     device: torch.device | str = "cpu",
     rules: Mapping[str, Rule] = RULES,
 ) -> list[Defence]:
-    """The reconstruction at fixed budgets, and one defence a rule with the last budget, all from one fit.
+    """The reconstruction at fixed budgets, and one defence a rule, all from one fit.
 
-    Each is billed its share of the fit's seconds by iterations. Records of a rule have the iterations of each image's
-    fit; one that the rule did not end has the last output, as a run with that rule would.
+    Each is billed its share of the fit's seconds by iterations. A rule's defence has the last budget. Records of a rule
+    have the iterations of each image's fit; one that the rule did not end has the last output, as a run with that rule
+    would.
 
     Args:
         budgets: iterations, ascending; a rule ends a fit at the last one at the latest.

@@ -1,4 +1,4 @@
-"""The comparison of stopping rules with fixed budgets: command line, report and plot."""
+"""Stopping rules compared with fixed budgets: command line, report and plot."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LEVEL = 0.05
 
 
 def compare_rules(*, description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, measure, write the report and the plot, and print the report.
+    """Read the command line, measure, write report and plot, and print the report.
 
     Raises:
         SystemExit: see ``command_line``: every end but the ordinary one.
@@ -157,7 +157,10 @@ def _sections(run: Run, compared: Compared) -> Iterator[Section]:
 
 
 def _verdicts(compared: Compared) -> Iterator[str]:
-    """A rule against the best fixed budget and the one of its cost, on average over the conditions."""
+    """Each rule against two fixed budgets, on average over the conditions.
+
+    The two are the best budget and the one of the rule's cost.
+    """
     rules = compared.rules
     for title, budgets in (
         ("the best fixed budget", [compared.best for _ in rules]),
@@ -180,7 +183,10 @@ def _verdicts(compared: Compared) -> Iterator[str]:
 
 
 def _accuracies(compared: Compared) -> Iterator[list[str]]:
-    """A column a condition: every budget, then every rule, with its test against the best fixed budget."""
+    """A column a condition: every fixed budget, then every rule with its test.
+
+    The test is against the best fixed budget.
+    """
     conditions = (*compared.conditions, _AVERAGE)
     yield ["", *(_title(condition) for condition in conditions)]
     for budget in compared.budgets:
@@ -208,7 +214,10 @@ def _costs(compared: Compared) -> Rows:
 
 
 def plot(compared: Compared) -> Figure:
-    """Accuracy against iterations by condition: fixed budgets as lines, rules as points at their mean iterations."""
+    """Accuracy against iterations, by condition.
+
+    Fixed budgets are lines, and rules are points at their mean iterations.
+    """
     from matplotlib.figure import Figure
 
     conditions = (*compared.conditions, _AVERAGE)

@@ -1,4 +1,4 @@
-"""Runs as files: lines of JSON, written all or not at all, and checked when they are read."""
+"""Runs as files: lines of JSON, written all or none, and checked when read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ _MEASURED = {"classifier": str, "data": str, "input": list}
 
 
 class ExportError(ValueError):
-    """A file that is not an export, or that was changed or cut since; the message names file and line."""
+    """A file that is not an export, or was changed or cut since it was written.
+
+    The message names the file and the line.
+    """
 
 
 def export(run: Run, path: Path) -> None:
-    """Write a run: configuration, sessions and a digest of the whole on the first line, then one record a line."""
+    """Write a run to a file, with one record a line.
+
+    The first line has the configuration, the sessions, the skipped images and a digest of the whole.
+    """
     lines = [as_json(_told(record)) for record in run.records]
     head = {"configuration": run.configuration, "sessions": run.sessions, "skipped": run.skipped}
     # As a reader finds it: JSON makes lists of tuples, and strings of the sessions' numbers.

@@ -39,10 +39,11 @@ def measure(
     spread: Spread | None = None,
     only_stored: bool = False,
 ) -> Run:
-    """Complete the store in ``setting.out`` with every outcome that is asked for, and return just those.
+    """Complete the store with every outcome that is asked for, and return just those.
 
-    A measurement that was interrupted or killed resumes from the store when it is called again. A folder with no store
-    but with exported records, such as those of ``benchmarks/results``, is resumed from these.
+    The store is in ``setting.out``. A measurement that was interrupted or killed resumes from it when it is called
+    again. A folder with no store but with exported records, such as those of ``benchmarks/results``, is resumed from
+    these.
 
     Args:
         setting: device, batch, seeds and folder.
@@ -163,7 +164,10 @@ def complete(
 
 
 def joined(runs: Sequence[Run]) -> Run:
-    """Several measurements of one configuration, of the same images in the same order, as one run."""
+    """Several measurements of one configuration, as one run.
+
+    All have the same images in the same order, or the first of them.
+    """
     every = (record for each in runs for record in each.records)
     records = sorted(every, key=lambda record: (record.position, record.key))
     sessions = {number: told for each in runs for number, told in each.sessions.items()}

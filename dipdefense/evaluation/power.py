@@ -1,4 +1,4 @@
-"""How many images decide a paired comparison: the power of the exact McNemar test."""
+"""How many images decide a paired comparison: power of the exact McNemar test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ POWER, LEVEL = 0.8, 0.05
 
 
 def mcnemar_power(n: int, only_first: float, only_second: float, *, level: float = LEVEL) -> float:
-    """The probability that the exact two-sided McNemar test on n images is significant.
+    """The power of the exact two-sided McNemar test on n images.
 
     Args:
         n: images.
@@ -52,7 +52,9 @@ def mcnemar_power(n: int, only_first: float, only_second: float, *, level: float
 def images_needed(
     only_first: float, only_second: float, *, power: float = POWER, level: float = LEVEL, most: int = 5000
 ) -> int | None:
-    """The fewest images, to within 5 %, that decide a comparison with this probability; None above ``most``.
+    """The fewest images that decide a comparison with this power, to within 5 %.
+
+    None where ``most`` images are too few.
 
     Args:
         only_first: probability that an image is classified correctly by the first alone; see ``smoothed``.
@@ -81,7 +83,9 @@ def images_needed(
 
 
 def smoothed(count: int, n: int) -> float:
-    """A share of n images for planning; half an image is added to each of three outcomes, which keeps all possible.
+    """A share of n images, smoothed for planning.
+
+    Half an image is added to each of three outcomes, which keeps all of them possible.
 
     Example:
         >>> smoothed(0, 20) > 0

@@ -64,7 +64,7 @@ def digits(epsilon: float) -> str:
 
 
 def attack_named(condition: str) -> Attack | None:
-    """The attack that ``condition_name`` gave this name; None for any other condition, such as "clean".
+    """The attack with this ``condition_name``; None for others, such as "clean".
 
     Example:
         >>> str(attack_named("fgsm-2-8bit"))
@@ -93,7 +93,9 @@ def condition_title(condition: str) -> str:
 
 
 def condition_order(condition: str) -> tuple[int, int, float, str]:
-    """The place of a condition in tables: clean, attacks, their average, noise, attacks in 8 bits, others.
+    """The place of a condition in tables.
+
+    The order is clean, attacks, their average, noise, attacks in 8 bits, and others.
 
     Example:
         >>> sorted(["noise-2", "bi-10", "fgsm-10", "average", "fgsm-5", "clean"], key=condition_order)
@@ -107,7 +109,10 @@ def condition_order(condition: str) -> tuple[int, int, float, str]:
 
 
 class Images(Protocol):
-    """A data set as a run needs it, such as ``ImageFiles``: ids and classes at once, pixels of some when asked."""
+    """A data set as a run needs it, such as ``ImageFiles``.
+
+    It has ids and classes at once, and the pixels of some images when asked.
+    """
 
     @property
     def ids(self) -> Sequence[str]:
@@ -138,7 +143,9 @@ class Chosen(NamedTuple):
 
 
 def content_digest(image: Tensor, label: int) -> str:
-    """A digest of an image as the classifier gets it, and of its label: what decides outcomes beside its id.
+    """A digest of an image, as the classifier gets it, and of its label.
+
+    These decide the image's outcomes, beside its id.
 
     Args:
         image: (C, H, W) on the CPU.
@@ -187,7 +194,7 @@ def choose(
     device: torch.device | str = "cpu",
     batch: int = 32,
 ) -> Chosen:
-    """Take random classes, and of those the first images in a random order that are classified correctly.
+    """Take correctly classified images of random classes, in a random order.
 
     Kattamis et al. 2019, appendix A.2: 500 such images of 200 classes. Asking for more later gives the same ones
     first. An image that cannot be read is skipped with a warning.

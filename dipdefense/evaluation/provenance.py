@@ -23,7 +23,9 @@ _PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "numpy")
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """Everything that accompanies the outcomes of this process without deciding them, in types that JSON has.
+    """Everything that accompanies this process's outcomes without deciding them.
+
+    It is in types that JSON has.
 
     Args:
         device: where it runs.
@@ -51,7 +53,7 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def _script(path: Path) -> str:
-    """The script, from the folder of benchmarks that it lies in; a package that is run is named by its folder.
+    """The script's path, from the folder of benchmarks on; for a package, its folder.
 
     Example:
         >>> _script(Path("/home/me/dipdefense/benchmarks/speed/__main__.py"))
@@ -63,7 +65,9 @@ def _script(path: Path) -> str:
 
 
 def _without_folders(word: str) -> str:
-    """An argument with the last component alone of a path in it: the rest says more of the machine than of the run.
+    """An argument in which a path is cut to its last component.
+
+    The rest says more of the machine than of the run.
 
     Example:
         >>> _without_folders("--data=/home/me/val"), _without_folders("/home/me/val"), _without_folders("--images=3")
@@ -77,7 +81,7 @@ def _without_folders(word: str) -> str:
 
 
 def _commit(root: Path) -> str:
-    """The commit of a checkout, "-dirty" if it was changed since; or that there is none."""
+    """The commit of a checkout, "-dirty" if changed since; or that there is none."""
     if not (root / ".git").exists():
         return "installed, no checkout"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -1,4 +1,7 @@
-"""Outcomes as data: one record an image, condition, defence, budget and seed, and the run that they belong to."""
+"""Outcomes as data: records, and the run that they belong to.
+
+There is one record an image, condition, defence, budget and seed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The outcome of one image, under one condition, behind one defence, at one budget, with one seed.
+    """The outcome of one image, condition, defence, budget and seed.
 
     Attributes:
         condition: "clean", or the attack and its ε in 1/255, such as "fgsm-5".
@@ -116,7 +119,9 @@ def check_record(values: object) -> Record:
 
 
 def identity(configuration: Mapping[str, Any]) -> str:
-    """The name of a configuration: the first 16 hexadecimal digits of the SHA-256 of its canonical JSON.
+    """The name of a configuration, from a digest of its canonical JSON.
+
+    It is the first 16 hexadecimal digits of the SHA-256.
 
     Example:
         >>> identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1})

@@ -1,4 +1,4 @@
-"""Parts that reports of any experiment are made of: sections as text and Markdown, pictures, and the provenance."""
+"""Parts of any report: sections as text and Markdown, pictures, and provenance."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def reduced_setting(reasons: Sequence[str]) -> list[str]:
 
 
 class Section(NamedTuple):
-    """A part of a report: paragraphs, then a table whose first row is its header, then a list.
+    """A part of a report: paragraphs, then a table, then a list.
 
-    An item's lines after its first are a list of their own below it.
+    The table's first row is its header. An item's lines after its first are a list of their own below it.
     """
 
     title: str
@@ -104,14 +104,17 @@ def table(rows: Rows) -> list[str]:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG of 150 dots an inch, in 256 colours so that records stay small."""
+    """The figure as a PNG of 150 dots an inch, in 256 colours to keep records small."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return with_palette(buffer.getvalue())
 
 
 def provenance(run: Run) -> Iterator[str]:
-    """The configuration, every set of circumstances with the number of outcomes that it gave, and what was skipped."""
+    """The configuration of a run, its seeds, circumstances and skipped images.
+
+    Each set of circumstances comes with the number of outcomes that it gave.
+    """
     for name, value in sorted(run.configuration.items()):
         yield f"{name}: {_plain(value)}"
     yield f"defence seeds: {', '.join(map(str, sorted({record.seed for record in run.records})))}"

@@ -1,4 +1,4 @@
-"""Conditions × defences × budgets over images, a batch at a time, each outcome stored as soon as it is known.
+"""Conditions × defences × budgets over images, each outcome stored when known.
 
 The images are cut into fixed batches of the run's order, and a batch with an outcome missing is run whole. So the same
 images always meet in the same batch, and a run that was killed and resumed has the numbers of one that was not: to the
@@ -149,7 +149,7 @@ def unfinished(
     seeds: Sequence[int],
     asked: Asked = everything,
 ) -> set[tuple[str, str, int]]:
-    """The conditions, defences and budgets of which an outcome is missing that is asked for.
+    """The conditions, defences and budgets that lack an outcome that is asked for.
 
     Args:
         done: what is stored.
@@ -238,7 +238,7 @@ def _outcomes(
     classifier: nn.Module,
     known: dict[_Decided, list[Outcome]],
 ) -> Iterator[tuple[Defence, int, Outcome]]:
-    """A batch's outcomes behind each defence, with each seed, at each budget; those that are known are not sought."""
+    """A batch's outcomes by defence, seed and budget; known ones are reused."""
     pixels = digest([images.cpu().numpy().tobytes()])
     for place, seed, budgets in piece.work:
         defence = defences[place]
@@ -254,7 +254,7 @@ def _outcomes(
 def _reread(
     data: Images, indices: Sequence[int], contents: Mapping[str, str]
 ) -> tuple[LabelledImages | None, dict[str, str]]:
-    """The images that are still as they were chosen, and what is wrong with the others, by id."""
+    """The images still as they were chosen, and what is wrong with the others, by id."""
     found, readable, errors = read(data, indices)
     gone = {name: str(error) for name, error in errors.items()}
     if found is not None:
@@ -268,7 +268,10 @@ def _reread(
 
 
 class _Piece(NamedTuple):
-    """A batch under one condition, and the defences' places, seeds and budgets at which an outcome of it is missing."""
+    """A batch under one condition, with the outcomes of it that are missing.
+
+    Each item of ``work`` is a defence's place, a seed, and the budgets at which an outcome is missing.
+    """
 
     positions: range
     condition: str
@@ -284,7 +287,10 @@ def _todo(
     asked: Asked,
     batch: int,
 ) -> list[_Piece]:
-    """The outcomes that are missing, batch by batch: at any time the finished images have been through everything."""
+    """The missing outcomes, batch by batch.
+
+    So at any time the finished images have been through everything.
+    """
     todo = []
     images = list(contents.items())
     for start in range(0, len(images), batch):
@@ -315,7 +321,7 @@ def _mixed(
     conditions: Mapping[str, Condition | None],
     defences: Sequence[Defence],
 ) -> list[Attacked]:
-    """The images whose remaining outcomes would be of another adversarial example than those that are stored.
+    """Images whose stored and missing outcomes would be of two adversarial examples.
 
     An attack on a batch as a whole gives another example in another batch, which a larger run makes of its last images.
     """

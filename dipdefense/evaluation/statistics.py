@@ -1,4 +1,4 @@
-"""Shares of correctly classified images: the cells of a table, their intervals, paired tests, the spread over seeds."""
+"""Accuracies: the cells of a table, intervals, paired tests, spread over seeds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Paired(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference of two shares of the same images, with its 95 % interval; all in [-1, 1].
+    """A difference of two shares of the same images, with its 95 % interval.
+
+    All three lie in [-1, 1].
 
     Attributes:
         value: the first share less the second.
@@ -64,7 +66,9 @@ class Spread(NamedTuple):
 
 
 def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
-    """The interval of Wilson (1927, "Probable inference, the law of succession, and statistical inference").
+    """The confidence interval of a share of n images, by Wilson's method.
+
+    Wilson 1927 ("Probable inference, the law of succession, and statistical inference").
 
     ``share`` may be the mean over n images of any value in [0, 1], such as an image's share of five attacks
     withstood. The variance of such a value is at most p(1 − p), that of a coin with the same mean: the interval is
@@ -108,7 +112,7 @@ def in_percent(share: float, n: int) -> str:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """Compare two ways of classifying the same images, by the images that they disagree on.
+    """Compare two ways of classifying the same images, by their disagreements.
 
     Exact: among the disagreements each way is a fair coin if neither is better (McNemar 1947), and the binomial
     tail is summed in integers.
@@ -138,7 +142,7 @@ def _check_paired(first: Sequence[bool], second: Sequence[bool]) -> None:
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Difference:
-    """The difference of two ways' accuracies on the same images, with its 95 % interval.
+    """The difference of two accuracies on the same images, with its 95 % interval.
 
     Newcombe 1998 ("Improved confidence intervals for the difference between binomial proportions based on paired
     data"), method 10: Wilson's intervals of both shares, joined with the correlation of the two ways.
@@ -175,7 +179,7 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Differen
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean, standard deviation and worst of one number over the seeds it was measured with.
+    """Mean, standard deviation and worst of a number measured with several seeds.
 
     Raises:
         ValueError: there are no values.
@@ -297,10 +301,11 @@ def compare(first: Cell, second: Cell) -> Paired:
 
 
 def leaning(first: Cell, second: Cell) -> int:
-    """1 where the first has both the higher accuracy and more of the images, -1 where the second has both, else 0.
+    """Which cell is better: 1 for the first, -1 for the second, 0 for neither.
 
-    The two may disagree: most images may have a little more of an average that is lower, and the first seed, which
-    ``compare`` tests, may differ from the mean over all.
+    The better one has both the higher accuracy and more of the images. The two may disagree: most images may have a
+    little more of an average that is lower, and the first seed, which ``compare`` tests, may differ from the mean over
+    all.
     """
     test, difference = compare(first, second), first.accuracy - second.accuracy
     split = test.only_first - test.only_second
@@ -308,7 +313,9 @@ def leaning(first: Cell, second: Cell) -> int:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """The p of several tests of one claim, corrected for the chance of a false alarm in any of them (Holm 1979).
+    """The p of several tests of one claim, corrected for their number (Holm 1979).
+
+    The correction bounds the chance of a false alarm in any of them.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -322,7 +329,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def sanity_checks(cells: Sequence[Cell]) -> list[tuple[str, bool]]:
-    """Properties that attacks on the undefended classifier must have, and whether they have them.
+    """Checks of the attacks on the undefended classifier, and whether each passes.
 
     More steps must not be weaker than one, a larger ε not weaker than a smaller one, and random noise of the same norm
     not as strong as an attack.

@@ -1,4 +1,4 @@
-"""Where outcomes are kept: one embedded database, which a kill in the middle of a write leaves readable.
+"""Outcomes in an embedded database, which a kill during a write leaves readable.
 
 A run is known by a hash of everything that decides its outcomes, so outcomes of different configurations never mix. An
 image is known by its id and by a digest of its pixels and label, and never by the other images of its data set. The
@@ -71,7 +71,7 @@ class Attacked(NamedTuple):
 
 
 class StoreError(Exception):
-    """A store that cannot be used; the message names the file, the problem, and the way out."""
+    """A store that cannot be used; the message names file, problem and way out."""
 
 
 class Store:
@@ -165,7 +165,9 @@ class Store:
         return int(session)
 
     def add(self, run: str, records: Iterable[Record]) -> None:
-        """Store outcomes that became known together, all or none; an outcome that is stored already stays as it is.
+        """Store outcomes that became known together, all or none.
+
+        An outcome that is stored already stays as it is.
 
         Raises:
             ValueError: a field of a record is of another type or out of range.
@@ -175,7 +177,7 @@ class Store:
             self._insert(run, checked)
 
     def restore(self, exported: Run) -> None:
-        """Take over the outcomes of an export that are not here yet, with the circumstances they were made in."""
+        """Take over the outcomes that only an export has, with their circumstances."""
         run = self.open_run(exported.configuration)
         with self._transaction():
             done = self.done(run)
@@ -193,7 +195,9 @@ class Store:
             self._insert(run, (replace(record, session=sessions[record.session]) for record in missing))
 
     def adopt(self, run: str, images: Mapping[str, tuple[int, str]]) -> list[str]:
-        """Give outcomes that were stored without a digest the digest of the image now found under their name.
+        """Give outcomes that were stored without a digest the digest of their image.
+
+        That is the image now found under their name.
 
         Args:
             run: from ``open_run``.
@@ -222,7 +226,10 @@ class Store:
         return {Key(*row) for row in self._execute(f"SELECT {', '.join(Key._fields)} FROM records WHERE run = ?", run)}
 
     def batches(self, run: str) -> dict[Attacked, set[range | None]]:
-        """The batches in which each image was attacked, as positions in the run's order; None for one not known."""
+        """The batches in which each image was attacked, as positions in the run's order.
+
+        None stands for a batch that is not known.
+        """
         statement = (
             "SELECT DISTINCT condition, image, content, position, circumstances FROM records JOIN sessions "
             "USING (session) WHERE records.run = ?"

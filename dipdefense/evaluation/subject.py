@@ -1,4 +1,4 @@
-"""The subject of a measurement: a classifier and the images that it classifies correctly."""
+"""The subject of a measurement: a classifier and its correctly classified images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dipdefense.evaluation.protocol import Chosen, Images, choose
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Which images and classifier an experiment takes, where it runs, and where its outcomes are stored.
+    """The images, classifier, device and output folder of an experiment.
 
     Attributes:
         data: a folder of images by class, or None for the packaged ones; for a classifier of CIFAR-10, that data set.
@@ -111,7 +111,7 @@ def open_subject(setting: Setting) -> Subject:
 
 
 def open_data(path: Path | None, classifier: classifiers.Classifier) -> tuple[str, Images]:
-    """The data set of the kind that the classifier is for, behind its name in reports.
+    """The data set of the kind the classifier is for, behind its name in reports.
 
     Args:
         path: a folder of images by class, or CIFAR-10; None for the packaged images.

@@ -1,4 +1,4 @@
-"""C++ kernels for CPUs, compiled at run time and checked against torch's operators before they are used.
+"""C++ kernels for CPUs, compiled at run time and checked before they are used.
 
 In fp32 they do whole iterations (``iteration``): every image's noise, network, gradients and Adam, with no operator of
 torch in between. In bf16, and with more than 16 skip channels, they compute what lies between torch's convolutions:

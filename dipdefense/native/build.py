@@ -1,9 +1,9 @@
-"""Compiling the kernels at run time: once for each machine, kept in the user's cache.
+"""Compiling the kernels at run time, once for each machine.
 
-A library's name holds a digest of everything that determines its code (source, compiler, options, processor, torch)
-and one of its own bytes. Machines that share a home directory thus build their own, and a damaged file is recognised
-before it is loaded. Files appear by renaming: processes that build at the same time repeat the work, but none sees half
-a file.
+The user's cache keeps the library. A library's name holds a digest of everything that determines its code (source,
+compiler, options, processor, torch) and one of its own bytes. Machines that share a home directory thus build their
+own, and a damaged file is recognised before it is loaded. Files appear by renaming: processes that build at the same
+time repeat the work, but none sees half a file.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ def built(load: Callable[[Path], T]) -> T:
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: ``dipdefense`` in ``XDG_CACHE_HOME``, which is ``~/.cache`` by default."""
+    """The folder of compiled libraries: ``dipdefense`` in ``XDG_CACHE_HOME``.
+
+    ``XDG_CACHE_HOME`` is ``~/.cache`` by default.
+    """
     given = os.environ.get("XDG_CACHE_HOME")
     return (Path(given) if given else Path("~/.cache").expanduser()) / "dipdefense"
 
@@ -89,7 +92,10 @@ def _compiler() -> Path:
 
 
 def _key(compiler: Path) -> str:
-    """A digest of everything that determines the library; the compiler's own file stands for its version."""
+    """A digest of everything that determines the library.
+
+    The compiler's own file stands for its version.
+    """
     file = compiler.stat()
     parts = (
         *(source.read_bytes() for source in (SOURCE, *HEADERS)), compiler, file.st_size, file.st_mtime_ns, _OPTIONS,
@@ -123,7 +129,10 @@ def _compiled(compiler: Path, to: Path) -> Path:
 
 
 def _kept(made: Path, key: str) -> Path:
-    """Copy the library into the cache and return its path there; where that fails, return ``made``."""
+    """Copy the library into the cache and return its path there.
+
+    Where that fails, return ``made``.
+    """
     try:
         folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""Whole iterations by the compiled kernels: every image's network, noise, gradients and Adam, in fp32."""
+"""Whole iterations by the compiled kernels, in fp32.
+
+The kernels compute every image's noise, network, gradients and Adam.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ def fits(config: DIPConfig, operands: torch.dtype) -> bool:
 
 
 class Iteration:
-    """The networks of several images and their optimiser. Each call does the next iteration.
+    """The networks of several images and their optimiser.
 
-    It runs in as many threads as torch has when it is made.
+    Each call does the next iteration, in as many threads as torch has when the object is made.
 
     Args:
         kernels: compiled.
@@ -80,7 +83,7 @@ class Iteration:
         )  # fmt: skip
 
     def fresh_noise(self) -> Tensor:
-        """(N, input_channels, H, W): the noise that the last iteration added to the fixed noise."""
+        """(N, input_channels, H, W): what the last iteration added to the fixed noise."""
         noise = torch.empty_like(self._fixed)
         zeros = torch.zeros_like(self._fixed)
         self._kernels.perturb(zeros, self._seeds, self._iteration, self._deviation, noise)
@@ -105,7 +108,7 @@ def _block(outputs: int) -> int:
 
 
 def _ordered(name: str, weight: Tensor) -> Tensor:
-    """(N, out, in, k, k) of a convolution's weight in any layout that the networks have."""
+    """A convolution's weight, in any of the networks' layouts, as (N, out, in, k, k)."""
     if name.startswith("up") and "skip" not in name:
         return weight.permute(0, 3, 1, 4, 2)
     return weight

@@ -1,4 +1,7 @@
-"""The compiled kernels as functions of tensors; see ``kernels.cpp`` for what each computes."""
+"""The compiled kernels as functions of tensors.
+
+See ``kernels.cpp`` for what each computes.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +129,10 @@ class Kernels:
     def normalise_backward(
         self, x: Tensor, grad: Tensor, scale: Tensor, shift: Tensor | None, statistics: Tensor, *, slope: float
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The gradients of x, scale and shift, given that of the result in ``x``'s memory format."""
+        """The gradients of ``x``, scale and shift, given that of the result.
+
+        The given gradient has ``x``'s memory format.
+        """
         grad_x, grad_scale = torch.empty_like(x), torch.empty_like(scale)
         grad_shift = None if shift is None else torch.empty_like(shift)
         self._functions["normalise_backward", x.dtype](
@@ -140,7 +146,7 @@ class Kernels:
     def normalise_upsampled(
         self, low: Tensor, scale: Tensor, *, height: int, width: int, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Divide by the standard deviation of the upsampled tensor, and multiply by the scale.
+        """Divide by the upsampled tensor's standard deviation, and multiply by the scale.
 
         Args:
             low: (N, C, ceil(height / 2), ceil(width / 2)).
@@ -162,7 +168,10 @@ class Kernels:
     def normalise_upsampled_backward(
         self, low: Tensor, grad: Tensor, scale: Tensor, statistics: Tensor, *, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """The gradients of ``low`` and scale, given that of the result in the memory format of ``low``."""
+        """The gradients of ``low`` and scale, given that of the result.
+
+        The given gradient has the memory format of ``low``.
+        """
         grad_low, grad_scale = torch.empty_like(low), torch.empty_like(scale)
         self._functions["normalise_upsampled_backward", low.dtype](
             low.data_ptr(), grad.data_ptr(), grad_low.data_ptr(), scale.data_ptr(), statistics.data_ptr(),
@@ -171,7 +180,9 @@ class Kernels:
         return grad_low, grad_scale
 
     def convolve_narrow(self, x: Tensor, weight: Tensor, addend: Tensor) -> Tensor:
-        """3×3 convolution of one image's few channels, padded by reflection, added to ``addend``.
+        """3×3 convolution of one image's few channels, added to ``addend``.
+
+        The channels are padded by reflection.
 
         Args:
             x: (1, in, H, W), contiguous, two rows and columns at least.
@@ -189,7 +200,10 @@ class Kernels:
         return out
 
     def convolve_narrow_backward(self, x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of ``x`` and weight, given that of the result with the channels innermost."""
+        """The gradients of ``x`` and weight, given that of the result.
+
+        The given gradient has the channels innermost.
+        """
         grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
         self._functions["convolve_narrow_backward", x.dtype](
             x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), weight.data_ptr(), grad_weight.data_ptr(),
@@ -198,7 +212,9 @@ class Kernels:
         return grad_x, grad_weight
 
     def head(self, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Head:
-        """A 1×1 convolution, the sigmoid and each image's mean squared error, with their gradients, in one pass.
+        """A 1×1 convolution, the sigmoid and each image's loss, with their gradients.
+
+        All are computed in one pass. The loss is the mean squared error.
 
         Args:
             features: (N, channels, H, W).
@@ -220,7 +236,10 @@ class Kernels:
         return head
 
     def measure(self, shape: Shape) -> tuple[int, int]:
-        """The parameters of one image's network with their padding, and the floats that a worker needs."""
+        """The number of one network's parameters, and of the floats that a worker needs.
+
+        The parameters are counted with their padding.
+        """
         counts = (ctypes.c_int64 * 2)()
         self._measure(ctypes.byref(shape), ctypes.byref(counts), ctypes.byref(counts, ctypes.sizeof(ctypes.c_int64)))
         return counts[0], counts[1]
@@ -268,7 +287,10 @@ def _declared(library: ctypes.CDLL, name: str, signature: str) -> Callable[..., 
 
 
 def _maps(low: Tensor, height: int, width: int) -> tuple[int, ...]:
-    """The arguments that describe an upsampled tensor: maps of one channel, or one map of all channels."""
+    """The arguments that describe an upsampled tensor.
+
+    The tensor is N·C maps of one channel or, with the channels innermost, one map of all channels.
+    """
     count, channels = low.shape[:2]
     maps, inner = (count * channels, 1) if low.is_contiguous() else (1, channels)
     return maps, height, width, inner

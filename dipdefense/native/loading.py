@@ -1,4 +1,7 @@
-"""The compiled kernels of this process: built or found in the cache, and checked, at the first use."""
+"""The compiled kernels of this process.
+
+At the first use they are built, or found in the cache, and checked.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,10 @@ _lock = threading.Lock()
 
 
 def loaded() -> Loaded:
-    """The kernels, or why there are none. The first call takes a fraction of a second, or seconds where it compiles.
+    """The kernels, or why there are none.
 
-    The outcome is kept for the life of the process, but the environment variable is read at every call.
+    The first call takes a fraction of a second, or seconds where it compiles. The outcome is kept for the life of the
+    process, but the environment variable is read at every call.
     """
     if os.environ.get(VARIABLE) == "0":
         return Loaded(None, f"{VARIABLE}=0 switches the compiled kernels off")

@@ -1,4 +1,7 @@
-"""Compares the compiled kernels with torch's operators on a few small tensors, before anything relies on them."""
+"""Compares the compiled kernels with torch's operators on a few small tensors.
+
+Nothing relies on the kernels before they have passed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 class WrongError(Exception):
-    """A kernel differs from torch's operators; the message says which one and by how much."""
+    """A kernel differs from torch's operators; the message says which one.
+
+    It also says by how much, except for the fresh noise.
+    """
 
 
 def prove(kernels: Kernels) -> None:
@@ -191,7 +197,10 @@ def _network(weights: Mapping[str, Tensor], x: Tensor, config: DIPConfig, scales
 
 
 def _perturb(kernels: Kernels, dtype: torch.dtype) -> None:
-    """Check moments, independence of seeds and iterations, and that a seed's noise does not depend on its place."""
+    """Check the moments and the independence of the fresh noise.
+
+    The noise of different seeds and iterations must be independent, and a seed's noise must not depend on its place.
+    """
     fixed = torch.zeros(2, 3, 47, 31, dtype=torch.float32)
     first, second, moved = (torch.empty_like(fixed, dtype=dtype) for _ in range(3))
     kernels.perturb(fixed, torch.tensor([5, 6]), 1, 1.0, first)

@@ -1,7 +1,7 @@
-"""Section 6 of the paper: the defence with one thing at a time changed in its network, on the same images.
+"""Section 6 of the paper: the defence with one change of its network at a time.
 
-Measured here; ``architecture_outcomes`` holds the networks against each other, ``architecture_claims`` decides what the
-section says, and ``architecture_report`` and ``architecture_plots`` show it.
+Measured here, on the same images; ``architecture_outcomes`` holds the networks against each other,
+``architecture_claims`` decides what the section says, and ``architecture_report`` and ``architecture_plots`` show it.
 """
 
 from __future__ import annotations
@@ -111,9 +111,10 @@ class ArchitectureSetting(Setting):
 def networks(
     config: DIPConfig, shape: Sequence[int], *, names: Sequence[str] | None = None, backend: Backend = "auto"
 ) -> dict[str, DIPConfig]:
-    """The networks to measure by the variants' names, the original first; each with its number of scales.
+    """The networks to measure by the variants' names, the original first.
 
-    A variant that is the original itself, such as five scales where it has five, is left out.
+    Each has its number of scales. A variant that is the original itself, such as five scales where it has five, is left
+    out.
 
     Args:
         config: the original's.
@@ -145,7 +146,9 @@ def networks(
 
 
 def parse_arguments(*, description: str | None, arguments: Sequence[str] | None = None) -> ArchitectureSetting:
-    """The setting that a command line asks for; what it leaves open follows from the device.
+    """The setting that a command line asks for.
+
+    The device and the data decide what the command line leaves open.
 
     Args:
         description: of the script, for ``--help``.
@@ -169,10 +172,10 @@ def parse_arguments(*, description: str | None, arguments: Sequence[str] | None 
 
 
 def measure_variants(setting: ArchitectureSetting, subject: Subject) -> dict[str, Run]:
-    """Complete the stored outcomes of every variant in ``setting.out``, one after the other, and return them.
+    """Complete every variant's stored outcomes in ``setting.out``, and return them.
 
-    Each variant is a run of its own in the one store, and the original's is that of a table with its settings. The
-    classifier alone is measured beside the original.
+    The variants are measured one after the other. Each is a run of its own in the one store, and the original's is that
+    of a table with its settings. The classifier alone is measured beside the original.
 
     Args:
         setting: from ``parse_arguments``.
@@ -210,7 +213,7 @@ def record_name(variant: str) -> str:
 
 
 def reduced(configs: Mapping[str, DIPConfig], *, images: int, budgets: Sequence[int], shape: Sequence[int]) -> str:
-    """A warning where a setting is less than the tables' or lacks variants; else empty.
+    """A warning if a setting is less than the tables' or lacks variants; else empty.
 
     Section 6 does not say which images and attacks it is about; the tables' setting stands in for it.
 

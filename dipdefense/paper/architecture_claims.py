@@ -49,7 +49,7 @@ Judged = tuple[Contrast, float]
 
 
 def lost(judged: Judged) -> bool:
-    """Whether the variant is below the original by ``MARGIN`` or more, and not by chance."""
+    """Whether the variant is significantly below the original, by ``MARGIN`` or more."""
     shown, p = judged
     # Rounded, for 0.8 - 0.9 is not quite -0.1.
     return p < SIGNIFICANT and round(shown.difference.value, 9) <= -MARGIN
@@ -77,7 +77,10 @@ def _decided(
 
 
 def _fails(by_variant: dict[str, list[Judged]]) -> str:
-    """Confirmed if it loses everywhere; contradicted if it loses nowhere and holds somewhere."""
+    """The verdict on a claim that a network fails.
+
+    Confirmed if it loses everywhere; contradicted if it loses nowhere and holds somewhere.
+    """
     (judged,) = by_variant.values()
     if all(map(lost, judged)):
         return CONFIRMED
@@ -85,7 +88,10 @@ def _fails(by_variant: dict[str, list[Judged]]) -> str:
 
 
 def _changes_little(by_variant: dict[str, list[Judged]]) -> str:
-    """Confirmed if more than half of the variants change little everywhere; contradicted if more than half lose."""
+    """The verdict on the claim that most variants change little.
+
+    Confirmed if more than half of the variants change little everywhere; contradicted if more than half lose somewhere.
+    """
     steady = sum(all(map(little, judged)) for judged in by_variant.values())
     moved = sum(any(map(lost, judged)) for judged in by_variant.values())
     if 2 * steady > len(by_variant):
@@ -94,7 +100,11 @@ def _changes_little(by_variant: dict[str, list[Judged]]) -> str:
 
 
 def _no_resonance(by_variant: dict[str, list[Judged]]) -> str:
-    """Contradicted if both neighbours of one number lose; confirmed if of every number one of them holds everywhere."""
+    """The verdict on the claim that the original network is no “resonance”.
+
+    Contradicted if along one of the network's numbers both neighbours lose somewhere; confirmed if along each of them
+    one of the two holds everywhere.
+    """
     pairs = list(zip(*[iter(by_variant.values())] * 2, strict=True))
     if any(all(any(map(lost, judged)) for judged in pair) for pair in pairs):
         return CONTRADICTED

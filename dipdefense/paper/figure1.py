@@ -13,7 +13,7 @@ from dipdefense.paper.figure1_setting import measure_figure, parse_arguments
 
 
 def reproduce(*, description: str | None) -> None:
-    """Read the command line, measure, write the report, and print it: all that figure1.py does.
+    """Read the command line, measure, write the report, and print it.
 
     Raises:
         SystemExit: see ``command_line``: every end but the ordinary one.

@@ -1,4 +1,4 @@
-"""The sentences of the paper on its Figure 1, one by one, decided on what was measured.
+"""The paper's sentences on its Figure 1, decided on what was measured.
 
 Each is tested attack by attack over the images, two-sided, and the p of one claim are corrected by Holm's procedure.
 """
@@ -86,7 +86,10 @@ def _decided(tests: Sequence[_Test]) -> tuple[list[str], list[str]]:
 
 
 def _recovery(curve: Curve) -> _Test | None:
-    """The best iteration's confidence against that of the adversarial image; None where the latter is not known."""
+    """The best iteration's confidence against that of the adversarial image.
+
+    None where the latter is not known.
+    """
     if curve.undefended is None:
         return None
     gains = curve.confidences - curve.undefended[:, None]
@@ -99,7 +102,10 @@ def _recovery(curve: Curve) -> _Test | None:
 
 
 def _return(curve: Curve) -> _Test | None:
-    """The best iteration's confidence against the last one's; None of a single iteration."""
+    """The best iteration's confidence against the last one's.
+
+    None where there is a single iteration.
+    """
     *before, last = curve.budgets
     if not before:
         return None
@@ -115,7 +121,10 @@ def _return(curve: Curve) -> _Test | None:
 
 
 def _early(curve: Curve) -> _Test | None:
-    """How many images peak in the first half of the iterations, against how many later; None of a single iteration."""
+    """How many images peak in the first half of the iterations, and how many later.
+
+    None where there is a single iteration.
+    """
     if len(curve.budgets) < 2:
         return None
     half = curve.budgets[_half(curve)]
@@ -138,7 +147,10 @@ def _places(curves: Sequence[Curve]) -> _Test:
 
 
 def _half(curve: Curve) -> int:
-    """The place of the last budget of the first half of the iterations, or of the first budget if there is none."""
+    """The place of the last budget in the first half of the iterations.
+
+    If there is none, that of the first budget.
+    """
     return max((place for place, budget in enumerate(curve.budgets) if 2 * budget <= curve.budgets[-1]), default=0)
 
 

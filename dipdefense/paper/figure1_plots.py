@@ -1,4 +1,7 @@
-"""Figure 1 of one run, from its records alone: a panel an adversary, and a panel an adversary and strength."""
+"""Figure 1 of one run, from its records alone.
+
+One picture has a panel an adversary, the other a panel an adversary and strength.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ _MARKS = (
 
 
 def by_adversary(curves: Sequence[Curve], title: str, paragraphs: Sequence[str]) -> Figure:
-    """As in the paper: a panel an adversary, a mean with its band a strength, and the clean images' mean.
+    """A panel an adversary, as in the paper.
+
+    Each has the mean with its band at every strength, and that of the clean images.
 
     Args:
         curves: from ``confidence_curves``; at least one of an attack.
@@ -58,7 +63,9 @@ def by_adversary(curves: Sequence[Curve], title: str, paragraphs: Sequence[str])
 
 
 def by_strength(curves: Sequence[Curve], title: str, paragraphs: Sequence[str]) -> Figure:
-    """A panel an adversary and strength: each image as a faint line, the mean with its band, the clean mean beside it.
+    """A panel an adversary and strength.
+
+    Each has the images as faint lines, the mean with its band, and the clean images' mean.
 
     Args:
         curves: from ``confidence_curves``; at least one of an attack.
@@ -110,7 +117,7 @@ def _mean(axes: Axes, curve: Curve, colour: str, label: str) -> None:
 
 
 def _adversarial(axes: Axes, curve: Curve, colour: str) -> None:
-    """An arrowhead at the right edge at the confidence of the adversarial images themselves."""
+    """An arrowhead at the right edge, at the adversarial images' own mean confidence."""
     if curve.undefended is not None:
         height = curve.undefended.mean().item()
         axes.plot([1.0], [height], "<", color=colour, transform=axes.get_yaxis_transform(), clip_on=False)

@@ -73,10 +73,10 @@ class CurveSetting(Setting):
 
 
 def parse_arguments(*, description: str | None, arguments: Sequence[str] | None = None) -> CurveSetting:
-    """The setting that a command line asks for; what it leaves open follows from the device.
+    """The setting that a command line asks for.
 
-    A GPU gets the paper's network on 20 images. A CPU gets a reduced setting that takes minutes, and every report of it
-    says so.
+    The device decides what the command line leaves open. A GPU gets the paper's network on 20 images. A CPU gets a
+    reduced setting that takes minutes, and every report of it says so.
 
     Args:
         description: of the script, for ``--help``.
@@ -97,7 +97,9 @@ def parse_arguments(*, description: str | None, arguments: Sequence[str] | None 
 
 
 def measure_figure(setting: CurveSetting, subject: Subject | None = None) -> Run:
-    """Complete the stored outcomes of Figure 1 in ``setting.out``, and return them; see ``evaluation.measure``.
+    """Complete the stored outcomes of Figure 1 in ``setting.out``, and return them.
+
+    See ``evaluation.measure``.
 
     Args:
         setting: from ``parse_arguments``.
@@ -137,7 +139,7 @@ def measure_figure(setting: CurveSetting, subject: Subject | None = None) -> Run
 def reduction(
     config: DIPConfig, *, images: int, budgets: Sequence[int], shape: Sequence[int], conditions: Sequence[str]
 ) -> list[str]:
-    """A sentence on how a setting falls short of Figure 1's or differs from it; empty if it does neither.
+    """A warning if a setting falls short of or differs from Figure 1's; else empty.
 
     Args:
         config: the network, with its number of scales.

@@ -1,4 +1,4 @@
-"""Figure 2 of the paper: one image's reconstructions by iteration, with their MIG-SG saliency."""
+"""Figure 2 of the paper: one image's outputs by iteration, with MIG-SG saliency."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOISE_STD, _PERCENTILE = 0.15, 99.0
 
 
 def reproduce(*, description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, reconstruct, classify, and write figure2.png and figure2.json.
+    """Read the command line, reconstruct, classify, and write figure2.png and .json.
 
     Raises:
         SystemExit: see ``command_line``: every end but the ordinary one.
@@ -61,7 +61,7 @@ def reproduce(*, description: str | None, arguments: Sequence[str] | None = None
 def draw(
     original: Tensor, outputs: Tensor, masks: Tensor, outcomes: Sequence[dict[str, Any]], paragraphs: Sequence[str]
 ) -> Figure:
-    """The figure: outputs, masks, and masks on the original image, one column a budget.
+    """The figure: outputs, masks, and masks on the original, one column a budget.
 
     Args:
         original: (1, C, H, W) in [0, 1].
@@ -89,7 +89,10 @@ def draw(
 
 
 def _defaults(given: argparse.Namespace) -> dict[str, Any]:
-    """The paper's setting on a GPU; on a CPU one that takes minutes, and that the figure names."""
+    """The paper's setting on a GPU, and one that takes minutes on a CPU.
+
+    The figure warns of the latter.
+    """
     if torch.device(given.device).type != "cpu":
         return {"config": "paper", "budgets": BUDGETS, "steps": 20, "samples": 10}
     return {"config": "compact", "budgets": (100, 200, 300, 400, 1000, 2000), "steps": 10, "samples": 5}

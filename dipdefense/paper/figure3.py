@@ -45,7 +45,9 @@ def reproduce(*, description: str | None, weights: Path, arguments: Sequence[str
 
 
 def parse_arguments(*, description: str | None, weights: Path, arguments: Sequence[str] | None = None) -> FigureSetting:
-    """The setting that a command line asks for; what it leaves open follows from the device.
+    """The setting that a command line asks for.
+
+    The device decides the iterations, batch and steps that the command line leaves open.
 
     Args:
         description: of the script, for ``--help``.

@@ -1,4 +1,7 @@
-"""The report on Figure 3, from its records alone: a plot, Markdown, CSV, and the records themselves."""
+"""The report on Figure 3: Markdown, CSV, plots, and the records.
+
+All but the picture of the sets comes from the records alone.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,9 @@ _MEASURES = {"confidence": "confidence of the label", "correct": "accuracy"}
 
 
 def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, batch: int = 1) -> list[Path]:
-    """Write figure3.md, .csv, .png, figure3-sets.png, and a .jsonl of records for each architecture and set.
+    """Write figure3.md, .csv, .png, figure3-sets.png, and the records as .jsonl.
+
+    There is a file of records for each architecture and set.
 
     Args:
         runs: from ``measure_sets``.
@@ -75,7 +80,7 @@ def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, batch: i
 
 
 def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
-    """Confidence and accuracy against the iterations, a column an architecture, a line a set."""
+    """Confidence and accuracy by iterations, a column an architecture, a line a set."""
     architectures = list(dict.fromkeys(architecture for architecture, _ in runs))
     told = [*_reduced(runs, curves), f"{_subject(runs)} Bands: 95 %. Dotted: the images themselves."]
     figure, part = panels(max(7.0, 5.0 * len(architectures)), 7.4, TITLE, told)
@@ -104,7 +109,9 @@ def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
 
 
 def draw_sets(sets: Sequence[ImageSet], *, batch: int, count: int = 8) -> Figure:
-    """The first images of each set, a row a set, with the label and its confidence to the external classifier.
+    """The first images of each set, a row a set, with label and confidence.
+
+    The confidence is the external classifier's in that label.
 
     Args:
         sets: from ``open_sets``.
@@ -131,7 +138,10 @@ def draw_sets(sets: Sequence[ImageSet], *, batch: int, count: int = 8) -> Figure
 
 
 def as_csv(curves: Mapping[tuple[int, str], Curve]) -> str:
-    """Every mean of the curves with its interval; iterations 0 are the images themselves. Losses are finite ones."""
+    """Every mean of the curves with its interval.
+
+    At 0 iterations are the images themselves. Losses leave out the images whose network diverged.
+    """
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["architecture", "set", "iterations", "n", "measure", "mean", "from", "to"])

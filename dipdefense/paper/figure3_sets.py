@@ -1,4 +1,4 @@
-"""The sets of images of Figure 3, released or made here, and how they are measured."""
+"""The image sets of Figure 3, released or made here, and how they are measured."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class ImageSet:
 
 
 def open_sets(setting: FigureSetting) -> list[ImageSet]:
-    """Load the networks and choose the images, whether or not the classifier is right about them.
+    """Load the networks and choose the images, correctly classified or not.
 
     Raises:
         ValueError: the classifier is none of CIFAR-10, a file does not fit, or there are fewer images than asked for.
@@ -127,7 +127,7 @@ def open_sets(setting: FigureSetting) -> list[ImageSet]:
 
 
 def reduction(told: Mapping[str, Mapping[str, Any]], *, images: int, iterations: Mapping[int, int]) -> list[str]:
-    """A sentence on how a setting falls short of the paper's or differs from it; empty if it does neither.
+    """A warning if a setting falls short of or differs from the paper's; else empty.
 
     Args:
         told: by set, how it was made.
@@ -151,7 +151,9 @@ def reduction(told: Mapping[str, Mapping[str, Any]], *, images: int, iterations:
 
 
 def measure_sets(setting: FigureSetting, sets: Sequence[ImageSet]) -> dict[tuple[int, str], Run]:
-    """Complete the stored outcomes in ``setting.out``, and return a run for each architecture and set.
+    """Complete the stored outcomes in ``setting.out``, and return the runs.
+
+    There is one for each architecture and set.
 
     Raises:
         StoreError: the store cannot be read or written.
@@ -183,7 +185,10 @@ def measure_sets(setting: FigureSetting, sets: Sequence[ImageSet]) -> dict[tuple
 
 
 def _images(path: Path | None) -> tuple[str, Images]:
-    """CIFAR-10 in its 32×32 pixels, even for a classifier that would resize it, behind its name in reports."""
+    """CIFAR-10's name in reports, and its images of 32×32 pixels.
+
+    They keep this size even for a classifier that would resize them.
+    """
     if path is None:
         return "packaged CIFAR-10 images", InMemory(packaged_images("cifar10"))
     return path.resolve().name, cifar10(path)

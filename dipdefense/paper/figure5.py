@@ -1,4 +1,7 @@
-"""Figure 5 of the paper: the defence from an attacked image to the classifier, made of a real run."""
+"""Figure 5 of the paper: the defence, from the attacked image to the classifier.
+
+Network and noise are schematic; images and confidences are those of a real run.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _LIKELIEST = 4
 
 
 def reproduce(*, description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, reconstruct, classify, and write figure5.png and figure5.json.
+    """Read the command line, reconstruct, classify, and write figure5.png and .json.
 
     Raises:
         SystemExit: see ``command_line``: every end but the ordinary one.
@@ -52,7 +55,9 @@ def reproduce(*, description: str | None, arguments: Sequence[str] | None = None
 def draw(
     example: figures.Example, outputs: Mapping[int, Tensor], config: DIPConfig, paragraphs: Sequence[str]
 ) -> Figure:
-    """The figure: the image, the attacked one, network and noise, and the outputs, with the classifier's confidences.
+    """The figure: the image, the attacked one, network and noise, and the outputs.
+
+    Below each image are the classifier's confidences.
 
     Args:
         example: the image and its attack.
@@ -145,7 +150,10 @@ def _arrow(axes: Axes, text: str) -> None:
 
 
 def _defaults(given: argparse.Namespace) -> dict[str, Any]:
-    """The paper's setting on a GPU; on a CPU one that takes a minute, and that the figure names."""
+    """The paper's setting on a GPU, and one that takes a minute on a CPU.
+
+    The figure warns of the latter.
+    """
     if torch.device(given.device).type != "cpu":
         return {"config": "paper", "budgets": PAPER_BUDGETS}
     return {"config": "compact", "budgets": (200, 400, 800)}

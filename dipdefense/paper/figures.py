@@ -1,4 +1,7 @@
-"""Parts of the paper's figures of a single image: the image, its attack and reconstruction, and the written files."""
+"""Common parts of the paper's figures of a single image.
+
+They are the image, its attack and reconstruction, and the written files.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image of a data set, before and after an attack on the undefended classifier.
+    """One image, before and after an attack on the undefended classifier.
 
     Attributes:
         classifier: on the device of the images.
@@ -87,7 +90,10 @@ class Example:
 
 
 def add_example(to: argparse.ArgumentParser, *, attack: str) -> None:
-    """Add the arguments of an ``Example``: source, image, attack (with this default) and seed."""
+    """Add the arguments of an ``Example``: source, image, attack and seed.
+
+    ``attack`` is the default of ``--attack``.
+    """
     command_line.add_source(to)
     add = to.add_argument
     add("--image", metavar="ID", help="id of the image (default: the first correctly classified one by the seed)")
@@ -136,7 +142,9 @@ def open_example(given: argparse.Namespace) -> Example:
 
 
 def reconstructed(example: Example, config: DIPConfig, given: argparse.Namespace) -> Reconstruction:
-    """The attacked image's reconstruction at every budget, that of a table with this seed, behind a progress bar.
+    """The attacked image's reconstruction at every budget.
+
+    It is that of a table with this seed. A progress bar shows the iterations.
 
     Raises:
         ValueError: it diverged.
@@ -153,7 +161,7 @@ def reconstructed(example: Example, config: DIPConfig, given: argparse.Namespace
 
 
 def fitted(example: Example, given: argparse.Namespace) -> DIPConfig:
-    """The network that the command line names, with the number of scales for this image.
+    """The network that the command line names, with this image's number of scales.
 
     Raises:
         ValueError: the image is too small for it.
@@ -163,7 +171,7 @@ def fitted(example: Example, given: argparse.Namespace) -> DIPConfig:
 
 
 def reduced(example: Example, config: DIPConfig, budgets: Sequence[int], *, largest: int) -> list[str]:
-    """A sentence on how a setting falls short of the paper's or differs from it; empty if it does neither."""
+    """A warning if a setting falls short of or differs from the paper's; else empty."""
     found = reductions(config, images=IMAGES, budgets=(), shape=example.clean.shape[1:])
     if budgets[-1] < largest:
         found.append(f"{budgets[-1]} iterations at most instead of {largest}")
@@ -179,7 +187,7 @@ def described(example: Example) -> str:
 
 
 def show(axes: Axes, image: Tensor, caption: str = "", *, title: str = "") -> None:
-    """An image (C, H, W) in [0, 1], or a mask (1, H, W), with text below and above it."""
+    """An image (C, H, W) in [0, 1] or a mask (1, H, W), with text below and above."""
     pixels = image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     axes.imshow(pixels if pixels.shape[2] > 1 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
     axes.set_xticks([])
@@ -189,7 +197,9 @@ def show(axes: Axes, image: Tensor, caption: str = "", *, title: str = "") -> No
 
 
 def panels(width: float, height: float, title: str, paragraphs: Sequence[str]) -> tuple[Figure, SubFigure]:
-    """An empty figure of this size in inches with a title and paragraphs, and its part for the panels below these.
+    """An empty figure with a title and paragraphs, and its part for panels below.
+
+    ``width`` and ``height`` are in inches.
 
     Raises:
         ImportError: Matplotlib is missing.
@@ -243,7 +253,9 @@ def reconstruction_record(
 
 
 def write(figure: Figure, told: Mapping[str, Any], *, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write the picture and its record, ``name``.png and .json, each all or not at all; and print where they are.
+    """Write the picture and its record, and print where they are.
+
+    They are ``name``.png and ``name``.json, each written whole or not at all.
 
     Raises:
         OSError: a file cannot be written.

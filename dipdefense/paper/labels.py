@@ -22,7 +22,9 @@ _ROOM, _STEP = 6, 250
 
 
 def shown_budgets(budgets: Collection[int]) -> list[int]:
-    """The budgets that tables show of those recorded: all if few, else the multiples of 250, else the largest.
+    """The recorded budgets that tables show.
+
+    All are shown if there are few, else the multiples of 250, else the largest.
 
     Example:
         >>> shown_budgets([100, 200, 300]), shown_budgets(range(50, 1001, 50))

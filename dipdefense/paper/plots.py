@@ -1,4 +1,7 @@
-"""Figures of one run, from its records alone: the table as bars, accuracy by budget, recovery by confidence."""
+"""Figures of one run, from its records alone.
+
+They are the table as bars, accuracy by budget, and recovery by confidence.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ def bars(run: Run, *, table: int) -> Figure:
 
 
 def accuracy_by_budget(run: Run) -> Figure:
-    """Accuracy against the reconstruction's iterations, a line a condition, with Wilson 95 % bands.
+    """Accuracy against the iterations, a line a condition, with Wilson 95 % bands.
 
     Not in the paper, which has three budgets. The defence's cost shows where the clean curve stays below the dashes.
 
@@ -139,16 +142,20 @@ def accuracy_by_budget(run: Run) -> Figure:
 
 
 def clean_confidences(run: Run) -> dict[str, float]:
-    """The true class's confidence by image, undefended and clean, where the output was finite."""
+    """The true class's confidence by image, undefended and clean.
+
+    Images whose output was not finite are left out.
+    """
     clean = (record for record in run.records if (record.condition, record.defence) == ("clean", "none"))
     return {record.image: record.confidence for record in clean if record.confidence is not None}
 
 
 def recovery_by_confidence(run: Run) -> Figure:
-    """Whether images of low confidence recover: the true class's confidence, clean and undefended against defended.
+    """Recovery behind the reconstruction against the clean image's confidence.
 
-    Not in the paper. A panel for the clean images and each attack, a point an image, at the largest budget that tables
-    show and with the first seed; Spearman's rank correlation is in the panel's title.
+    Not in the paper. It shows whether images of low confidence recover. Both confidences are the true class's, and the
+    clean image is undefended. A panel for the clean images and each attack, a point an image, at the largest budget
+    that tables show and with the first seed; Spearman's rank correlation is in the panel's title.
 
     Raises:
         ValueError: the confidence of no undefended clean image is known.
@@ -220,9 +227,10 @@ def _reconstructed(cells: Sequence[Cell]) -> list[str]:
 
 
 def condition_style(condition: str) -> tuple[str, str]:
-    """Colour and line of a condition: attacks in colours that the colour-blind can tell apart (Okabe and Ito 2008).
+    """Colour and line of a condition.
 
-    The noise controls are grey and dashed; an attack rounded to 8 bits is dotted in its colour.
+    Attacks have colours that the colour-blind can tell apart (Okabe and Ito 2008). The noise controls are grey and
+    dashed; an attack rounded to 8 bits is dotted in its colour.
     """
     name = condition.removesuffix("-8bit")
     if name.startswith("noise"):
@@ -241,12 +249,18 @@ def blank(width: float, height: float) -> Figure:
 
 
 def below(figure: Figure) -> SubFigure:
-    """The part of a figure for several panels with one heading; ``caption`` puts its paragraphs on top of it."""
+    """The part of a figure for several panels with one heading.
+
+    ``caption`` puts its paragraphs on top of it.
+    """
     return figure.add_subfigure(figure.add_gridspec()[0, 0])
 
 
 def caption(figure: Figure, put: Callable[..., object], title: str, paragraphs: Sequence[str]) -> None:
-    """A title in bold and, where ``put`` puts them, paragraphs below it: in red where the first is a warning."""
+    """A title in bold and, where ``put`` puts them, paragraphs below it.
+
+    The paragraphs are red where the first is a warning.
+    """
     characters = int(11.5 * figure.get_figwidth())
     lines = (textwrap.wrap(paragraph, characters, break_on_hyphens=False) for paragraph in paragraphs)
     text = "\n".join("\n".join(each) for each in lines)

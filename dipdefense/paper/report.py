@@ -1,4 +1,4 @@
-"""Tables and plots of one run, from its records alone: text, Markdown, CSV and PNG.
+"""Tables and plots of one run from its records alone: text, Markdown, CSV, PNG.
 
 Every number has its n and its 95 % interval, and the published ones have columns of their own.
 """
@@ -71,10 +71,10 @@ Numbers = Sequence[Published]
 
 
 def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
-    """Write table{1,2}.txt, .md, .csv, .png and .jsonl, the last with the records that all the others come from.
+    """Write table{1,2}.txt, .md, .csv and .png, and the records in table{1,2}.jsonl.
 
-    Of a run with the reconstruction at four budgets or more there are two figures besides: accuracy against the
-    budget, and, if it has the undefended clean images, recovery against their confidence.
+    All the others come from the records. Of a run with the reconstruction at four budgets or more there are two figures
+    besides: accuracy against the budget, and, if it has the undefended clean images, recovery against their confidence.
 
     Args:
         run: from ``measure`` or, to write a report once more, from ``read_export``.
@@ -110,12 +110,18 @@ def as_text(run: Run, *, table: int) -> str:
 
 
 def as_markdown(run: Run, *, table: int) -> str:
-    """The report in Markdown, laid out as the paper's table is, with the published numbers to the right."""
+    """The report in Markdown, laid out as the paper's table is.
+
+    The published numbers are to the right.
+    """
     return markdown(_sections(run, table, _as_in_the_paper))
 
 
 def as_csv(run: Run) -> str:
-    """Every number on a line of its own, for programs, with the columns that reports leave out."""
+    """Every number on a line of its own, for programs.
+
+    The columns that the reports leave out are here too.
+    """
     header, *rows = _one_number_a_line(table_cells(run), _beside(run))
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
@@ -125,7 +131,10 @@ def as_csv(run: Run) -> str:
 
 
 def headline(run: Run) -> str:
-    """A README's table, in Markdown: what was measured on what, and accuracy beside the published numbers."""
+    """A README's table, in Markdown: accuracy beside the published numbers.
+
+    The line above it says what was measured on what.
+    """
     cells = shown(table_cells(run))
     about = " ".join([*banner(run, cells), subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals."])
     return "\n".join([about, "", *markdown_table(_as_in_the_paper(cells, _beside(run)))])
@@ -182,7 +191,10 @@ def _beside(run: Run) -> Numbers:
 
 
 def _at_a_glance(cells: Sequence[Cell]) -> Rows:
-    """Undefended and defended, on clean images and under attack, and what it costs: always beside each other."""
+    """Accuracy undefended and defended, clean and attacked, and seconds an image.
+
+    They always stand beside each other.
+    """
     found = {(cell.condition, cell.column): cell for cell in cells}
     measured = {cell.condition for cell in cells}
     attacked = [name for name in (*ADVERSARIES, "average") if name in measured]
@@ -225,7 +237,10 @@ def _as_in_the_paper(cells: Sequence[Cell], published: Numbers) -> Rows:
 
 
 def _pairs(cells: Sequence[Cell]) -> Rows:
-    """The reconstruction at every budget against no defence, randomisation at its most passes, and the filters."""
+    """Paired tests of the reconstruction at every budget.
+
+    They are against no defence, randomisation at its most passes, and the filters.
+    """
     found = {(cell.condition, cell.column): cell for cell in cells}
     others = [column for column in columns(cells) if column[0] == "none"]
     others += [column for column in columns(cells) if column[0] == "randomisation"][-1:]

@@ -1,4 +1,4 @@
-"""A table of the paper, or its section 6, from the command line to the written report."""
+"""A table or section 6 of the paper, from the command line to the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dipdefense.paper.tables import measure_table, parse_arguments
 
 
 def reproduce(*, table: int, description: str) -> None:
-    """Read the command line, measure, write the report, and print it: all that table1.py and table2.py do.
+    """Read the command line, measure a table, write the report, and print it.
 
     Raises:
         SystemExit: see ``command_line``: every end but the ordinary one.
@@ -35,7 +35,7 @@ def reproduce(*, table: int, description: str) -> None:
 
 
 def reproduce_architecture(*, description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, measure every variant, write the report, and print it: all that architecture.py does.
+    """Read the command line, measure every variant, write the report, and print it.
 
     Raises:
         SystemExit: see ``command_line``: every end but the ordinary one.

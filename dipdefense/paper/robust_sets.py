@@ -1,8 +1,9 @@
-"""Robust and non-robust images as Ilyas et al. 2019 construct them, where their released sets are not at hand.
+"""Robust and non-robust images as Ilyas et al. 2019 construct them.
 
-A robust image looks, to a robust network's penultimate layer, like the image that it is made for, and begins as a
-random other one: it has the features of its class that this network uses, and no others. A non-robust one is made by a
-standard network in the same way (their section 3.1, appendix C.5). Both are conditions of a measurement.
+They serve where the released sets are not at hand. A robust image looks, to a robust network's penultimate layer, like
+the image that it is made for, and begins as a random other one: it has the features of its class that this network
+uses, and no others. A non-robust one is made by a standard network in the same way (their section 3.1, appendix C.5).
+Both are conditions of a measurement.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ EPSILON, TARGET_STEPS = 0.5, 100
 
 
 def penultimate(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The input of a classifier's last linear layer, (N, features), as a function of the images.
+    """The function from images to the (N, features) input of the last linear layer.
 
     Raises:
         ValueError: the classifier has no linear layer.
@@ -56,7 +57,7 @@ def penultimate(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
 def match_features(
     features: Callable[[Tensor], Tensor], targets: Tensor, starts: Tensor, *, steps: int = STEPS, step: float = STEP
 ) -> Tensor:
-    """Images whose features are those of the targets, found by normalised gradient descent from other images.
+    """Images with the features of the targets, by normalised gradient descent.
 
     Args:
         features: from (N, C, H, W) images to (N, features), such as ``penultimate(classifier)``.
@@ -83,7 +84,7 @@ def match_features(
 
 @dataclass(frozen=True)
 class FeaturesOf:
-    """A condition: each image is replaced by another one with its features to a network.
+    """A condition: each image is replaced by another with its features to a network.
 
     The descent begins at a random other image, the same one for every network: two sets differ by the network alone.
 
@@ -127,9 +128,10 @@ class FeaturesOf:
 
 @dataclass(frozen=True)
 class TowardsLabels:
-    """A condition: each image is moved a little until a network takes it for its label, which is not its true class.
+    """A condition: each image is perturbed so that a network takes it for its label.
 
-    Of images with random labels these are ``drand_CIFAR``, whose only features of the label are non-robust.
+    The perturbation is small, and the label is not the true class. Of images with random labels these are
+    ``drand_CIFAR``, whose only features of the label are non-robust.
 
     Attributes:
         network: standard, in eval mode, on the images' device.

@@ -1,4 +1,4 @@
-"""Tables 1 and 2 of the paper: their conditions, their command line, and how they are measured."""
+"""Tables 1 and 2 of the paper: conditions, command line and measurement."""
 
 from __future__ import annotations
 
@@ -92,10 +92,11 @@ class TableSetting(Setting):
 
 
 def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | None = None) -> TableSetting:
-    """The setting that a command line asks for; what it leaves open follows from the device.
+    """The setting that a command line asks for.
 
-    A GPU gets the paper's network and budgets, and of given data 500 images of all classes, for few sets have 500 in
-    200 classes. A CPU gets a reduced setting that takes minutes, and every report of it says so.
+    The device and the data decide what the command line leaves open. A GPU gets the paper's network and budgets, and of
+    given data 500 images of all classes, for few sets have 500 in 200 classes. A CPU gets a reduced setting that takes
+    minutes, and every report of it says so.
 
     Args:
         table: 1 or 2.
@@ -123,7 +124,9 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
 
 
 def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
-    """Complete the stored outcomes of a table in ``setting.out``, and return them; see ``evaluation.measure``.
+    """Complete the stored outcomes of a table in ``setting.out``, and return them.
+
+    See ``evaluation.measure``.
 
     Args:
         setting: from ``parse_arguments``.
@@ -165,7 +168,9 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
 
 
 def table_cells(run: Run) -> list[Cell]:
-    """The cells of a run with those of the average over Table 2's adversaries, where all were measured.
+    """The cells of a run, with those of the average over Table 2's adversaries.
+
+    The average is there if all of these were measured.
 
     Raises:
         ValueError: there are no records, or not every image has been through everything.

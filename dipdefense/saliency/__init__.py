@@ -1,7 +1,7 @@
-"""Saliency maps: the gradient, integrated gradients, SmoothGrad, and MIG-SG (Kattamis et al. 2019, appendix A.1).
+"""Saliency maps: the gradient, integrated gradients, SmoothGrad and MIG-SG.
 
-Each map tells how much every value of an image matters to the score of one class, before the softmax. The four share
-these arguments:
+MIG-SG is that of Kattamis et al. 2019, appendix A.1. Each map tells how much every value of an image matters to the
+score of one class, before the softmax. The four share these arguments:
 
 - ``classifier``: any differentiable module from (N, C, H, W) images in [0, 1] to (N, classes) logits. It runs in eval
   mode. Afterwards its modes are as they were, and so are its parameters' gradients.

@@ -1,4 +1,7 @@
-"""Sums of a class score's gradients at several points of each image, a batch of points at a time."""
+"""Sums of a class score's gradients at several points of each image.
+
+The classifier gets a batch of points at a time.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,11 @@ def _classes(target: Target, count: int) -> list[int] | None:
 
 
 def _targets(classifier: nn.Module, images: Tensor, classes: list[int] | None, batch_size: int) -> Tensor:
-    """(N,) class numbers on the images' device: the predicted ones, or the given ones if the classifier has them."""
+    """(N,) classes on the images' device: the predicted ones, or the given ones.
+
+    Raises:
+        ValueError: the classifier does not have one of the given classes.
+    """
     with torch.no_grad():
         if classes is None:
             parts = [

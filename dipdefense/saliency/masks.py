@@ -10,7 +10,9 @@ from dipdefense.checks import check_images
 
 
 def mask(saliency: Tensor, percentile: float = 99) -> Tensor:
-    """How salient each pixel of an image is, from 0 to 1: the map's absolute values summed over the channels.
+    """How salient each pixel of an image is, from 0 to 1.
+
+    The map's absolute values are summed over the channels.
 
     Args:
         saliency: (N, C, H, W) maps of any of the methods.

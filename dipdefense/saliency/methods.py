@@ -1,4 +1,7 @@
-"""The four methods: at which points of an image the gradients are taken, and how their sum becomes a map."""
+"""The four methods that make a saliency map.
+
+Each decides at which points of an image the gradients are taken, and how their sum becomes a map.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +49,12 @@ def integrated_gradients(
     steps: int = 50,
     batch_size: int = 32,
 ) -> Tensor:
-    """Integrated gradients: (image − baseline) times the mean gradient on the path between them, with its sign.
+    """Integrated gradients, with their sign.
 
-    A map's values sum to the difference of the score between image and baseline, up to the error of the integration.
-    Sundararajan et al. 2017, equation 3, takes the gradient at the right end of each step; here it is taken in the
-    middle, and the error falls with the square of ``steps``.
+    A map is (image − baseline) times the mean gradient on the path between them. Its values sum to the difference of
+    the score between image and baseline, up to the error of the integration. Sundararajan et al. 2017, equation 3,
+    takes the gradient at the right end of each step; here it is taken in the middle, and the error falls with the
+    square of ``steps``.
 
     Args:
         classifier: see :mod:`dipdefense.saliency` for this and the next two.
@@ -93,7 +97,9 @@ def smoothgrad(
     seed: int = 0,
     batch_size: int = 32,
 ) -> Tensor:
-    """SmoothGrad: the mean gradient over noisy copies of the image, with its sign (Smilkov et al. 2017, section 3).
+    """SmoothGrad: the mean gradient over noisy copies of the image, with its sign.
+
+    The method is that of Smilkov et al. 2017, section 3.
 
     Args:
         classifier: see :mod:`dipdefense.saliency` for this and the next two.
@@ -128,11 +134,11 @@ def mig_sg(
     seed: int = 0,
     batch_size: int = 32,
 ) -> Tensor:
-    """MIG-SG, integrated gradients of absolute SmoothGrad gradients (Kattamis et al. 2019, equation 1); no sign.
+    """MIG-SG: integrated gradients of absolute SmoothGrad gradients, without sign.
 
-    |(x − x₀) / (m N) · Σ |∇F(x₀ + k/m · (x − x₀) + noise)||, summed over k = 0 … m and n = 1 … N. The sum has
-    (m + 1) N terms and is divided by m N, as printed. The paper gives no m, N, σ or baseline; the defaults are this
-    library's.
+    It is equation 1 of Kattamis et al. 2019: |(x − x₀) / (m N) · Σ |∇F(x₀ + k/m · (x − x₀) + noise)||, summed over
+    k = 0 … m and n = 1 … N. The sum has (m + 1) N terms and is divided by m N, as printed. The paper gives no m, N, σ
+    or baseline; the defaults are this library's.
 
     Args:
         classifier: see :mod:`dipdefense.saliency` for this and the next two.

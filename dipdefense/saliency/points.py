@@ -1,4 +1,4 @@
-"""The points at which gradients are taken: noisy copies of an image, and the baseline of a path."""
+"""The points at which gradients are taken: noisy copies and a path's baseline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from dipdefense.saliency.gradients import MOST
 
 
 def noisy(points: Iterable[Tensor], noise_std: float, seed: int) -> Iterator[Tensor]:
-    """The points, each with noise that depends on the seed and on its place in the sequence alone."""
+    """The points with Gaussian noise.
+
+    A point's noise depends on the seed and on its place in the sequence alone.
+    """
     generator = torch.Generator().manual_seed(seed)
     for point in points:
         # On the CPU in float32, so that a seed means the same on every device and in every dtype.
@@ -22,7 +25,7 @@ def noisy(points: Iterable[Tensor], noise_std: float, seed: int) -> Iterator[Ten
 
 
 def checked_noise(samples: int, noise_std: float, seed: int) -> tuple[int, float, int]:
-    """The arguments of a random method, checked: samples, standard deviation and seed."""
+    """A random method's checked arguments: samples, standard deviation and seed."""
     expected = "zero or a positive number, in units of the range [0, 1]"
     return (
         integer("samples", samples, low=1, high=MOST),

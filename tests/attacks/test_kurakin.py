@@ -1,4 +1,4 @@
-"""FGSM, BI and LLCI against their equations and against foolbox; the control; and what they must leave alone."""
+"""FGSM, BI and LLCI against their equations and foolbox, and the noise control."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALL = pytest.mark.parametrize("attack", [fgsm, bi, llci], ids=lambda attack: att
 
 
 def network() -> nn.Module:
-    """Smooth, so that no gradient is zero, and with every kind of state that an attack could disturb."""
+    """Smooth (no gradient is zero), with every kind of state an attack could disturb."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = nn.Sequential(
@@ -64,7 +64,7 @@ def fgsm_by_hand(classifier: nn.Module, images: Tensor, labels: Tensor, epsilon:
 
 
 def bi_by_hand(classifier: nn.Module, images: Tensor, labels: Tensor, epsilon: float, *, direction: int = 1) -> Tensor:
-    """Kurakin et al. 2016, section 2.2: Clip(X, ε){x} = min(1, X + ε, max(0, X - ε, x))."""
+    """Kurakin et al. 2016, section 2.2: clips x to min(1, X + ε, max(0, X - ε, x))."""
     steps = {1: 1, 2: 2, 5: 6, 10: 12, 40: 44}[epsilon]
     adversarial = images
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""L2 PGD: it stays in the ball and in range, reaches its goal, and leaves the classifier as it was."""
+"""L2 PGD reaches its goal in the ball and in range; the classifier is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The accuracies of the classifiers: the script on a few images, and the page that shows what was measured."""
+"""Classifier accuracies: the script on a few images, and the page of results."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ OTHER = CONFIGURATION | {"dip": dataclasses.replace(CONFIG, reduction=2).to_json
 
 
 def run(right: dict[str, str], *, budget: int = 4, configuration: dict = CONFIGURATION, **changes: object) -> Run:
-    """By image, "+" for each condition under which it is classified correctly: clean and FGSM."""
+    """A run by image: "+" for correct and "-" for wrong, clean and under FGSM."""
     records = [
         record(
             image,

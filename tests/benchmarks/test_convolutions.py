@@ -1,4 +1,4 @@
-"""The layer benchmark: it has every layer, checks every implementation before it is timed, and records all."""
+"""The layer benchmark checks every implementation before timing and records all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first GPU's command: what a part's end leaves, what is skipped, and a rehearsal on a CPU."""
+"""The first GPU's command: how parts end, what is skipped, a rehearsal on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy against time: the front, the fast candidates, and a reconstruction at another size."""
+"""Accuracy against time: the front, fast candidates, and reduced reconstructions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of speeds by hardware: the newest record of a device, at its fastest batch size."""
+"""Speeds by hardware: the newest record of a device, at its fastest batch size."""
 
 from __future__ import annotations
 

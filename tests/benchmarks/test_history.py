@@ -20,7 +20,7 @@ if not (ROOT / ".git").exists():
 
 
 def temporary_worktrees(parent: Path) -> list[str]:
-    """Below this folder alone, because another process may add and move others meanwhile."""
+    """Worktrees below ``parent``; other processes may add and move others meanwhile."""
     command = ["git", "-C", str(ROOT), "worktree", "list", "--porcelain"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in lines if str(parent) in line]

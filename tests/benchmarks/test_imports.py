@@ -1,4 +1,4 @@
-"""The benchmarks' modules import one another in one direction only, inside functions too."""
+"""Benchmark modules import each other in one direction only, in functions too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conftest import ROOT
 
 
 def imports(folder: Path) -> dict[str, set[str]]:
-    """By dotted name, the modules below ``folder`` that each of them imports anywhere in its file."""
+    """Imports among the modules below ``folder``, in functions too, by dotted name."""
     files = {
         ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): path
         for path in folder.rglob("*.py")

@@ -38,7 +38,7 @@ def test_a_split_of_all_images_can_be_planned_for() -> None:
 
 
 def test_what_it_took_stands_beside_the_plan_of_the_first_images(monkeypatch, capsys) -> None:
-    """Of ten images the reconstruction is right on the last eight alone, and randomisation on the first two."""
+    """DIP is right on the last eight of ten images, randomisation on the first two."""
     records = [
         record(f"{n}", condition=c, defence=d, budget=b, position=n, label=1, prediction=int(right))
         for n in range(10)

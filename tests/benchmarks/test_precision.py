@@ -1,4 +1,4 @@
-"""bf16 against fp32 on a tiny network: the records, how a killed run resumes, and the report's numbers."""
+"""bf16 against fp32 on a tiny network: the records, resuming, and the report."""
 
 from __future__ import annotations
 

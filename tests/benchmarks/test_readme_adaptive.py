@@ -31,7 +31,10 @@ def adaptive(
     budget: int = 500,
     config: DIPConfig = PAPER,
 ) -> AdaptiveReport:
-    """Ten images, of which each condition leaves so many correct: behind DIP, and without a defence if clean."""
+    """A report on ten images, of which each condition leaves so many correct.
+
+    That is so behind DIP; without a defence every attacked image is classified wrongly.
+    """
     records = [
         record(
             f"{position}.png", condition=condition, defence=defence, budget=budget if defence == "dip" else 0,

@@ -1,4 +1,4 @@
-"""The speed benchmark on networks of a few channels: who is let in, who takes turns, who is compared with whom."""
+"""The speed benchmark on networks of a few channels: checks, turns and ratios."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_the_plain_network_and_its_loop_are_the_references(tiny: DIPConfig) -> N
 
 
 def fake(name: str, log: list, seconds: float, clock: list, *, fails_from: int = 10**9) -> Contender:
-    """Takes ``seconds`` an iteration and image by a clock of its own, ten times as long while it warms up."""
+    """Takes ``seconds`` an iteration and image by ``clock``, tenfold in the warm-up."""
 
     def fit(images: Tensor, *, budgets, config, on_iteration) -> None:
         log.append((name, len(images), images.sum().item()))

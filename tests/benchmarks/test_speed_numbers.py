@@ -1,4 +1,4 @@
-"""The numbers beside the times of the speed benchmark: operations, bytes, memory, and the cost of the speed."""
+"""Beside the speed benchmark's times: operations, bytes, memory and quality."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_odd_size_has_the_operations_that_torch_counts() -> None:
     ids=["paper", "architecture 1"],
 )
 def test_least_bytes_in_bf16(config: DIPConfig, side: int, activations: float) -> None:
-    """Adam in fp32 with its gradients, and a bf16 copy of the weights: 38 bytes a parameter."""
+    """fp32 Adam with gradients, and a bf16 copy of the weights: 38 bytes a parameter."""
     moved = least_bytes(config, image_channels=3, height=side, width=side, operand_bytes=2)
     parameters = config.parameter_count(image_channels=3, scales=config.scales)
     assert moved - 38 * parameters == pytest.approx(activations, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The training script of the CIFAR-10 classifiers, on a few images: it learns, and a killed training resumes."""
+"""The CIFAR-10 training script on a few images: it learns, and resumes if killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other libraries' models as classifiers: their outputs, their normalisation, and what is no classifier at all."""
+"""Other libraries' models as classifiers: outputs, normalisation and refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGES, LABELS = torch.rand(2, 3, 8, 8), torch.tensor([0, 4])
 
 @dataclass
 class ImageClassifierOutput:
-    """Hugging Face's is an OrderedDict with attributes; this has its attributes alone."""
+    """Hugging Face's is an OrderedDict with attributes; this has attributes alone."""
 
     logits: Tensor | None
     hidden_states: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Loading classifiers: from packages, from torchvision, from files; against torchvision's own preprocessing."""
+"""Loading classifiers from packages, torchvision and files; their preprocessing."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_lite0_takes_a_head_of_another_size(tmp_path: Path) -> None:
 
 
 def received(classifier: classifiers.Classifier, layer: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """A layer's input; the logits of a random deep network hardly depend on its input, and would show nothing."""
+    """A layer's input: a random deep network's logits hardly depend on the images."""
     seen: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     classifier(images)

@@ -1,4 +1,4 @@
-"""SqueezeNet from a pickle: the layers and colours, the packaged weights, and pickles that would do more."""
+"""SqueezeNet from a pickle: layers, colours, packaged weights, hostile pickles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line by itself: help without torch, usage errors in one line, and a fuzz of its arguments."""
+"""The command line by itself: help without torch, usage errors, fuzzed arguments."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def lists(count: int) -> list[list[str]]:
 
 @pytest.fixture
 def _instant(monkeypatch) -> None:
-    """Fits, proofs and measurements that take no time; a classifier that is loaded once."""
+    """Fits, proofs and measurements that take no time; a classifier loaded once."""
 
     def fitted(self, images, *, budgets, seed, on_iteration=None):
         assert len(seed) == len(images)

@@ -1,4 +1,4 @@
-"""``dipdefense doctor``: its proof can fail, and its seconds are those of a purification."""
+"""``dipdefense doctor``: its proof can fail, its seconds are a purification's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``dipdefense evaluate``: the arguments of the library's own ``evaluate``, and files of its report."""
+"""``dipdefense evaluate``: the arguments of ``evaluate``, and its report's files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate(out: Path, *words: object) -> Result:
 
 @pytest.fixture
 def given(monkeypatch) -> dict:
-    """Every call's arguments; a report of a defence and a classifier that take no time."""
+    """Every call's arguments; the report is of a cheap defence and classifier."""
     calls: dict = {}
     torch.manual_seed(0)
     cheap = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))

@@ -1,4 +1,4 @@
-"""``dipdefense purify``: names, kinds of files, what is kept, and what becomes of images that fail."""
+"""``dipdefense purify``: names and kinds of files, what is kept, and failures."""
 
 from __future__ import annotations
 

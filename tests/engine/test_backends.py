@@ -1,4 +1,7 @@
-"""Asking for a backend: what is refused, and what is said; test_kernels_iteration and test_graphs have what they do."""
+"""Asking for a backend: what is refused, and what is said.
+
+The backends' own tests are in test_kernels_iteration and test_graphs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory that a process can still get on a CPU, on systems that are set up as files in a folder."""
+"""Memory left to a process on a CPU, on systems set up as files in a folder."""
 
 from __future__ import annotations
 

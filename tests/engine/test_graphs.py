@@ -1,4 +1,4 @@
-"""Iterations replayed from a CUDA graph: on a CPU all but the graph, on a GPU the graph too."""
+"""Iterations replayed from a CUDA graph; on a CPU, everything but the graph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("calls", "expected"), [(2, "aa"), (5, "aacrrr")])
 def test_the_first_calls_are_the_warm_up(calls: int, expected: str, monkeypatch) -> None:
-    """Each does the step once, and capturing does not. (What a capture itself does needs a GPU.)"""
+    """Each does the step once, and capturing does not; a real capture needs a GPU."""
     log, done = [], []
 
     def captured(step, stream):
@@ -46,7 +46,7 @@ def test_the_first_calls_are_the_warm_up(calls: int, expected: str, monkeypatch)
 
 
 class Streams:
-    """Stands for torch.cuda: which stream is current, and a capture that may fail as it ends."""
+    """Stands for torch.cuda: a current stream and a capture that may fail as it ends."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
         self.current, self.waited = "caller's", []

@@ -1,4 +1,4 @@
-"""Running out of memory: it is recognised and foreseen, everything is given back, and fewer images are fitted."""
+"""Running out of memory is recognised or foreseen; then fewer images are fitted."""
 
 from __future__ import annotations
 

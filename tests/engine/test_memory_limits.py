@@ -1,4 +1,7 @@
-"""Under real limits on address space a batch survives wherever one image does, and its results are the same."""
+"""Under real limits on address space a batch survives wherever one image does.
+
+Its results are the same as without a limit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""backend="native": what torch's operators do, with noise of its own; and every invariant that they have."""
+"""backend="native": the torch loop's method and invariants, with its own noise."""
 
 from __future__ import annotations
 

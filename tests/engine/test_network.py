@@ -1,4 +1,4 @@
-"""The batched network against the plain one-image reference: the same function, gradients and updates."""
+"""The batched network has the plain reference's outputs, gradients and updates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = {
 
 
 def batched(config: DIPConfig, channels: int, scales: int, *, count: int = 3) -> SkipNets:
-    """Networks in float64 whose every parameter, scales and shifts included, is away from its start."""
+    """Networks in float64 with every parameter moved away from its initial value."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
     networks = SkipNets(
         config,
@@ -67,7 +67,10 @@ def test_outputs_and_gradients_equal_the_reference(config, channels, scales, siz
 
 @pytest.mark.parametrize(("inputs", "outputs", "kernel"), [(32, 4, 1), (4, 32, 3)], ids=["few out", "few in"])
 def test_one_image_keeps_its_channels_innermost(inputs: int, outputs: int, kernel: int) -> None:
-    """In what many channels go through; strides of the image axis included, by which torch chooses its slow paths."""
+    """Tensors of many channels keep every stride, that of the image axis included.
+
+    By the strides torch chooses its slow paths.
+    """
     wide = torch.rand(1, 32, 20, 22).contiguous(memory_format=torch.channels_last).requires_grad_()
     narrow = torch.rand(1, 4, 20, 22, requires_grad=True)
     x, addend = (wide, None) if kernel == 1 else (narrow, wide)

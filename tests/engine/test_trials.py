@@ -1,4 +1,4 @@
-"""backend="auto": stand-ins for the backends of a GPU are taken, or set aside for the right reason."""
+"""backend="auto": stand-ins for GPU backends are taken or rightly set aside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from dipdefense.engine.fitting import BACKENDS, ByTorch, Fitting
 
 
 class StandIn(ByTorch):
-    """Torch's operators, spoiled in one way. Time passes by ``seconds`` an iteration, and nothing else takes any."""
+    """Torch's operators, spoiled in one way.
+
+    An iteration takes ``seconds``, and nothing else takes any time.
+    """
 
     now = 0.0
     done: list[str]
@@ -151,7 +154,10 @@ REFUSED = NOISES | {
 
 @pytest.fixture
 def auto(monkeypatch, tiny: DIPConfig):
-    """The request of a run that chooses among stand-ins, given by name with their seconds and how they are spoiled."""
+    """The request of a run that chooses among stand-ins.
+
+    They are given by name, each with its seconds an iteration and how it is spoiled.
+    """
     monkeypatch.setattr(StandIn, "now", 0.0)
     monkeypatch.setattr(StandIn, "done", [], raising=False)
     monkeypatch.setattr(trial, "clock", lambda device: StandIn.now)
@@ -338,7 +344,7 @@ def test_a_dropped_fit_leaves_nothing_to_the_collector(tiny: DIPConfig) -> None:
 
 
 def test_a_table_never_records_auto(tiny: DIPConfig, monkeypatch) -> None:
-    """The backend is chosen for the batch and the size that the table will fit, and belongs to its identity."""
+    """The backend is chosen for the table's batch and size, as part of its identity."""
     from dipdefense.evaluation.defences import deep_image_prior
 
     shapes = []

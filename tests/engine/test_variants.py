@@ -1,4 +1,4 @@
-"""Every variant against a plain one-image network of torch's modules: outputs, gradients, updates, invariances."""
+"""Variants against a plain network: outputs, gradients, updates, invariances."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVERY = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
 
 def batched(config: DIPConfig, scales: int, *, count: int) -> VariantNets:
-    """Networks in float64 whose every parameter, scales and shifts included, is away from its initial value."""
+    """Networks in float64 with every parameter moved away from its initial value."""
     networks = VariantNets(
         config,
         image_channels=3,

@@ -1,4 +1,4 @@
-"""Usage errors come before any work, in one line; an interrupted script says in one sentence how it resumes."""
+"""Usage errors in one line before any work; interrupts that say how to resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed records are found complete by the code as it is: nothing that was measured is measured anew."""
+"""The present code finds the committed records complete and measures none anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules and fixed budgets judged on one fit: each as a run with that rule alone would have it."""
+"""Rules and fixed budgets judged on one fit, each as in a run of its own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_batch_is_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def made_up(rule_right: int, budget_right: int) -> Run:
-    """Twelve images: the fixed budget 20 classifies the first ones correctly, and the rule the last ones."""
+    """Of twelve images the first are right at budget 20, the last under the rule."""
     records = []
     for place in range(12):
         for defence, budget, right, iterations in (
@@ -95,7 +95,7 @@ def test_the_verdict_is_of_a_paired_test(rule_right: int, budget_right: int, wor
 
 
 def test_a_rule_that_is_lower_on_average_does_not_win_by_more_images(tmp_path: Path) -> None:
-    """Of three conditions, the rule has one more on many images, and none at all of three on a few."""
+    """Of three conditions, the rule gains one on 20 images and loses all on 8."""
     records = []
     for place in range(28):
         for number, condition in enumerate(CONDITIONS):

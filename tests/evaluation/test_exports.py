@@ -1,4 +1,4 @@
-"""Exports are written all or not at all, read back as they were, and refused, file and line, if they were changed."""
+"""Exports are written all or not at all, read back, and refused if changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A measurement from a folder to its outcomes: what is found again, what is measured anew, what is left out."""
+"""A measurement from folder to outcomes: what is kept, measured anew or left out."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ PRAGMA user_version = 1;
 
 
 def as_layout_1(run: Run, path: Path, *names: str) -> None:
-    """A store as the first version wrote it, with the run under the name that each set of images gave it."""
+    """Write a store as the first version did, with a run for each set of images."""
     path.unlink(missing_ok=True)
     columns = [f.name for f in dataclasses.fields(run.records[0]) if f.name not in ("content", "iterations")]
     with contextlib.closing(sqlite3.connect(path)) as database, database:

@@ -1,4 +1,4 @@
-"""The choice of images, the order of the work, and what a run stores; on images and networks of a few pixels."""
+"""The choice of images, the order of the work, and what a tiny run stores."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_run_of_another_configuration_begins_anew(store: Store) -> None:
 
 @pytest.mark.parametrize("stored", range(6))
 def test_an_outcome_is_stored_before_the_next_is_sought(tmp_path: Path, stored: int) -> None:
-    """Whenever a run ends, all that was known before is in the file: of two batches, three budgets each."""
+    """Whenever a run ends, every outcome known before is in the file."""
     path = tmp_path / "outcomes.sqlite"
 
     def classify(classifier: nn.Module, images: Tensor, budgets: Sequence[int], seeds: Sequence[int]):

@@ -1,4 +1,4 @@
-"""Intervals and tests against SciPy and arithmetic by hand; the published numbers against themselves."""
+"""Intervals and tests against SciPy and by hand, and the published numbers."""
 
 from __future__ import annotations
 

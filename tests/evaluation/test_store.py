@@ -1,4 +1,4 @@
-"""Stored outcomes stay stored, configurations never mix, and a kill inside a write leaves the file as it was."""
+"""Outcomes stay stored, configurations never mix, and killed writes do no harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every test here uses a library beside the project's own dependencies, and is run by ``pytest -m integration``."""
+"""``pytest -m integration`` runs these tests, which need further libraries."""
 
 from __future__ import annotations
 

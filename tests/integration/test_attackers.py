@@ -1,4 +1,4 @@
-"""Attack libraries on a defended model: every one gets a usable gradient, and stays within its ball."""
+"""Attack libraries on a defended model: usable gradients, images in the ball."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of other libraries behind the defence: logits, and a gradient that reaches the images."""
+"""Other libraries' models behind the defence: logits, and the images' gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dipdefense.classifiers import Logits
 
 
 def check(purifier: DIPPurifier, classifier: nn.Module, images: Tensor, classes: int) -> None:
-    """The defended model equals the classifier on the reconstructions, and an attack through it moves the images."""
+    """Check that logits are the reconstructions' and an attack moves the images."""
     defended = nn.Sequential(purifier, classifier)
     with torch.no_grad():
         logits = defended(images)

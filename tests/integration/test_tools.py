@@ -93,7 +93,7 @@ def test_data_parallel(defended: nn.Module, images: Tensor) -> None:
 
 
 def test_distributed_data_parallel(tmp_path: Path) -> None:
-    """Two processes on gloo: the wrapped classifier gets its gradients, and the defence has none to share."""
+    """Two gloo processes: the classifier shares its gradients, the defence has none."""
     script = tmp_path / "ddp.py"
     script.write_text(
         "import torch, torch.distributed as dist\n"
@@ -137,7 +137,7 @@ def test_scikit_learn_pipeline(purifier: DIPPurifier, images: Tensor) -> None:
 
 
 def test_deepinv_denoiser(purifier: DIPPurifier, images: Tensor) -> None:
-    """A plug-and-play restoration with the reconstruction as its denoiser; the noise level is not used."""
+    """A plug-and-play restoration with DIP as denoiser; the noise level is unused."""
     deepinv = importlib.import_module("deepinv")
 
     class Denoiser(deepinv.models.Denoiser):

@@ -1,4 +1,4 @@
-"""Compiling at run time: the cache, what may be wrong with it, and what happens without a compiler."""
+"""Compiling at run time: the cache, its faults, and a missing compiler."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def cache(native: Kernels, kernels_cache: Path, tmp_path: Path, monkeypatch) -> Path:
-    """An empty cache, no kernels loaded yet, and a quick compiler: it copies what the real one made."""
+    """An empty cache, no kernels loaded, and a compiler that copies the real kernels."""
     (made,) = (kernels_cache / "dipdefense").glob("kernels-*.so")
     compiler(tmp_path, monkeypatch, f'for out; do :; done\necho run >> "{tmp_path}/runs"\ncp "{made}" "$out"')
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

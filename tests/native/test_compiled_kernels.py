@@ -1,4 +1,4 @@
-"""Every compiled kernel against plain operators in float64: all layouts and dtypes, odd sizes, gradients included."""
+"""Compiled kernels against float64 operators: layouts, dtypes, sizes, gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tensor(*shape: int, dtype: torch.dtype = torch.float32, innermost: bool = Fa
 
 
 def compare(kernels: Kernels, call, inputs: list[Tensor], grad: Tensor, dtype: torch.dtype) -> None:
-    """The call with and without kernels, forward and backward, against itself in float64."""
+    """Check the call by kernels, forward and backward, against operators in float64."""
 
     def passes(inputs: list[Tensor]) -> list[Tensor]:
         leaves = [each.detach().clone(memory_format=torch.preserve_format).requires_grad_() for each in inputs]
@@ -131,7 +131,10 @@ def test_fresh_noise_is_normal(native: Kernels) -> None:
 
 
 def test_fresh_noise_is_philox(native: Kernels) -> None:
-    """The published test vector of Philox 4×32-10 for a zero key and counter, through Box and Muller's formula."""
+    """The published test vector of Philox 4×32-10 for a zero key and counter.
+
+    The samples are its words through Box and Muller's formula.
+    """
     words = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     out = torch.empty(1, 1, 1, 64)
     native.perturb(torch.zeros_like(out), torch.tensor([0]), 0, 1.0, out)

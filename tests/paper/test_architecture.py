@@ -1,4 +1,4 @@
-"""Section 6: its variants, its command line, a measurement from end to end, its claims, and its report."""
+"""Section 6: variants, command line, a measurement end to end, claims and report."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_measurement_end_to_end_resumes_from_its_store_and_from_its_exports(
 def curves(
     shares: Mapping[str, float], *, n: int = 50, budgets: Sequence[int] = (100, 200, 300), best: int = 200
 ) -> dict[str, Run]:
-    """Runs in which the first so many images of each variant are right, most confidently so at one budget."""
+    """Runs with each variant right on its first images, most confident at ``best``."""
     config = networks(DIPConfig.architecture_1(), SMALL)
     runs = {}
     for name, share in shares.items():
@@ -220,7 +220,7 @@ SIX = ("2-scales", "4-scales", "nearest", "elu", "swish", "max")
     ids=str,
 )
 def test_a_network_fails_if_it_loses_and_does_not_if_it_holds(share: float, n: int, verdict: str) -> None:
-    """Five fewer of 50 leave a loss of ten points open, 50 fewer of 500 are one, 10 fewer of 500 are too few."""
+    """5 fewer of 50 leave a 10-point loss open; 50 of 500 prove it, 10 refute it."""
     found = verdicts({ORIGINAL: 0.8, "no-skips": share, "1-scale": share}, n)
     assert found == {"no skips": verdict, "shallow": verdict}
 

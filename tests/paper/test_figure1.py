@@ -1,4 +1,4 @@
-"""Figure 1: its command line, its report of made-up curves, and a run from end to end."""
+"""Figure 1: its command line, reports of made-up curves, and a run end to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures 2, 4 and 5 from their command lines, with small images, a small classifier and few iterations."""
+"""Figures 2, 4 and 5 from their command lines, on small images in few iterations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed, however often and wherever, ends with the report of one that was never disturbed.
+"""A run killed and resumed anywhere, however often, ends with the same report.
 
 The processes that are killed are forked from one that has imported everything: a kill costs no start of Python.
 """
@@ -47,7 +47,10 @@ def write_talking(path: Path, data: bytes | str) -> None:
 
 
 def work(folder: Path) -> None:
-    """What the folder is named for, from its images to its report, with timings and circumstances left out of that."""
+    """Run what the folder is named for, from its images to its report.
+
+    Timings and circumstances are left out of the report.
+    """
     measurement.Store = TalkingStore  # type: ignore[misc]
     exports.write_atomically = write_talking
     for module in (report, figure1_report):
@@ -109,7 +112,10 @@ class Worker:
         return lines
 
     def kill(self, folder: Path, after: str, times: int, delay: float) -> int | None:
-        """Kill it some seconds after it has told a word so often; how often it did, or None if it ended before."""
+        """Kill it ``delay`` seconds after it has told ``after`` ``times`` times.
+
+        Return how often it told it, or None if it ended before.
+        """
         pid = self.start(folder)
         told = 0
         while told < times:

@@ -23,7 +23,7 @@ BUDGETS = (250, 500, 750, 1000)
 
 @pytest.fixture
 def run() -> Run:
-    """The clean confidence rises from image to image; behind the defence it falls under FGSM."""
+    """Confidence rises from image to image, but falls under FGSM."""
     made = made_up(images=9, budgets=BUDGETS, conditions=CONDITIONS)
     records = [
         dataclasses.replace(r, confidence=(9 - r.position if r.condition == "fgsm-5" else 1 + r.position) / 10)

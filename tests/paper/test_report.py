@@ -1,4 +1,4 @@
-"""Reports of made-up records: every number, its n, its interval and the published one, and what must always be said."""
+"""Reports of made-up records: numbers, n, intervals, published ones and caveats."""
 
 from __future__ import annotations
 

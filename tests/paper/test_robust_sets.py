@@ -1,4 +1,4 @@
-"""Constructed sets: features come near, perturbations stay small, and nothing but the seed and the image decides."""
+"""Constructed sets: near features, small perturbations, fixed by seed and image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Attackers who know the defence, for any module that maps images to images, in front of any classifier.
+"""Attackers who know the defence.
+
+The defence is any module that maps images to images, in front of any classifier.
 
 ========================  ==========================================================================================
 name                      the attacker

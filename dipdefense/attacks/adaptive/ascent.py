@@ -1,4 +1,4 @@
-"""Projected gradient ascent on all images at once: the loop that the gradient-based attacks share.
+"""Projected gradient ascent on all images at once, for gradient-based attacks.
 
 Two rules of stepping, both on an estimate of the gradient at every iterate:
 

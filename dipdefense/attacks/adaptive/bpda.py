@@ -1,4 +1,7 @@
-"""BPDA, alone and with EOT: the classifier's gradient at the defence's output, taken for the image's."""
+"""BPDA, alone and with EOT, and the attack through the defence's own gradient.
+
+BPDA takes the classifier's gradient at the defence's output for the image's.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from dipdefense.attacks.adaptive.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class BPDA(GradientAttack):
-    """Through the defence, with the identity in the backward pass (BPDA, Athalye et al. 2018, section 4.1).
+    """Through the defence, with the identity in the backward pass.
 
-    Every step meets a fresh random sample of the defence. DiffHammer (Wang et al. 2024) runs APGD for 50 steps with 3
-    restarts, which ``restarts=3`` is.
+    See Athalye et al. 2018, section 4.1. Every step meets a fresh random sample of the defence. DiffHammer (Wang et al.
+    2024) runs APGD for 50 steps with 3 restarts, which ``restarts=3`` is.
 
     Attributes:
         backward: "identity"; "own" for the defence's own gradient; "auto" takes the identity where the defence keeps
@@ -62,10 +65,11 @@ class OwnGradient(BPDA):
 
 @dataclass(frozen=True, kw_only=True)
 class BPDAEOT(BPDA):
-    """BPDA whose gradients are averaged over K random samples of the defence (EOT, Athalye et al. 2018, section 4.2).
+    """BPDA whose gradients are averaged over K random samples of the defence (EOT).
 
-    The defaults are the budget of Lee & Kim 2023: PGD of 200 steps with 20 samples each, and steps of 0.007 at
-    ε = 8/255. The samples come from K calls: repeated rows would break defences that look at a batch.
+    See Athalye et al. 2018, section 4.2. The defaults are the budget of Lee & Kim 2023: PGD of 200 steps with 20
+    samples each, and steps of 0.007 at ε = 8/255. The samples come from K calls: repeated rows would break defences
+    that look at a batch.
     """
 
     kind: ClassVar[str] = "bpda-eot"

@@ -1,4 +1,7 @@
-"""The state of an attack in a file: a kill costs about a minute of work and changes no result."""
+"""The state of an attack in a file, from which a killed attack resumes.
+
+A kill costs about a minute of work and changes no result.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ class Progress:
         return state
 
     def save(self, state: Mapping[str, Any], *, at_once: bool = False) -> None:
-        """Write the state, unless the last write is recent and this one is not required at once."""
+        """Write the state if it is required at once or the last write is not recent."""
         if self.checkpoint is None or not (at_once or time.monotonic() - self._written >= self.checkpoint.seconds):
             return
         buffer = io.BytesIO()
@@ -103,10 +106,10 @@ class Progress:
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """A digest of what distinguishes modules: how they print, their weights, and their parts' public attributes.
+    """A digest of how modules print, their weights and their public attributes.
 
-    Of the attributes those count that are numbers, strings, tuples or lists of them, tensors, and ``config``; but none
-    that a class names as ``immaterial``.
+    Of the attributes, their parts' included, those count that are numbers, strings, tuples or lists of them, tensors,
+    and ``config``; but none that a class names as ``immaterial``.
     """
     weights = (part for module in modules for named in module.state_dict().items() for part in named)
     attributes = (

@@ -1,4 +1,7 @@
-"""The base of the gradient-based attacks: hyperparameters, restarts, targets and resuming around one ascent."""
+"""The base of the gradient-based attacks.
+
+It puts hyperparameters, restarts, targets and resuming around one ascent.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from dipdefense.checks import check_seed
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(AdaptiveAttack):
-    """Ascent of a loss by an estimate of its gradient, from random images in the ball.
+    """Ascent of a loss by estimates of its gradient, from random images in the ball.
 
     Every estimate takes fresh random samples of the defence, unless its sample is known. Of all iterates of all
     restarts the one whose loss is greatest is returned, where a loss is the mean over the samples that the estimate

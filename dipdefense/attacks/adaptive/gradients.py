@@ -39,7 +39,7 @@ Estimator = Callable[[Objective, Tensor, int], Estimate]
 
 @runtime_checkable
 class HasTrajectory(Protocol):
-    """A defence that records its intermediate outputs, as :class:`dipdefense.DIPPurifier` does."""
+    """A defence with intermediate outputs, such as :class:`dipdefense.DIPPurifier`."""
 
     iters: int
 
@@ -48,7 +48,9 @@ class HasTrajectory(Protocol):
 
 
 def through(task: Task, backward: Backward) -> Estimator:
-    """The gradient through the defence, or with the identity in its place (BPDA, Athalye et al. 2018).
+    """The gradient through the defence, or with the identity in its place (BPDA).
+
+    See Athalye et al. 2018.
 
     Args:
         task: the defended model.
@@ -85,7 +87,9 @@ def through(task: Task, backward: Backward) -> Estimator:
 
 
 def along_the_trajectory(task: Task, points: int) -> Estimator:
-    """The mean of the classifier's gradients at the intermediate outputs of one run (Croce et al. 2022).
+    """The mean of the classifier's gradients at the intermediate outputs of one run.
+
+    See Croce et al. 2022.
 
     Args:
         task: the defended model, whose defence has a trajectory.
@@ -113,9 +117,10 @@ def mean(parts: Sequence[Estimate]) -> Estimate:
 
 
 def estimated(logits: Tensor, objective: Objective, variable: Tensor) -> Estimate:
-    """The loss of these logits and its gradient with respect to the variable that they came from.
+    """The loss of ``logits`` and its gradient with respect to ``variable``.
 
-    Where a reconstruction diverged, nothing is known: the gradient is zero and the loss the least there is.
+    The logits were computed from the variable. Where a reconstruction diverged, nothing is known: the gradient is zero
+    and the loss the least there is.
     """
     losses = objective(logits)
     (gradient,) = torch.autograd.grad(losses.sum(), variable)

@@ -10,10 +10,11 @@ from dipdefense.attacks.adaptive.bpda import BPDA
 
 @dataclass(frozen=True, kw_only=True)
 class KnownSeed(BPDA):
-    """BPDA on the very random sample that will be used, as where a defence's seed is fixed or leaked.
+    """BPDA on the very random sample of the defence that will be used.
 
-    An evaluation replays that sample, and fresh ones beside it. A sample is a batch's: replay the batch that was
-    attacked. Fixed randomness is known to cost a random purifier most of its reported robustness (arXiv 2505.22839).
+    An attacker knows it where the defence's seed is fixed or leaked. An evaluation replays that sample, and fresh ones
+    beside it. A sample is a batch's: replay the batch that was attacked. Fixed randomness is known to cost a random
+    purifier most of its reported robustness (arXiv 2505.22839).
 
     Attributes:
         known: the sample's seed (:func:`dipdefense.attacks.adaptive.samples.purified`). Every gradient-based attack

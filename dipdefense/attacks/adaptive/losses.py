@@ -17,7 +17,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss of logits that the attack increases: away from the labels or towards targets.
+    """A loss of logits, to be increased: away from the labels or towards targets.
 
     Attributes:
         labels: (N,) true classes.
@@ -49,7 +49,10 @@ class Objective:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) how far the best wrong class is above the true one; positive where the image is misclassified."""
+    """(N,) how far the best wrong class is above the true one.
+
+    It is positive where the image is misclassified.
+    """
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return others.amax(dim=1) - _at(logits, labels)
 

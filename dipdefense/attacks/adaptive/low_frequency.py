@@ -1,4 +1,7 @@
-"""Perturbations of low frequencies alone, which a reconstruction that is stopped early keeps."""
+"""Perturbations of low frequencies alone.
+
+A reconstruction that is stopped early keeps them.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ _ROUNDS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class LowFrequency(BPDA):
-    """BPDA whose perturbation lies in the lowest frequencies of the discrete cosine transform (Guo et al. 2018).
+    """BPDA whose perturbation lies in the lowest frequencies (Guo et al. 2018).
 
-    A network learns low frequencies first (Ulyanov et al. 2017; Chakrabarty & Maji 2019), so a reconstruction that is
-    stopped early keeps such a perturbation. Every step is projected on the basis; only where a pixel is clipped to
-    [0, 1] does the perturbation leave it.
+    The frequencies are those of the discrete cosine transform. A network learns low frequencies first (Ulyanov et al.
+    2017; Chakrabarty & Maji 2019), so a reconstruction that is stopped early keeps such a perturbation. Every step is
+    projected on the basis; only where a pixel is clipped to [0, 1] does the perturbation leave it.
 
     Attributes:
         kept: the lowest frequencies that may be used, as a part of each axis, in (0, 1].
@@ -54,7 +57,10 @@ class LowFrequencyBall(Ball):
     kept: float
 
     def project(self, images: Tensor) -> Tensor:
-        """The images brought close to the nearest ones in the ball and the basis, by alternating projections."""
+        """The images brought into the ball and the basis by alternating projections.
+
+        They are close to the nearest such images. Only where a pixel is clipped to [0, 1] do they leave the basis.
+        """
         change = low_pass(images - self.clean, self.kept)
         for _ in range(_ROUNDS):
             change = low_pass(super().project(self.clean + change) - self.clean, self.kept)
@@ -82,7 +88,10 @@ def low_pass(images: Tensor, kept: float) -> Tensor:
 
 
 def _basis(side: int, kept: float) -> Tensor:
-    """The lowest rows of the orthonormal DCT-II matrix, (kept · side, side); at least the mean."""
+    """The lowest rows of the orthonormal DCT-II matrix, (kept · side, side).
+
+    There is at least the row of the mean.
+    """
     count = max(1, round(kept * side))
     frequency, place = torch.arange(count, dtype=torch.float64)[:, None], torch.arange(side, dtype=torch.float64)
     basis = torch.cos(math.pi * (place + 0.5) * frequency / side) * math.sqrt(2 / side)

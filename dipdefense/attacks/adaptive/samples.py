@@ -1,7 +1,8 @@
-"""One random sample of a defence, by a seed: the only place where an attack meets random numbers of a defence.
+"""One random sample of a defence, by a seed.
 
-Every defence takes its random numbers from torch's default generators, so a sample is a call while those are seeded.
-A defence that was given a seed of its own is deterministic, and every sample of it is the same.
+An attack meets random numbers of a defence here alone. Every defence takes its random numbers from torch's default
+generators, so a sample is a call while those are seeded. A defence that was given a seed of its own is deterministic,
+and every sample of it is the same.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def sampled(seed: int, device: torch.device) -> Iterator[None]:
-    """Within it the default generators of the CPU and of a CUDA device are seeded; afterwards they are as before.
+    """Seed the default generators within the block, and restore them afterwards.
 
-    Unlike ``torch.manual_seed`` it leaves every other device's generator alone.
+    They are the CPU's and, where ``device`` is a CUDA device, that device's. Unlike ``torch.manual_seed`` this leaves
+    every other device's generator alone.
 
     Example:
         >>> with sampled(3, torch.device("cpu")):
@@ -38,9 +40,9 @@ def sampled(seed: int, device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def purified(defence: nn.Module, images: Tensor, *, seed: int) -> Tensor:
-    """The defence's output for the random sample of a seed; no global generator is touched.
+    """The defence's output for the random sample of a seed.
 
-    A sample is a batch's: an image may get another one in a batch of other images.
+    No global generator is touched. A sample is a batch's: an image may get another one in a batch of other images.
 
     Args:
         defence: maps images to images.
@@ -53,7 +55,9 @@ def purified(defence: nn.Module, images: Tensor, *, seed: int) -> Tensor:
 
 
 def derived(seed: int, *path: int | str) -> int:
-    """A seed in [0, 2**63) for each path: no generator's state has to be kept between steps.
+    """A seed in [0, 2**63) for each path.
+
+    No generator's state has to be kept between steps.
 
     Example:
         >>> derived(0, "step", 1) == derived(0, "step", 1), derived(0, "step", 1) == derived(0, "step", 2)

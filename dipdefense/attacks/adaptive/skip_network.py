@@ -1,4 +1,4 @@
-"""The purifier's network as a plain function of its weights, differentiable as often as one likes.
+"""The purifier's network as a plain function, differentiable any number of times.
 
 The engine's operators have backward passes of their own, which are fast and cannot be differentiated again. These are
 torch's, N networks at once: activations are (N, channels, height, width), and weights lead with the image axis too.
@@ -18,11 +18,11 @@ Weights = Mapping[str, Tensor]
 
 
 def output(weights: Weights, noise: Tensor, config: DIPConfig, scales: int) -> Tensor:
-    """The outputs of all networks: (N, input_channels, H, W) noise to (N, image_channels, H, W) in [0, 1].
+    """The outputs of all networks, (N, image_channels, H, W) in [0, 1].
 
     Args:
         weights: as :class:`dipdefense.reconstruct.Initial` has them.
-        noise: the networks' input.
+        noise: the networks' input, (N, input_channels, H, W).
         config: the network's numbers.
         scales: how often the resolution is halved.
     """
@@ -64,7 +64,7 @@ def _normalise(x: Tensor, config: DIPConfig) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """Each image with its own kernels (N, out, in, k, k); 3×3 kernels pad by reflection."""
+    """Each image with its own kernels (N, out, in, k, k); 3×3 ones pad by reflection."""
     count, outputs, _, kernel, _ = weight.shape
     if kernel == 3:
         x = F.pad(x, (1, 1, 1, 1), mode="reflect")

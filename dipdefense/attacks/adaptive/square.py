@@ -19,11 +19,12 @@ _UNKNOWN = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Square(AdaptiveAttack):
-    """AutoAttack's Square (Andriushchenko et al. 2020): random squares, kept where the defended model's margin falls.
+    """AutoAttack's Square (Andriushchenko et al. 2020) on the defended model.
 
-    Every query meets a fresh random sample of the defence. AutoAttack stops at the first success; here the search goes
-    on to the last query, and the image of the least margin is returned, where a margin is the mean over the samples of
-    its query. It needs ``pip install dipdefense[attacks]``.
+    Random squares are kept where the defended model's margin falls. Every query meets a fresh random sample of the
+    defence. AutoAttack stops at the first success; here the search goes on to the last query, and the image of the
+    least margin is returned, where a margin is the mean over the samples of its query. It needs
+    ``pip install dipdefense[attacks]``.
 
     Attributes:
         queries: squares that are tried; 5,000 in AutoAttack.
@@ -78,7 +79,7 @@ class Square(AdaptiveAttack):
         return adversarial
 
     def _answer(self, task: Task, images: Tensor, query: int) -> Tensor:
-        """(N,) margins of the true classes over the best wrong ones, averaged over samples."""
+        """(N,) margins of the true over the best wrong classes, averaged over samples."""
         margins = []
         for sample in range(self.samples):
             with sampled(derived(task.seed, query, sample), images.device):
@@ -88,7 +89,7 @@ class Square(AdaptiveAttack):
 
 
 def _unstopped(library: Any, answer: Any, **settings: Any) -> Any:
-    """AutoAttack's Square that counts no image as misclassified, and so goes on attacking all of them."""
+    """AutoAttack's Square that counts no image as misclassified and attacks them all."""
 
     class Unstopped(library.SquareAttack):  # type: ignore[misc]
         def margin_and_loss(self, images: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The surrogate that is a small filter, fitted to what the defence makes of these images."""
+"""The surrogate that is a small filter, fitted to the defence's outputs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dipdefense.attacks.adaptive.task import Task, check_counts
 
 @dataclass(frozen=True, kw_only=True)
 class StandIn(GradientAttack):
-    """Ascent through a small convolutional filter that was fitted to the defence's own inputs and outputs.
+    """Ascent through a small filter, fitted to the defence's inputs and outputs.
 
-    The inputs are the clean images and random ones from the ball around them, each purified by a random sample of its
-    own. Any defence that keeps the image's shape will do. Iterates are compared by the loss at the filter's output; the
-    images are then tested on the defence. Papernot et al. 2017 put such a substitute in a classifier's place; here it
-    stands for the defence alone.
+    The filter is convolutional. The inputs are the clean images and random ones from the ball around them, each
+    purified by a random sample of its own. Any defence that keeps the image's shape will do. Iterates are compared by
+    the loss at the filter's output; the images are then tested on the defence. Papernot et al. 2017 put such a
+    substitute in a classifier's place; here it stands for the defence alone.
 
     Attributes:
         pairs: inputs an image, each purified once.
@@ -107,9 +107,9 @@ def _convolution(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
 
 
 def fitted(inputs: Tensor, outputs: Tensor, *, width: int, fits: int, rate: float) -> nn.Module:
-    """A `Filter` with the least squared error on these pairs that Adam finds; its initial weights are random.
+    """A `Filter` with the least squared error on these pairs that Adam finds.
 
-    Pairs that are not finite, as where a reconstruction diverged, are left out.
+    Its initial weights are random. Pairs that are not finite, as where a reconstruction diverged, are left out.
     """
     whole = outputs.flatten(1).isfinite().all(dim=1)
     inputs, outputs = inputs[whole], outputs[whole]

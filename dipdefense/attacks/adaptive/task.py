@@ -1,4 +1,7 @@
-"""One attack's task, checked once, and the base class that checks it, runs the attack and bounds its result."""
+"""One attack's task, checked once, and the base class of the attacks.
+
+The base class checks the task, runs the attack and bounds its result.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +111,10 @@ class Task:
 
 
 class AdaptiveAttack(abc.ABC):
-    """The frame around an attack: arguments are checked before it, its images projected and modes restored after it."""
+    """The frame around an attack.
+
+    The arguments are checked before it; after it the images are projected and the classifier's modes are restored.
+    """
 
     kind: ClassVar[str]
 

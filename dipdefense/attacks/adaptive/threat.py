@@ -81,7 +81,10 @@ class Ball:
         return gradient.sign() if self.threat.norm == "Linf" else unit(gradient)
 
     def start(self, generator: torch.Generator) -> Tensor:
-        """Random images on the ball's surface, as APGD starts (Croce & Hein 2020); the generator is on the CPU."""
+        """Random images on the ball's surface, as APGD starts (Croce & Hein 2020).
+
+        The generator is on the CPU.
+        """
         shape = self.clean.shape
         if self.threat.norm == "Linf":
             noise = torch.rand(shape, generator=generator, device="cpu") * 2 - 1

@@ -1,4 +1,4 @@
-"""Trajectory BPDA: the mean of the classifier's gradients at the purifier's intermediate outputs."""
+"""Trajectory BPDA: the mean of the gradients at intermediate outputs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from dipdefense.attacks.adaptive.task import Task, check_counts
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory(GradientAttack):
-    """BPDA with the mean of the gradients at intermediate outputs, the strongest of Croce et al. 2022.
+    """BPDA with the mean of the gradients at the purifier's intermediate outputs.
 
-    One run of the purifier gives all outputs. The loss that is increased is their mean too; iterates are compared by
-    the last output's, the one that is classified. Croce et al. run APGD for 1,000 steps.
+    It is the strongest attack of Croce et al. 2022, who run APGD for 1,000 steps. One run of the purifier gives all
+    outputs. The loss that is increased is their mean too; iterates are compared by the last output's, the one that is
+    classified.
 
     Attributes:
         points: intermediate outputs, evenly spaced over the purifier's iterations; the last is its own output.

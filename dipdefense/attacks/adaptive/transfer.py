@@ -1,4 +1,4 @@
-"""The transfer attack: APGD on the classifier alone, replayed on the defended one."""
+"""Transfer attack: APGD on the classifier alone, replayed on the defended one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from dipdefense.attacks.adaptive.task import AdaptiveAttack, Task, check_counts
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(AdaptiveAttack):
-    """AutoAttack's APGD on the static classifier, with the cross-entropy and the DLR loss (Croce & Hein 2020).
+    """AutoAttack's APGD on the static classifier (Croce & Hein 2020).
 
-    Of the two losses and all restarts the image that the static classifier misclassifies by the greatest margin is
-    returned. Croce et al. 2022 found that adaptive test-time defences are often weaker against these images than
-    against attacks through the defence. It needs ``pip install dipdefense[attacks]``.
+    The losses are the cross-entropy and, for three classes or more, the DLR loss. Of both losses and all restarts the
+    image that the static classifier misclassifies by the greatest margin is returned. Croce et al. 2022 found that
+    adaptive test-time defences are often weaker against these images than against attacks through the defence. It needs
+    ``pip install dipdefense[attacks]``.
 
     Attributes:
         steps: of APGD, for each loss and restart; 100 is AutoAttack's, 1,000 that of Croce et al. 2022.

@@ -1,4 +1,4 @@
-"""A short fit of the purifier's networks whose outputs have a gradient with respect to the images.
+"""A short fit of the purifier's networks, differentiable in the images.
 
 The reconstruction after T iterations is a function of the image: every iteration's loss is a distance to it. Its
 gradient is that of the composition of T − 1 updates by Adam, taken backwards one iteration at a time. Of the states
@@ -88,7 +88,7 @@ class _Fit:
 
 
 def unrolled(images: Tensor, *, iterations: int, config: DIPConfig, seeds: Sequence[int]) -> Tensor:
-    """The reconstruction after a few iterations, with its gradient with respect to the images.
+    """The reconstruction after a few iterations, differentiable in the images.
 
     It is what :func:`dipdefense.reconstruct` gives with these seeds and "fp32" but for rounding. A backward pass takes
     about four times as long as the forward pass, which is slower than the engine's.
@@ -113,7 +113,10 @@ def unrolled(images: Tensor, *, iterations: int, config: DIPConfig, seeds: Seque
 
 
 class _Unrolled(torch.autograd.Function):
-    """Forward: all iterations, keeping every √T-th state. Backward: those between are computed again."""
+    """All iterations, of which the forward pass keeps every √T-th state.
+
+    The backward pass computes the states between again.
+    """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, request: Request) -> Tensor:

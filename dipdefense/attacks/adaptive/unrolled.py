@@ -1,4 +1,4 @@
-"""The surrogate that is a shorter purifier: gradients that really flow through its iterations."""
+"""The surrogate that is a shorter purifier, with its iterations' true gradients."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from dipdefense.purifier import DIPPurifier
 
 @dataclass(frozen=True, kw_only=True)
 class Unrolled(GradientAttack):
-    """Ascent through the first iterations of a :class:`dipdefense.DIPPurifier`, to be tested on the full purifier.
+    """Ascent through the first iterations of a :class:`dipdefense.DIPPurifier`.
 
     The gradient is that of the reconstruction after ``iterations`` iterations, and no estimate: it passes through every
     update of every network (:mod:`dipdefense.attacks.adaptive.unroll`). Its seeds are those that the purifier would
-    have. Iterates are compared by the loss at the short reconstruction.
+    have. Iterates are compared by the loss at the short reconstruction; the images are then tested on the full
+    purifier.
 
     The fit is chaotic: the exact gradients of two seeds have hardly a direction in common, and their norms differ by
     orders of magnitude. Each sample's gradient is therefore brought to norm 1 before the mean, and the

@@ -1,4 +1,6 @@
-"""Triton kernels for one GPU iteration of N networks: used where asked for, or once they have passed their trial.
+"""Triton kernels for one GPU iteration of N networks.
+
+They are used where they are asked for, or once they have passed their trial.
 
 Activations are (N, H, W, C), contiguous, in bf16 (or fp32). The image is a grid axis of every kernel, so each image
 meets its own weights in a matrix product of its own. A tensor is written once, as its convolution's raw sums. The next

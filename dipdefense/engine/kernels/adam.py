@@ -1,5 +1,7 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""Adam over one flat buffer, which also writes the parameters' copy in the operands' dtype.
+"""Adam over one flat buffer.
+
+It also writes the parameters' copy in the operands' dtype.
 
 Checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """
@@ -37,9 +39,10 @@ def _adam(
 def bias_corrections(
     iterations: int, *, learning_rate: float, betas: tuple[float, float], device: torch.device
 ) -> Tensor:
-    """(iterations + 1, 2) fp32: learning rate / (1 − β₁ᵗ) and 1 / sqrt(1 − β₂ᵗ) in row t; row 0 is not used.
+    """Adam's bias corrections, with the learning rate: (iterations + 1, 2) fp32.
 
-    Computed in fp64: in fp32 the first 1 − β₂ᵗ would keep only four digits.
+    Row t holds learning rate / (1 − β₁ᵗ) and 1 / sqrt(1 − β₂ᵗ); row 0 is not used. They are computed in fp64: in fp32
+    the first 1 − β₂ᵗ would keep only four digits.
     """
     steps = torch.arange(iterations + 1, dtype=torch.float64, device="cpu").clamp(min=1)
     table = torch.stack([learning_rate / (1 - betas[0] ** steps), (1 - betas[1] ** steps).rsqrt()], dim=1)

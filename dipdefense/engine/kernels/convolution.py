@@ -45,7 +45,10 @@ from dipdefense.engine.kernels.tiles import (
 
 
 class Geometry(NamedTuple):
-    """A row of the table above: how taps read the source, its padding, and the padding's gradient."""
+    """How taps read the source, its padding, and the padding's gradient.
+
+    Each geometry is a row of the table above.
+    """
 
     stride: int
     direction: int
@@ -76,7 +79,7 @@ def _add_tap(
     kernel: tl.constexpr, stride: tl.constexpr, direction: tl.constexpr, shift: tl.constexpr, dilation: tl.constexpr,
     border: tl.constexpr, slope: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Add one tap's product over BLOCK_IN input channels for the output pixels (row, column)."""
+    """Add a tap's product over BLOCK_IN channels for the output pixels (row, column)."""
     y = beyond((row * stride + direction * tap_y + shift) // dilation, in_h, border)
     x_column = beyond((column * stride + direction * tap_x + shift) // dilation, in_w, border)
     k = first + tl.arange(0, BLOCK_IN)
@@ -101,7 +104,9 @@ def _convolve(
     accumulate: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """One tile: ROWS × COLUMNS output pixels of one phase (dilation² of them), BLOCK_OUT channels, one image.
+    """One tile of one image: ROWS × COLUMNS output pixels, BLOCK_OUT channels.
+
+    The pixels are of one phase, of which there are dilation².
 
     Checked in Triton's interpreter; not yet run on a GPU.
     """

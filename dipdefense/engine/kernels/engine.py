@@ -1,4 +1,4 @@
-"""A whole network's forward and backward pass, and its update, in the kernels of this package.
+"""A network's forward pass, backward pass and update in this package's kernels.
 
 The backward pass is written out, since it recomputes activations on load where autograd would keep them. A layer's
 result is stored once, raw. An :class:`Operand` is that tensor with the coefficients that turn it into the normalised
@@ -40,7 +40,7 @@ from dipdefense.engine.kernels.weight_gradient import TRANSPOSED_PAIRING, Pairin
 
 @dataclass
 class _Merge:
-    """One input of the merged normalisation: moments, factor, and the weights that the factor is folded into."""
+    """One input of the merged normalisation: moments, factor and folded weights."""
 
     mean: Tensor
     inverse: Tensor
@@ -105,7 +105,10 @@ class Engine:
         self._saved: dict[int, _Saved] = {}
 
     def forward(self, noise: Tensor) -> Tensor:
-        """The outputs: (N, H, W, input_channels) in ``dtype`` to (N, H, W, image channels) fp32 in [0, 1]."""
+        """The outputs, (N, H, W, image channels) fp32 in [0, 1], for this noise.
+
+        The noise is (N, H, W, input_channels) in ``dtype``.
+        """
         features = self._scale(Operand(noise), 0)
         weight = self.layout.view(self.rows, "output_weight")
         sums = self.rows.new_empty(*noise.shape[:3], weight.shape[3])
@@ -125,7 +128,10 @@ class Engine:
         self._scale_backward(0, self._through("mix0", mix, Operand(grad), weight))
 
     def update(self, iteration: Tensor, corrections: Tensor) -> None:
-        """Adam, from ``grads``; see :func:`dipdefense.engine.kernels.adam.adam` for the arguments."""
+        """Update the parameters by Adam, from ``grads``.
+
+        See :func:`dipdefense.engine.kernels.adam.adam` for the arguments.
+        """
         operands = None if self.operands is self.rows else self.operands
         adam(
             self.rows, self.grads, self.moments, operands, iteration, corrections,
@@ -181,7 +187,10 @@ class Engine:
         return _Merge(mean, inverse, factor, folded.to(self.dtype), size[0] * size[1])
 
     def _scale_backward(self, scale: int, grad: Operand) -> Operand | None:
-        """From the gradient of a scale's last raw values to that of its input's, if that has one."""
+        """From the gradient of a scale's last raw values to that of its input's.
+
+        It is None for scale 0, whose input is the noise.
+        """
         saved = self._saved.pop(scale)
         size = _size(saved.x)
         self._weight_gradient(f"mix{scale}", saved.up, grad)
@@ -254,9 +263,10 @@ class Engine:
         stride: int = 1,
         part: Tensor | None = None,
     ) -> Operand:
-        """Back through a convolution, and through the LeakyReLU and normalisation (``name``) of its input ``feature``.
+        """Back through a convolution and its input's LeakyReLU and normalisation.
 
-        ``part`` is the gradient that reaches the same feature another way; it is overwritten.
+        ``feature`` is the input, and ``name`` names its normalisation. ``part`` is the gradient that reaches the same
+        feature another way; it is overwritten.
         """
         finish = Finish(raw=feature.values, coefficients=feature.coefficients)
         geometry = gradient_geometry(_kernel(weight), stride)
@@ -271,7 +281,9 @@ class Engine:
         return Operand(values, norm.normalisation_gradient(raw, partial, coef, grad_scale, grad_shift), raw)
 
     def _unfold(self, scale: str, weight: str, merge: _Merge) -> Tensor:
-        """Unfold the factor: gradients of the weights and of the scale, and the variance's pull on its input.
+        """Unfold the factor: write the gradients of the weights and of the scale.
+
+        The result is the variance's pull on its input: (N, 2, C), as :func:`merge_gradient` takes it.
 
         The variance's derivative by the activation is 2 / pixels times upsampling's Gram matrix applied to the
         deviation from the mean.

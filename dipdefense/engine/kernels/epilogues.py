@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""Epilogues: from a convolution's sums in the accumulators to its values in memory.
+"""Epilogues: from a convolution's sums in accumulators to its values in memory.
 
 In the forward pass the filtered result of the layer below is added, and normalisation's statistics are taken. In the
 backward pass LeakyReLU's derivative is applied, and the two sums are taken that normalisation's gradient needs. Each
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Partial(NamedTuple):
-    """Statistics of each tile, (N, tiles, 2, channels), and the tiles' height and width in pixels."""
+    """Each tile's statistics, (N, tiles, 2, channels), and the tiles' size in pixels."""
 
     sums: Tensor
     rows: int
@@ -51,7 +51,7 @@ def filter_tap(i):
 
 @triton.jit
 def add_filtered(sums, spread, strip_rows, strip_columns, image, row, column, n, mask, height, width, channels):
-    """Add spread filtered with [1 3 3 1]/4 along both axes, and the strips along the border."""
+    """Add spread filtered with [1 3 3 1]/4 along both axes, and the border strips."""
     spread_h = (height + 1) // 2 * 2 + 3
     spread_w = (width + 1) // 2 * 2 + 3
     spread += image * spread_h * spread_w * channels
@@ -76,7 +76,10 @@ def add_filtered(sums, spread, strip_rows, strip_columns, image, row, column, n,
 def store_gradient_sums(
     sums, partial, raw, coef, image, tile, tiles, offsets, n, mask, channels, slope: tl.constexpr
 ):  # fmt: skip
-    """Apply LeakyReLU's derivative; store the tile's sums of the gradient and of gradient times normalised value."""
+    """Apply LeakyReLU's derivative; store the tile's two sums.
+
+    They are the sums of the gradient and of the gradient times the normalised value.
+    """
     inside = (n < channels)[None, :]
     coef += image * 4 * channels + n[None, :]
     z = tl.load(raw + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -93,7 +96,10 @@ def store_gradient_sums(
 
 @triton.jit
 def store_moments(sums, partial, image, tile, tiles, n, mask, pixel, channels):
-    """Store the tile's mean and sum of squared deviations from it, which loses nothing where the mean is large."""
+    """Store the tile's mean and sum of squared deviations from it.
+
+    This loses no precision where the mean is large.
+    """
     pixels = tl.sum(pixel.to(tl.float32), axis=0)
     mean = tl.sum(tl.where(mask, sums, 0.0), axis=0) / pixels
     deviation = tl.where(mask, sums - mean[None, :], 0.0)

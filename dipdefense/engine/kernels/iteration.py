@@ -1,4 +1,4 @@
-"""One iteration in the kernels, over fixed buffers, to be replayed from a CUDA graph.
+"""One iteration in the kernels, over fixed buffers, for replay from a CUDA graph.
 
 The noise's counter and Adam's bias corrections change at every iteration. Both are read by a count in the GPU's memory,
 which the iteration itself increments.
@@ -20,7 +20,9 @@ from dipdefense.engine.kernels.noise import perturb
 
 
 class Iteration:
-    """One iteration of all images: noise, outputs, loss, gradients, update. Calling it does the next one.
+    """One iteration of all images: noise, outputs, loss, gradients, update.
+
+    Calling it does the next one.
 
     Args:
         parameters: the networks' initial weights, ``dict(SkipNets(...).named_parameters())``.
@@ -75,9 +77,12 @@ class Iteration:
         self._count += 1
 
     def fresh_noise(self) -> Tensor:
-        """(N, input_channels, H, W) fp32: the last iteration's noise, as the input in the operands' dtype has it."""
+        """The last iteration's fresh noise: (N, input_channels, H, W) fp32.
+
+        It is rounded as the input is, which is in the operands' dtype.
+        """
         return (self._noise - self._fixed_noise).permute(0, 3, 1, 2)
 
     def weights(self, rows: Tensor) -> dict[str, Tensor]:
-        """Copies of some networks' parameters, (M, ...), by the names and in the layouts of ``SkipNets``."""
+        """Copies of some networks' parameters, (M, ...), as ``SkipNets`` has them."""
         return self.engine.layout.unpack(self.engine.rows[rows])

@@ -1,4 +1,4 @@
-"""The layout of all parameters of a network in one row, and the conversion to it and back.
+"""The layout of a network's parameters in one row, and the conversion both ways.
 
 A convolution's weights are (k·k, in, out) there, as the kernels multiply them. Adam's pass over the rows can then write
 the operands too, and no iteration rearranges anything.
@@ -25,7 +25,7 @@ class Slot(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The places of all parameters, by the names that ``SkipNets`` has for them, and the row's length."""
+    """The parameters' places, by their names in ``SkipNets``, and the row's length."""
 
     slots: dict[str, Slot]
     length: int
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
         return rows[:, offset : offset + math.prod(shape)].view(len(rows), *shape)
 
     def pack(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Parameters in the batched network's layouts to rows (N, length), zero in the gaps."""
+        """The batched network's parameters to rows (N, length), zero in the gaps."""
         some = next(iter(parameters.values()))
         rows = torch.zeros(len(some), self.length, dtype=torch.float32, device=some.device)
         for name, parameter in parameters.items():

@@ -1,5 +1,7 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""The merged normalisation: moments of activations, upsampled or not, and the gradient that passes through them.
+"""The merged normalisation: activations' moments, and the gradient through them.
+
+An activation is merged as it is (PLAIN) or upsampled (UPSAMPLED).
 
 The upsampled tensor is A L Bᵀ of the low-resolution one, so its sum of squares is ⟨L, G_A L G_B⟩ with the Gram matrices
 G = AᵀA, which are filters of three taps: the upsampled tensor itself is never made.
@@ -27,7 +29,10 @@ _ROWS, _COLUMNS, _CHANNELS = 4, 16, 64
 
 @triton.jit
 def gram_product(values, a, b, shift, row, column, n, mask, height, width, channels, merged_h, merged_w, slope):
-    """Upsampling's Gram matrix per axis applied to LeakyReLU(a · values + b) − shift; values point at the image's."""
+    """Upsampling's Gram matrix per axis applied to LeakyReLU(a · values + b) − shift.
+
+    ``values`` point at the image's own.
+    """
     total = tl.zeros(mask.shape, dtype=tl.float32)
     # The matrix is tridiagonal, 3/8 and 5/4; an odd size crops the last pixel's second copy, which takes 1 away.
     centre_y = 1.25 - tl.where(row == height - 1, merged_h % 2, 0)
@@ -46,7 +51,10 @@ def gram_product(values, a, b, shift, row, column, n, mask, height, width, chann
 
 @triton.jit
 def copies_of(row, column, height, width, merged_h, merged_w):
-    """Each pixel's weight in the upsampled sum: 4, or less where an odd size crops the last row or column."""
+    """Each pixel's weight in the upsampled sum.
+
+    It is 4, or less where an odd size crops the last row or column.
+    """
     copies_y = 2.0 - tl.where(row == height - 1, merged_h % 2, 0)
     copies_x = 2.0 - tl.where(column == width - 1, merged_w % 2, 0)
     return copies_y * copies_x
@@ -58,10 +66,10 @@ def _merge_moments(
     merge: tl.constexpr, slope: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A tile's sum and sum of squares of the activation, upsampled or not, less the image's first pixel's value.
+    """A tile's sum and sum of squares of the activation, upsampled or not.
 
-    The first pixel stands in for the mean, which is not known yet. Without it the variance would be a small difference
-    of large numbers where the mean is far from zero.
+    The value of the image's first pixel is subtracted, in place of the mean, which is not known yet. Otherwise the
+    variance would be a small difference of large numbers where the mean is far from zero.
 
     Checked in Triton's interpreter; not yet run on a GPU.
     """
@@ -100,7 +108,9 @@ def _merge_gradient(
     merge: tl.constexpr, slope: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Add the activation's gradients through the variance and the border strips, then finish as an epilogue does.
+    """Add the activation's gradients through the variance and the border strips.
+
+    Then finish as an epilogue does.
 
     Checked in Triton's interpreter; not yet run on a GPU.
     """
@@ -140,7 +150,7 @@ def _merge_gradient(
 
 
 def merge_moments(feature: Operand, *, merge: int, merged: tuple[int, int], slope: float) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (N, C) of an activation, of its upsampled self where ``merge`` is UPSAMPLED.
+    """Mean and biased variance, (N, C), of an activation, upsampled or not.
 
     Args:
         feature: (N, H, W, C) with coefficients a and b.
@@ -174,7 +184,7 @@ def merge_gradient(
     slope: float,
     edges: tuple[Tensor, Tensor] | None = None,
 ) -> Partial:
-    """Complete the gradient of an activation that is merged, in place, up to normalisation's own gradient.
+    """Complete a merged activation's gradient in place, up to normalisation's own.
 
     Args:
         grad: (N, H, W, C), the gradient through the convolution; overwritten with the sum over all ways, times

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""The network's input: fixed noise and fresh Gaussian noise, generated in the kernel that adds them.
+"""The network's input: fixed noise plus fresh Gaussian noise.
 
-The generator is counter-based (Philox 4×32-10, Salmon et al. 2011). Its key is the image's seed, and its counter
-consists of iteration and position, so an image's noise depends neither on its place in the batch nor on the batch's
-size.
+The kernel that adds the fresh noise generates it. The generator is counter-based (Philox 4×32-10, Salmon et al.
+2011). Its key is the image's seed, and its counter consists of iteration and position, so an image's noise depends
+neither on its place in the batch nor on the batch's size.
 
 Checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """
@@ -17,7 +17,9 @@ from torch import Tensor
 
 @triton.jit
 def _perturb(fixed, seeds, iteration, out, size, quarter, std, BLOCK: tl.constexpr):
-    """Four normal numbers a counter: BLOCK counters, one quarter of the image's elements apart.
+    """Four normal random numbers for each of BLOCK counters.
+
+    A counter's four elements are a quarter of the image's elements apart.
 
     Checked in Triton's interpreter; not yet run on a GPU.
     """

@@ -1,5 +1,7 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""From the tiles' statistics to the coefficients that the next kernel applies on load, one program an image.
+"""From tiles' statistics to coefficients that the next kernel applies on load.
+
+A program computes those of a block of channels of one image.
 
 The tiles' sums are always added in the same order, and there are no atomic additions: the same input gives the same
 bits.
@@ -26,7 +28,9 @@ def _finish_moments(
     partial, scale, shift, coef, tiles, tiles_x, height, width, channels, parameter_step, eps,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Combine the tiles' moments (Chan et al. 1979) and store a, b, mean and inverse deviation.
+    """Combine the tiles' moments; store a, b, mean and inverse deviation.
+
+    The moments are combined as by Chan et al. (1979).
 
     Checked in Triton's interpreter; not yet run on a GPU.
     """
@@ -101,7 +105,7 @@ def _finish_gradient(
 
 
 def normalisation(raw: Tensor, partial: Partial, scale: Tensor, shift: Tensor, *, eps: float) -> Tensor:
-    """The coefficients a, b, mean, inverse deviation (N, 4, C) from a convolution's tiles.
+    """The coefficients a, b, mean and inverse deviation, (N, 4, C), from the tiles.
 
     Args:
         raw: the convolution's result (N, H, W, C); only its shape counts.
@@ -123,7 +127,9 @@ def normalisation(raw: Tensor, partial: Partial, scale: Tensor, shift: Tensor, *
 def normalisation_gradient(
     raw: Tensor, partial: Partial, coefficients: Tensor, grad_scale: Tensor, grad_shift: Tensor
 ) -> Tensor:
-    """The coefficients p, q, r (N, 4, C; the fourth row is unused); writes the gradients of scale and shift.
+    """The coefficients p, q and r, (N, 4, C); the fourth row is unused.
+
+    The gradients of scale and shift are written too.
 
     Args:
         raw: the normalised layer's raw values (N, H, W, C); only their shape counts.

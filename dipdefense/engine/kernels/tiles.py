@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""Shared by the kernels: block sizes, and how a tile is loaded, padded and multiplied.
+"""The kernels' block sizes, and how they load, pad and multiply a tile.
 
 Checked in Triton's interpreter on a CPU; not yet run on a GPU.
 """
@@ -60,7 +60,7 @@ def require_contiguous(*tensors: Tensor | None) -> None:
 
 
 class Blocks(NamedTuple):
-    """One program's share of an implicit matrix product, and how the compiler is to run it."""
+    """One program's share of an implicit matrix product, and its warps and stages."""
 
     rows: int
     columns: int
@@ -72,15 +72,16 @@ class Blocks(NamedTuple):
 
 @functools.cache
 def stages_on(device: torch.device) -> int:
-    """How many loads may be under way: three where a program's shared memory has room for the widest kernels' 144 KiB.
+    """How many loads may be under way: three where shared memory suffices, else two.
 
-    With two they take 72 KiB, which a GPU of compute capability 8.6 or 8.9 has.
+    With three the widest kernels take 144 KiB of a program's shared memory. With two they take 72 KiB, which a GPU of
+    compute capability 8.6 or 8.9 has.
     """
     return 3 if device.type != "cuda" or shared_memory(device) >= 144 * 1024 else 2
 
 
 def shared_memory(device: torch.device) -> int:
-    """The bytes of a GPU that one program may have, as Triton checks them at a launch."""
+    """The shared memory of one program in bytes, as Triton checks it at a launch."""
     index = torch.cuda.current_device() if device.index is None else device.index
     return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
@@ -88,7 +89,9 @@ def shared_memory(device: torch.device) -> int:
 def convolution_blocks(
     inputs: int, outputs: int, *, element_size: int, filtered: bool = False, stages: int = 3
 ) -> Blocks:
-    """Pixels (rows × columns) × output channels (outer), in steps of input channels (inner).
+    """A convolution's blocks: pixels × output channels, in steps of input channels.
+
+    Pixels are ``rows`` × ``columns``, output channels ``outer`` and input channels ``inner``.
 
     - 128 × 128 sums on 8 warps are 64 registers per thread. Work on load takes as many again: compiled for sm_90 the
       variants need 160 to 255 registers, which is one program per multiprocessor. A tile of 8 × 16 pixels has fewer
@@ -106,7 +109,9 @@ def convolution_blocks(
 
 
 def weight_blocks(inputs: int, outputs: int, *, element_size: int, stages: int = 3) -> Blocks:
-    """Input channels (rows) × output channels (outer), in steps of pixels (inner); columns is unused.
+    """A weight gradient's blocks: input × output channels, in steps of pixels.
+
+    Input channels are ``rows``, output channels ``outer`` and pixels ``inner``; ``columns`` is unused.
 
     With the whole 128 × 128 matrix of a tap in one program, each operand is read once per tap. Steps of 64 pixels in
     bf16 take as much memory as above.
@@ -117,7 +122,10 @@ def weight_blocks(inputs: int, outputs: int, *, element_size: int, stages: int =
 
 @triton.jit
 def load_operand(values, coefficients, raw, offsets, channel, channels, mask, slope: tl.constexpr):
-    """Load an :class:`Operand`'s elements; masked ones are zero. Coefficients point at the image's own."""
+    """Load an :class:`Operand`'s elements; masked ones are zero.
+
+    Coefficients point at the image's own.
+    """
     x = tl.load(values + offsets, mask=mask, other=0.0)
     if coefficients is not None:
         inside = channel < channels

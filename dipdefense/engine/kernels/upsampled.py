@@ -1,5 +1,7 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""The upsampled convolution's parts besides the transposed convolution: the filter's adjoint, and the border.
+"""The upsampled convolution's border, and the adjoint of its filter.
+
+The module ``convolution`` has the transposed convolution, and ``epilogues`` has the filter.
 
 The mathematics is that of :mod:`dipdefense.engine.upsampling`, with the channels innermost. The border strips are a few
 small matrix products, for which torch's own operators are good enough.
@@ -25,9 +27,10 @@ def _filter_adjoint(
     grad, grad_coef, grad_raw, out, height, width, spread_h, spread_w, channels,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Filter the gradient of the raw sums, completed on load, with [1 3 3 1]/4 along both axes.
+    """Filter the raw sums' gradient with [1 3 3 1]/4 along both axes.
 
-    Each program computes PIXELS squares of 2 × 2 results, which share the 25 gradients that they read.
+    The gradient is completed on load. Each program computes PIXELS squares of 2 × 2 results, which share the 25
+    gradients that they read.
 
     Checked in Triton's interpreter; not yet run on a GPU.
     """
@@ -73,12 +76,18 @@ def _filter_adjoint(
 
 
 def spread_size(height: int, width: int) -> tuple[int, int]:
-    """The size of the transposed convolution's result, of which (height, width) are filtered and cropped."""
+    """The size of the transposed convolution's result.
+
+    Filtered and cropped, the result is (height, width).
+    """
     return 2 * (-(-height // 2)) + 3, 2 * (-(-width // 2)) + 3
 
 
 def filter_adjoint(grad: Operand) -> Tensor:
-    """The gradient of the transposed convolution's result, (N, *spread_size(H, W), C), from that of the raw sums."""
+    """The gradient of the transposed convolution's result, from the raw sums'.
+
+    It is (N, *spread_size(H, W), C).
+    """
     count, height, width, channels = grad.values.shape
     size = spread_size(height, width)
     out = torch.empty(count, *size, channels, dtype=grad.values.dtype, device=grad.values.device)
@@ -92,7 +101,10 @@ def filter_adjoint(grad: Operand) -> Tensor:
 
 
 def lines_of(feature: Operand, slope: float) -> tuple[Tensor, Tensor]:
-    """Rows 0, 1, −2, −1, (N, 4, W, C), and columns, (N, 4, H, C), of the activation, in fp32."""
+    """Rows and columns 0, 1, −2 and −1 of the activation, in fp32.
+
+    Rows are (N, 4, W, C), and columns are (N, 4, H, C).
+    """
     raw, coef, _ = feature
     assert coef is not None
     height, width = raw.shape[1:3]
@@ -103,7 +115,10 @@ def lines_of(feature: Operand, slope: float) -> tuple[Tensor, Tensor]:
 
 
 def ends_of(grad: Operand) -> tuple[Tensor, Tensor]:
-    """First and last row, (N, 2, W, C), and column, (N, 2, H, C), of the raw sums' gradient, in fp32."""
+    """First and last row and column of the raw sums' gradient, in fp32.
+
+    Rows are (N, 2, W, C), and columns are (N, 2, H, C).
+    """
     values, coef, raw = grad
     assert coef is not None
     assert raw is not None
@@ -118,7 +133,7 @@ def ends_of(grad: Operand) -> tuple[Tensor, Tensor]:
 def borders(
     rows: Tensor, columns: Tensor, weight: Tensor, size: tuple[int, int], dtype: torch.dtype
 ) -> tuple[Strips, Strips]:
-    """The difference of reflection and replication along the top and bottom, and along the sides.
+    """Reflection minus replication along top and bottom, and along the sides.
 
     Args:
         rows: as :func:`lines_of` returned them, and ``columns``.
@@ -141,7 +156,10 @@ def borders(
 def border_gradients(
     pairs: tuple[Strips, Strips], ends: tuple[Tensor, Tensor], grad_weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the lines that :func:`borders` was given; those of the weights are added to ``grad_weight``."""
+    """The gradients of the lines that :func:`borders` was given.
+
+    Those of the weights are added to ``grad_weight``.
+    """
     taps = grad_weight.unflatten(1, (3, 3))
     lines = []
     for axis, (pair, end) in enumerate(zip(pairs, ends, strict=True), start=1):

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,no-untyped-call"
-"""Weight gradients: for every tap a matrix product over pixels, (in × pixels) @ (pixels × out).
+"""Weight gradients: per tap a matrix product, (in × pixels) @ (pixels × out).
 
 Where few images leave the GPU idle, the pixels are split over several programs; each writes its own sums and a second
 kernel adds them, always in the same order.
@@ -34,7 +34,7 @@ _PROGRAMS = 512
 
 
 class Pairing(NamedTuple):
-    """Which pixels of the input and of the gradient a tap multiplies, at step o of the sum.
+    """Which pixels of input and gradient a tap multiplies, at step o of the sum.
 
     Along each axis the input is read at in_stride · o + in_tap · tap + in_shift, mirrored or repeated beyond the
     border, and the gradient at grad_stride · o + grad_tap · tap + grad_shift, zero beyond it.
@@ -67,7 +67,7 @@ def _weight_gradient(
     slope: tl.constexpr, fp32_operands: tl.constexpr,
     BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_STEPS: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_IN × BLOCK_OUT of one tap's gradient, over one split's pixels of one image.
+    """BLOCK_IN × BLOCK_OUT of a tap's gradient, over one split's pixels of one image.
 
     Checked in Triton's interpreter; not yet run on a GPU.
     """
@@ -114,7 +114,10 @@ def _weight_gradient(
 
 @triton.jit
 def _add_splits(parts, out, size, splits, split_step, image_step, out_image, BLOCK: tl.constexpr):
-    """Add the splits' sums in order. Checked in Triton's interpreter; not yet run on a GPU."""
+    """Add the splits' sums in order.
+
+    Checked in Triton's interpreter; not yet run on a GPU.
+    """
     image = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)

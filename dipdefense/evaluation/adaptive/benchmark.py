@@ -1,4 +1,7 @@
-"""Attackers who know the defence × defences, on the same correctly classified images: setting and measurement."""
+"""Attackers who know the defence × defences: setting and measurement.
+
+All of them are measured on the same correctly classified images.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ EXPORTS = "adaptive*.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveSetting(Setting):
-    """An adaptive evaluation, as a command line asks for it; ``seeds`` has one, of images, attacks and judging draws.
+    """An adaptive evaluation, as a command line asks for it.
+
+    ``seeds`` has one seed, that of the images, the attacks and the draws that judge them.
 
     Attributes:
         level: the attackers.
@@ -84,7 +89,7 @@ class AdaptiveSetting(Setting):
 
 
 def parse_arguments(description: str | None, arguments: Sequence[str] | None = None) -> AdaptiveSetting:
-    """The setting that a command line asks for; what it leaves open follows from the device.
+    """The setting that a command line asks for, with defaults for its device.
 
     Raises:
         SystemExit: 2, after one line on stderr, if the arguments cannot be used.
@@ -129,7 +134,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
 
 
 def _defaults(given: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that a command line leaves open; on a CPU a reduced setting that takes minutes."""
+    """Defaults by device: on a CPU, a reduced setting that takes minutes."""
     if torch.device(given.device).type != "cpu":
         return {"config": "paper", "budgets": [500, 1000], "batch": 32, "images": 20}
     # Under ten minutes on two cores at 224×224, where one purification of 20 iterations takes a second and a half.
@@ -152,7 +157,9 @@ class Opponents:
 
 
 def opponents(setting: AdaptiveSetting, subject: Subject) -> Opponents:
-    """No defence, randomisation with one pass, and the reconstruction at each budget, as far as they are asked for.
+    """The defences that a setting asks for, as judges and as targets.
+
+    ``DEFENCES`` are no defence, randomisation with one pass, and the reconstruction at each budget.
 
     Raises:
         ValueError: the images are too small for the network, or the backend does not run on the device.
@@ -183,9 +190,9 @@ def opponents(setting: AdaptiveSetting, subject: Subject) -> Opponents:
 
 
 def measure_adaptive(setting: AdaptiveSetting, subject: Subject, against: Opponents | None = None) -> Run:
-    """Complete the stored outcomes of an adaptive evaluation in ``setting.out``, and return them; see ``measure``.
+    """Complete the stored outcomes of an adaptive evaluation, and return them.
 
-    With ``setting.report`` it measures nothing.
+    They are stored in ``setting.out``; see ``measure``. With ``setting.report`` it measures nothing.
 
     Raises:
         ValueError, StoreError, ExportError: as there.
@@ -212,7 +219,7 @@ def measure_adaptive(setting: AdaptiveSetting, subject: Subject, against: Oppone
 def measured(
     setting: AdaptiveSetting, against: Opponents, *, repeat: int = 0, folder: Path | None = None
 ) -> dict[str, Condition | None]:
-    """The conditions of the attackers that are measured now; clean images and noise always are."""
+    """Of all conditions, those of ``setting.attackers``, clean images and noise."""
     every = conditions(
         setting.level, against.targets, epsilons=setting.epsilons, norm=setting.norm, repeat=repeat, folder=folder
     )

@@ -1,7 +1,7 @@
-"""The conditions of an adaptive evaluation: clean images, noise, and every attacker on every defence.
+"""The conditions of an adaptive evaluation: every attacker on every defence.
 
-An attack on a defence at a budget is judged on that defence at that budget, on fresh draws. The transfer attack, which
-knows no defence, is crafted once and judged on all of them.
+Clean images and noise are conditions too. An attack on a defence at a budget is judged on that defence at that budget,
+on fresh draws. The transfer attack, which knows no defence, is crafted once and judged on all of them.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def conditions(
 def check_conditions(
     found: Mapping[str, Condition | None], classifier: nn.Module, images: Tensor, labels: Tensor
 ) -> None:
-    """Refuse an attacker that cannot be run on the images or the classifier, before any attack.
+    """Refuse attackers that cannot be run on the images or the classifier.
 
     Raises:
         TypeError, ValueError: the message says which and why.
@@ -176,7 +176,10 @@ def attacks_on(target: Target, level: Level) -> Iterator[tuple[str, Adaptive]]:
 
 
 def applies(attack: str, target: Target) -> bool:
-    """Whether an attacker can be run on a defence: some need what ``DIPPurifier`` has, or an output of one shape."""
+    """Whether an attacker can be run on a defence.
+
+    Some need what ``DIPPurifier`` has, or outputs of the images' shape.
+    """
     if attack == "trajectory":
         return isinstance(target.purifier, HasTrajectory)
     if attack == "unrolled":
@@ -185,9 +188,10 @@ def applies(attack: str, target: Target) -> bool:
 
 
 def with_known_draws(level: Level, targets: Sequence[Target]) -> list[Defence]:
-    """The random defences once more, judged by the one draw that the attack "known-seed" knew; none without it.
+    """The defences, each judged by the one draw that the attack "known-seed" knew.
 
-    A draw is a batch's, so the very batch that was attacked must be judged.
+    The defence "none" is left out; without that attack in the level, the list is empty. A draw is a batch's, so the
+    very batch that was attacked must be judged.
     """
     if KNOWN_SEED not in level.attacks:
         return []
@@ -203,7 +207,7 @@ def with_known_draws(level: Level, targets: Sequence[Target]) -> list[Defence]:
 
 
 def purifying(target: Target) -> Defence:
-    """Any purifier as a judge: a batch's seeds fix one draw of torch's default generators."""
+    """A target as judge: a batch's seeds fix one draw of torch's default generators."""
     name, budget = target.column
 
     def classify(
@@ -233,7 +237,7 @@ def _replayed(
 
 
 def rounds(level: Level, chosen: Chosen) -> list[tuple[int, Chosen]]:
-    """The images of each seed of the attacks: all of them, and for further seeds the first ones."""
+    """The images of each seed of the attacks: further seeds have only the first few."""
     few = chosen._replace(indices=chosen.indices[: level.repeated], contents=chosen.contents[: level.repeated])
     return [(0, chosen), *((repeat, few) for repeat in range(1, level.repeats + 1))]
 
@@ -243,12 +247,15 @@ MOST_SEED = 2**48
 
 
 def judging_seeds(level: Level, seed: int) -> tuple[int, ...]:
-    """The seeds of the fresh draws that judge an evaluation of this seed: two evaluations share none."""
+    """The seeds of the fresh draws that judge an evaluation; two seeds share none."""
     return tuple(range(seed * level.draws, (seed + 1) * level.draws))
 
 
 def asked(level: Level, seeds: Sequence[int]) -> Asked:
-    """Which draws judge which condition: an attack on a defence is judged on that defence alone."""
+    """Which draws judge which condition.
+
+    An attack on a defence is judged on that defence alone.
+    """
     few = set(seeds[: level.control_draws])
 
     def ask(condition: str, defence: str, budget: int, seed: int) -> bool:

@@ -1,4 +1,4 @@
-"""``evaluate``: attackers who know the defence × a purifier and classifier of your own, in one call."""
+"""``evaluate``: adaptive attacks on a purifier and classifier of your own."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def evaluate(
     folder: Path | str | None = None,
     tell: Callable[[str], object] | None = print,
 ) -> AdaptiveReport:
-    """Attack a defence by attackers who know it, and report the accuracy that they leave.
+    """Attack a defence by attackers who know it, and report the accuracy they leave.
 
     The undefended classifier is attacked beside it. First the defence is probed, by purifying the first four images
     five times. Then, before any attack, the cost is told: purifications an image and the time that they will take.
@@ -178,7 +178,10 @@ def _level(given: str | Level) -> Level:
 
 
 def _with_own_gradient(level: Level, *, random: bool) -> Level:
-    """The level's BPDA once more, through the defence's own gradient; averaged over samples as its EOT is."""
+    """The level with its BPDA once more, through the defence's own gradient.
+
+    For a random defence that attack averages over as many samples as the level's BPDA with EOT.
+    """
     own = level.attacks.get("bpda")
     if own is None or "own-gradient" in level.attacks:
         return level
@@ -237,7 +240,7 @@ def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor, seed: i
 
 @contextlib.contextmanager
 def _opened(folder: Path | str | None) -> Iterator[tuple[Store, Path | None]]:
-    """The store of the outcomes, and the folder of the attacks' states: None where nothing is kept."""
+    """The store of the outcomes, and the folder of the attacks' states or None."""
     with contextlib.ExitStack() as stack:
         kept = Path(folder if folder is not None else stack.enter_context(tempfile.TemporaryDirectory()))
         store = stack.enter_context(Store(kept / STORE))

@@ -1,4 +1,4 @@
-"""Verdicts on random defences: every attacked image judged on fresh draws that the attack never saw.
+"""Verdicts on random defences, from fresh draws that the attack never saw.
 
 "Failed once during the attack" inflates an attack's success on a random defence: with enough attempts every image fails
 once. So an attack hands over one image, and that image is classified anew with several seeds of the defence:
@@ -82,21 +82,25 @@ class Verdict:
         return fmean(self.most)
 
     def interval(self, share: float) -> Interval:
-        """Wilson's, 95 %, of n images: wide enough for a mean over draws too, see ``wilson``."""
+        """Wilson's, 95 %, of n images; see ``wilson`` for why a mean may have one."""
         return wilson(share, self.n)
 
     @property
     def error(self) -> float:
-        """The standard error of the mean that comes from the draws alone: 0 where no image's draws differ.
+        """The standard error of the mean that comes from the draws alone.
 
-        From one draw an image nothing is known of their variance: it is 0, as for a defence that is not random.
+        It is 0 where no image's draws differ. From one draw an image nothing is known of their variance: the error is
+        0, as for a defence that is not random.
         """
         variances = (p * (1 - p) / max(len(draws) - 1, 1) for p, draws in zip(self.single, self.draws, strict=True))
         return math.sqrt(sum(variances)) / self.n
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy over images and draws; an output that is not finite counts as one of confidence 0."""
+        """Mean cross-entropy over images and draws.
+
+        An output that is not finite counts as one of confidence 0.
+        """
         return fmean(-math.log(max(draw.confidence or 0.0, _LEAST)) for draws in self.draws for draw in draws)
 
 
@@ -170,7 +174,7 @@ def worst_case(over: Sequence[Verdict]) -> Verdict:
 
 
 def _crossed(rows: Sequence[Sequence[Draw]]) -> float:
-    """The mean of two halves of the draws, each under the attack that is strongest on the other half."""
+    """The mean of two halves of draws, each under the attack strongest on the other."""
     if len(rows[0]) < 2:
         return min(fmean(draw.correct for draw in row) for row in rows)
     halves = [[fmean(draw.correct for draw in row[start::2]) for start in (0, 1)] for row in rows]
@@ -178,7 +182,10 @@ def _crossed(rows: Sequence[Sequence[Draw]]) -> float:
 
 
 def attackers(found: Iterable[Verdict], column: Column, epsilon: float) -> list[Verdict]:
-    """The verdicts on one column at one ε of attacks proper: no controls, and none crafted on another defence."""
+    """One column's verdicts on the attacks at one ε, without the controls.
+
+    Attacks that were crafted on another defence are left out too.
+    """
     own = target_name(*column)
     return [
         verdict
@@ -192,7 +199,9 @@ def attackers(found: Iterable[Verdict], column: Column, epsilon: float) -> list[
 
 
 def paired(first: Verdict, second: Verdict) -> Paired:
-    """McNemar's test of the votes of two defences on the same images, each under its own strongest attack.
+    """McNemar's test of the majority votes of two verdicts on the same images.
+
+    It is meant for two defences, each under its own strongest attack.
 
     Raises:
         ValueError: the images differ.

@@ -1,4 +1,4 @@
-"""How hard a defence is attacked: levels by name, and their cost in purifications before anything runs.
+"""How hard a defence is attacked: the levels by name.
 
 Published evaluations of purifiers take 200 steps with 20 samples each (Lee & Kim
 2023). At one ε a random ``DIPPurifier`` is run 105 times an image at the level ``quick``, 742 times at ``standard`` and

@@ -1,4 +1,4 @@
-"""Names of attacks that know the defence, as records have them: ``bpda-8@dip-100#1``.
+"""Names of adaptive attacks, as records have them: ``bpda-8@dip-100#1``.
 
 An attack, its ε, the defence that it was crafted on ("@dip-100": DIP at 100 iterations), and, of several seeds of one
 attack, which ("#1"). Without "@" an attack was crafted on the classifier alone.
@@ -78,7 +78,7 @@ class Named(NamedTuple):
 
 
 def named(condition: str) -> Named | None:
-    """The parts of a name; None for a condition that is not an attack, such as "clean".
+    """The parts of a name; None for a name that is no attack's, such as "clean".
 
     Example:
         >>> named("bpda-eot-l2-0.5@dip-100#2")
@@ -109,7 +109,7 @@ def is_known(defence: str) -> bool:
 
 
 def target_name(defence: str, budget: int) -> str:
-    """The name of a defence at a budget behind "@"; with a known draw it is the same defence.
+    """The name of a defence at a budget behind "@"; the same with a known draw.
 
     Example:
         >>> target_name("dip", 100), target_name("none", 0), target_name("dip-known-seed", 100)

@@ -1,4 +1,4 @@
-"""The cost of an adaptive evaluation before it starts: purifications an image, and the time that they will take."""
+"""The cost of an adaptive evaluation before it starts: purifications and time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class Cost:
 
 
 def costs(level: Level, targets: Sequence[Target], found: Mapping[str, Condition | None]) -> list[Cost]:
-    """The cost of every condition on every defence judged under it; the undefended classifier purifies nothing."""
+    """The cost of every condition on every defence that is judged under it.
+
+    The undefended classifier has none, as it purifies nothing.
+    """
     seeds = range(level.draws)
     ask, rows = asked(level, seeds), []
     for name, condition in found.items():
@@ -77,7 +80,7 @@ def _unrolled(attack: Adaptive, target: Target) -> float:
 
 
 def seconds_of(target: Target, classifier: nn.Module, images: Tensor) -> float:
-    """Measured seconds an image of one purification, its classification and the gradient.
+    """Seconds an image of one purification, its classification and the gradient.
 
     Args:
         target: a reconstruction is timed on its first iterations.

@@ -1,4 +1,4 @@
-"""The figure of an adaptive evaluation: accuracy against ε, a panel a defence and a line an attacker."""
+"""Accuracy against ε as a figure: a panel a defence and a line an attacker."""
 
 from __future__ import annotations
 

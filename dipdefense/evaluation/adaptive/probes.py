@@ -1,9 +1,9 @@
-"""Properties of a defence that decide how it must be attacked, found out on a few images before any attack.
+"""Properties of a defence that decide how it must be attacked.
 
-Six of them are those that AutoAttack warns of (Croce & Hein 2020, ``checks.py``): random outputs, probabilities instead
-of logits, zero gradients, Square stronger than the gradients (which takes an attack, see ``sanity``),
-optimisation at inference, and too few classes for its losses. The others find defences whose answers do not come from
-the image.
+They are found out on a few images, before any attack. Six of them are those that AutoAttack warns of (Croce & Hein
+2020, ``checks.py``): random outputs, probabilities instead of logits, zero gradients, Square stronger than the
+gradients (which takes an attack, see ``sanity``), optimisation at inference, and too few classes for its losses. The
+others find defences whose answers do not come from the image.
 """
 
 from __future__ import annotations
@@ -117,9 +117,10 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 def _gradients(
     defence: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor, *, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Of the true label's loss, at the images through the defence's own backward pass, and at the defence's output.
+    """Gradients of the true label's loss at the images and at the defence's output.
 
-    Both are zero where the defence has no backward pass, or one that raises, as ``DIPPurifier(gradient="none")``.
+    The first is through the defence's own backward pass. Both are zero where the defence has no backward pass, or one
+    that raises, as ``DIPPurifier(gradient="none")``.
     """
     variable = images.detach().clone().requires_grad_()
     with sampled(seed, images.device):
@@ -148,7 +149,10 @@ class _Sampling(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _watched() -> Iterator[list[str]]:
-    """Yield a list that gets the name of each call that takes gradients, from any caller and under any import."""
+    """Yield a list that gets the name of each call that takes gradients.
+
+    It sees calls from any caller and under any import.
+    """
     watched = {function.__code__ for function in (torch.autograd.grad, torch.autograd.backward)}
     seen: list[str] = []
 

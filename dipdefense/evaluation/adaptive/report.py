@@ -1,4 +1,4 @@
-"""The report of an adaptive evaluation: a table, the worst case, sanity checks, and JSON there and back."""
+"""The report of an adaptive evaluation: a table, sanity checks, and JSON."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _OF_SOME = {"trajectory", "unrolled", "stand-in"}
 
 @dataclass(frozen=True)
 class AdaptiveReport:
-    """The accuracy that attackers who know a defence leave of it. It prints as a table.
+    """The accuracy that attackers who know a defence leave; it prints as a table.
 
     Attributes:
         run: the outcomes, from which everything else follows.
@@ -97,7 +97,10 @@ class AdaptiveReport:
 
     @cached_property
     def reduced(self) -> bool:
-        """Whether the attack is less than the level "full", of which every attack counts that runs on the defence."""
+        """Whether the attack is less than the level "full".
+
+        Of that level, every attack counts that can be run on the defence.
+        """
         level = self.run.configuration["adaptive"]
         particular = set() if any(column[0] == "dip" for column in self.columns) else _OF_SOME
         if self._config is not None and self._config.variants():
@@ -105,7 +108,10 @@ class AdaptiveReport:
         return bool(level["level"] != "full" or set(level["attacks"]) - particular - set(self._names()))
 
     def judged(self, attack: str, column: Column, epsilon: float | None = None) -> Verdict | None:
-        """The verdict on an attack, such as "bpda", "clean" or "worst case"; None where it was not measured."""
+        """The verdict on an attack, or None where it was not measured.
+
+        The attack is a name such as "bpda", "clean" or "worst case".
+        """
         if attack == WORST_CASE:
             over = attackers(self.verdicts, column, epsilon or 0)
             return worst_case(over) if over else None
@@ -203,7 +209,10 @@ class AdaptiveReport:
         return " ".join([*self._reduced(), f"{reduced}Attacks: {described or 'none'}."])
 
     def _reduced(self) -> list[str]:
-        """A sentence where the reconstruction is less than the paper's smallest budget, or another one."""
+        """The warning that the reconstruction is not the paper's, or nothing where it is.
+
+        It falls short where its largest budget is below the paper's smallest.
+        """
         budgets = [budget for defence, budget in self.columns if defence == "dip"]
         if not budgets or (config := self._config) is None:
             return []
@@ -223,7 +232,7 @@ class AdaptiveReport:
 
     @cached_property
     def described(self) -> str:
-        """The number of images, and whether they are those that the classifier gets right without defence."""
+        """The number of images, and whether the classifier alone is correct on all."""
         n = len({record.image for record in self.run.records})
         undefended = self.judged("clean", ("none", 0))
         return f"{n}{' that it classifies correctly' if undefended is not None and undefended.mean == 1 else ''}"
@@ -243,7 +252,10 @@ class AdaptiveReport:
         )
 
     def _names(self) -> list[str]:
-        """The level's attacks that were measured, in the order of tables; JSON has them in the alphabet's."""
+        """The level's attacks that were measured, in the order of tables.
+
+        JSON has them in alphabetical order.
+        """
         measured = {p.attack for verdict in self.verdicts if (p := named(verdict.condition)) is not None}
         return sorted(measured.intersection(self.run.configuration["adaptive"]["attacks"]), key=attack_order)
 

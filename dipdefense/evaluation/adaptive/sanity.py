@@ -1,9 +1,10 @@
-"""Checks that an evaluation can be believed: each passes, fails, or says that it was not measured; none is hidden.
+"""Checks that an evaluation can be believed.
 
-Athalye et al. 2018 (section 3.1) and Carlini et al. 2019 name what a sound evaluation shows. A failed check says that
-the attacks are too weak for this defence, and the accuracy under them is an overestimate; or that the defence answers
-by something other than the image. Where two accuracies of a random defence are compared, two standard errors of its
-draws count as chance: within it no attack is weaker than another, and none is stronger than noise.
+Each passes, fails, flags a property that is no fault, or says that it was not measured; none is hidden. Athalye et al.
+2018 (section 3.1) and Carlini et al. 2019 name what a sound evaluation shows. A failed check says that the attacks are
+too weak for this defence, and the accuracy under them is an overestimate; or that the defence answers by something
+other than the image. Where two accuracies of a random defence are compared, two standard errors of its draws count as
+chance: within it no attack is weaker than another, and none is stronger than noise.
 """
 
 from __future__ import annotations
@@ -91,11 +92,14 @@ class Sanity:
         return Check(title, "pass" if found[0].mean == 0 else "fail", f"{_percent(found[0].mean)}")
 
     def _chance(self, one: Verdict, other: Verdict) -> float:
-        """Two standard errors of a difference, of the draws: by so much one may be above the other by chance."""
+        """How large a difference may be by chance: two standard errors of the draws."""
         return 2 * math.hypot(*(self._error(verdict) for verdict in (one, other)))
 
     def _error(self, verdict: Verdict) -> float:
-        """Where a random defence was asked once an image, that of as many independent draws, which is no smaller."""
+        """The standard error of a verdict's mean that comes from the draws.
+
+        Where a random defence was asked once an image, it is that of as many independent draws, which is no smaller.
+        """
         random = self.probes is not None and self.probes.randomised
         if not random or any(len(draws) > 1 for draws in verdict.draws):
             return verdict.error
@@ -185,7 +189,7 @@ class Sanity:
 
 
 def leaderboards(probes: Probes | None) -> str:
-    """The sentence on leaderboards for a defence that is random or optimises at inference; empty for others."""
+    """The sentence on leaderboards for a random or optimising defence; else empty."""
     if probes is None or not (probes.randomised or probes.optimises):
         return ""
     traits = [

@@ -37,7 +37,9 @@ _PROBED = 2
 
 
 def reproduce(description: str | None) -> None:
-    """Read the command line, print the plan, measure, write the report, and print it; --report writes the report alone.
+    """Read the command line, print the plan, measure, and write and print the report.
+
+    With --report it prints no plan and measures nothing.
 
     Raises:
         SystemExit: see ``command_line``: every end but the ordinary one.
@@ -77,7 +79,7 @@ def reproduce(description: str | None) -> None:
 
 
 def _stored_probes(run: Run, folder: Path) -> Mapping[str, Probes]:
-    """The defences' properties from the folder's report, where it is of this configuration; none otherwise."""
+    """The probes in the folder's report if it is of this configuration, else none."""
     try:
         before = read_report(folder)
     except (OSError, ValueError, TypeError):  # a file is missing or broken, or of another version
@@ -96,7 +98,9 @@ def probed(setting: AdaptiveSetting, subject: Subject, against: Opponents) -> di
 
 
 def write_report(report: AdaptiveReport, folder: Path) -> list[Path]:
-    """Write adaptive.txt, .md, .png, .jsonl and adaptive-probes.json, all that ``read_report`` needs in the last two.
+    """Write adaptive.txt, .md, .png, .jsonl and adaptive-probes.json.
+
+    ``read_report`` needs the last two alone.
 
     Raises:
         ImportError: Matplotlib is missing.

@@ -13,7 +13,7 @@ CLASSES = 5
 
 
 def network() -> nn.Module:
-    """Smooth, so that no gradient is zero, and with modes that an attack could disturb."""
+    """Smooth (no gradient is zero), with modes that an attack could disturb."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = nn.Sequential(
@@ -26,7 +26,7 @@ def network() -> nn.Module:
 
 
 def batch(count: int = 4, side: int = 15) -> tuple[Tensor, Tensor]:
-    """Images with black and white parts, where clipping matters, and the classes that `network` has for them."""
+    """Images partly black or white, where clipping matters, with `network`'s classes."""
     images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(2))
     images[0, :, :4], images[1, :, :4] = 0.0, 1.0
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The loop against AutoAttack's APGD and a PGD by hand, and what an attack with the right gradient achieves."""
+"""The loop against AutoAttack's APGD and a PGD by hand, and the attacks' success."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The promises that hold for every adaptive attack: bounds, seeds, generators, modes, names, costs and resuming."""
+"""Every adaptive attack: bounds, seeds, generators, modes, costs and resuming."""
 
 from __future__ import annotations
 

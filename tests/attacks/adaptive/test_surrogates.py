@@ -1,4 +1,4 @@
-"""The surrogates: an unrolled fit and a stand-in, and the purifier itself under attack."""
+"""Unrolled fits and stand-ins as surrogates, and the purifier under attack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unrolled fit against the engine's networks, against `reconstruct`, and against finite differences."""
+"""The unrolled fit against the engine, `reconstruct` and finite differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton kernels against plain PyTorch: on a CPU in Triton's interpreter, on a GPU as they are.
+"""The Triton kernels against plain PyTorch, on a GPU or interpreted on a CPU.
 
 Triton decides when it is imported whether its kernels are interpreted, and other tests must not be affected, so on a
 CPU this file and its companions run again in processes of their own. ``TRITON_INTERPRET=1 pytest`` with a file's name

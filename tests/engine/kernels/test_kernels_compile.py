@@ -1,4 +1,4 @@
-"""The largest kernels compile for an H100 as they are launched there; this needs Triton but no GPU."""
+"""The largest kernels compile as launched on an H100 (needs Triton but no GPU)."""
 
 from __future__ import annotations
 

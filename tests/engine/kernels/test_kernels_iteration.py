@@ -1,6 +1,7 @@
-"""Iterations in kernels: the torch loop's method and invariants; in the interpreter or on a GPU, as in test_kernels.
+"""Iterations in kernels: the torch loop's method and invariants.
 
-Nothing is captured in the interpreter; test_graphs has what a graph adds.
+They run in the interpreter or on a GPU, as in test_kernels. Nothing is captured in the interpreter; test_graphs
+has what a graph adds.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ SEEDS = [5, 2**40 + 6]
 
 @pytest.fixture(autouse=True)
 def _quick() -> Iterator[None]:
-    """Large blocks, and no check of every operation for overflow, which costs the interpreter half its time."""
+    """Large blocks, and no overflow checks, which take half the interpreter's time."""
     with pytest.MonkeyPatch.context() as patch:
         speed_up(patch)
         yield
@@ -82,7 +83,10 @@ def run(images: Tensor) -> Reconstruction:
 
 
 def torch_loop(images: Tensor, seeds: list[int], config: DIPConfig, iterations: int) -> tuple[Tensor, Tensor]:
-    """Losses and outputs of SkipNets and torch's Adam, from the backend's initial weights and on its noise."""
+    """Losses and outputs of SkipNets and torch's Adam.
+
+    The initial weights and the noise are the backend's.
+    """
     count, channels, height, width = images.shape
     generators = [torch.Generator(DEVICE).manual_seed(seed) for seed in seeds]
     scales = config.scales_for(height, width)

@@ -1,4 +1,7 @@
-"""A whole network in the kernels against the plain reference; in the interpreter or on a GPU, as in test_kernels."""
+"""A whole network in the kernels against the plain reference.
+
+It runs in the interpreter or on a GPU, as in test_kernels.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from dipdefense.engine.kernels.tiles import Blocks
 
 
 def use_large_blocks(patch: pytest.MonkeyPatch) -> None:
-    """Blocks so large that the interpreter, whose time goes by programs, has few to run."""
+    """Use large blocks: the interpreter's time goes by the number of programs."""
     if INTERPRETED:
         patch.setattr(convolution, "convolution_blocks", lambda *_, **__: Blocks(16, 16, 16, 16, 4, 2))
         patch.setattr(weight_gradient, "weight_blocks", lambda *_, **__: Blocks(16, 1, 16, 256, 4, 2))
@@ -34,7 +37,7 @@ def large_blocks(monkeypatch) -> None:
 
 
 def networks_like(config: DIPConfig, channels: int, scales: int, *, count: int) -> SkipNets:
-    """Networks whose every parameter, scales and shifts included, is away from its start."""
+    """Networks with every parameter moved away from its initial value."""
     generators = [torch.Generator(DEVICE).manual_seed(seed) for seed in range(count)]
     networks = SkipNets(
         config, image_channels=channels, scales=scales, generators=generators, device=torch.device(DEVICE)

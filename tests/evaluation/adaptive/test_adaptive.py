@@ -1,4 +1,4 @@
-"""``evaluate`` in one call: its report, its plan, what it refuses, and a kill that changes nothing."""
+"""``evaluate`` in one call: its report, its plan, what it refuses, and resuming."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_seed_fixes_everything_and_another_gives_another(report: AdaptiveRepor
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 3}], ids=str)
 def test_attacks_of_another_seed_or_batch_share_nothing_in_one_folder(change: dict[str, int], tmp_path: Path) -> None:
-    """Judging draws overlap, and those of one attack must not come from the images of another."""
+    """Judging draws overlap, but must not be taken from another attack's images."""
     call(folder=tmp_path)
     assert same(call(folder=tmp_path, **change)) == same(call(**change))
 
@@ -270,7 +270,7 @@ def test_every_attack_of_the_levels_runs_on_dip() -> None:
 
 
 class Recorded(nn.Module):
-    """Keeps the first random number of each call, and whether the call was for a gradient."""
+    """Keeps each call's first random number, and whether the call was for a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -445,7 +445,7 @@ def test_every_panel_of_several_rows_has_numbers_below_it(report: AdaptiveReport
 
 
 def test_a_defence_without_attacks_has_no_panel(report: AdaptiveReport) -> None:
-    """As where the known-seed attack was left out, and the clean images were judged on the known draw."""
+    """As where the clean images alone were judged on the known draw."""
     kept = tuple(record for record in report.run.records if not record.condition.startswith("known-seed"))
     left = dataclasses.replace(report, run=dataclasses.replace(report.run, records=kept))
     assert [axes.get_title() for axes in left.plot().axes] == ["no defence", "DIP 2"]

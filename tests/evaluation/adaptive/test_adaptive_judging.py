@@ -1,4 +1,4 @@
-"""Verdicts on random defences: mean, worst and majority of fresh draws, and the worst case over attackers."""
+"""Verdicts over the draws of random defences, and the worst case over attackers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from dipdefense.evaluation.statistics import wilson
 
 
 def judged(condition: str, outcomes: Sequence[str], *, defence: str = "dip", budget: int = 100) -> Verdict:
-    """A verdict of one string an image, a letter a draw: "x" for correct, another letter for a wrong class."""
+    """A verdict of one string an image, one letter a draw.
+
+    "x" stands for correct, every other letter for a wrong class of its own.
+    """
     records = [
         record(
             f"{place}.png", condition=condition, defence=defence, budget=budget, seed=seed, position=place, label=3,
@@ -39,7 +42,7 @@ def test_mean_worst_and_majority_of_the_draws() -> None:
 
 
 def test_failing_once_in_many_draws_is_no_success() -> None:
-    """An attack that "succeeded" if any draw failed would be credited with every image here."""
+    """An attack would be credited with every image here if one failed draw sufficed."""
     verdict = judged("bpda-8@dip-100", ["x" * 9 + "a"] * 10)
     assert verdict.mean == pytest.approx(0.9)
     assert verdict.majority == 1
@@ -52,7 +55,7 @@ def test_the_interval_is_of_the_images_and_not_of_their_draws() -> None:
 
 
 def test_the_error_of_the_draws_is_unbiased() -> None:
-    """Over many verdicts of two fair draws an image, its square's mean is the variance of the mean."""
+    """Its mean square, over verdicts of two fair draws, is the variance of the mean."""
     generator = random.Random(0)
     found = [
         judged("bpda-8@dip-100", ["".join(generator.choice("xa") for _ in "12") for _ in range(20)]) for _ in range(300)

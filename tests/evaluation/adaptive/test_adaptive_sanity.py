@@ -1,4 +1,4 @@
-"""Every sanity check passes on an honest defence, and fails on one that is built to fool it."""
+"""Sanity checks pass on an honest defence and fail on those built to fool them."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class Linear(nn.Module):
 
 
 class Honest(nn.Module):
-    """A little noise from torch's default generator, as a random defence should take it."""
+    """A little noise, taken as it should be from torch's default generator."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images + 0.01 * torch.randn_like(images)
 
 
 class Inverted(nn.Module):
-    """Its output falls where the image rises, so that the identity is the wrong way round."""
+    """Its output falls as the image rises: the identity gradient has the wrong sign."""
 
     def forward(self, images: Tensor) -> Tensor:
         return 1 - images
@@ -290,7 +290,7 @@ def test_the_own_gradient_of_a_random_defence_is_averaged_as_the_levels_eot_is()
 
 
 def test_chance_is_considered_where_a_random_defence_is_asked_once() -> None:
-    """Of 25 images, 14 are right after more steps and 18 before: within two standard errors of as many draws."""
+    """18 of 25 are right, 14 with more steps: within two standard errors of 25 draws."""
     records = [
         record(
             f"{place}",
