@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipdefense.evaluation.bootstrap import resampled_means
+
 Fits = Mapping[tuple[int, str], Mapping[str, Any]]
 """The records of one way by (seed, image)."""
 
@@ -24,7 +26,6 @@ QUANTITIES = {
     "confidence": "of the true class",
     "decision": "share of other predictions; signed: accuracy",
 }
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ def differences(measured: Measured, quantity: str) -> tuple[Tensor, Tensor, Tens
 
 def interval(values: Tensor) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the mean of (images,) values."""
-    places = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
-    low, high = values[places].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    low, high = resampled_means(values).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 

@@ -1,7 +1,7 @@
-"""The true class's confidence against the iterations: means, bootstrap bands, peaks, and exact tests over images.
+"""The true class's confidence against iterations: means, bands, peaks and tests.
 
-Images are the independent units everywhere. The random numbers of a band or a test have a fixed seed: a report written
-twice is the same.
+Bands are bootstrap intervals, and the tests are permutation tests. Images are the independent units everywhere. The
+random numbers of a band or a test have a fixed seed: a report written twice is the same.
 """
 
 from __future__ import annotations
@@ -12,31 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dipdefense.evaluation.bootstrap import RESAMPLES, Estimate, resampled_means
 from dipdefense.evaluation.protocol import condition_order
 from dipdefense.evaluation.records import Record
 
-RESAMPLES = 10_000
-"""Samples of a bootstrap, and of a test whose possibilities are too many to count."""
-
 # All signs of up to 13 images are fewer than RESAMPLES.
 _COUNTED = 13
-
-
-class Estimate(NamedTuple):
-    """A number and its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """To two decimals, such as "0.62 [0.48, 0.75]"."""
-        return f"{self.value:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,10 @@ class Curve:
 
     @property
     def peak(self) -> Estimate:
-        """The iterations at which the mean is highest; the interval is that of the resampled means' peaks."""
+        """The iterations at which the mean is highest.
+
+        The interval is that of the resampled means' peaks.
+        """
         budgets = torch.tensor(self.budgets, dtype=torch.float64)
         peaks = budgets[self._resampled.argmax(dim=1)]
         low, high = peaks.quantile(0.025, interpolation="lower"), peaks.quantile(0.975, interpolation="higher")
@@ -101,15 +89,11 @@ class Curve:
     @cached_property
     def _resampled(self) -> Tensor:
         """(RESAMPLES, budgets) means of images sampled with replacement."""
-        chance = torch.Generator().manual_seed(0)
-        sampled = torch.randint(self.n, (RESAMPLES, self.n), generator=chance, device="cpu")
-        times = torch.zeros(RESAMPLES, self.n, dtype=torch.float64, device="cpu")
-        times.scatter_add_(1, sampled, torch.ones_like(sampled, dtype=torch.float64))
-        return times @ self.confidences / self.n
+        return resampled_means(self.confidences)
 
 
 def confidence_curves(records: Iterable[Record]) -> list[Curve]:
-    """The curve of every condition that was measured behind the reconstruction, clean first and then as in tables.
+    """The curve of each condition behind the reconstruction, in the order of tables.
 
     Args:
         records: of one run.
@@ -146,7 +130,7 @@ def confidence_curves(records: Iterable[Record]) -> list[Curve]:
 
 
 def largest_mean_p(differences: Tensor) -> float:
-    """The one-sided p of the largest of several mean differences, were none of them above zero.
+    """The one-sided p of the largest mean difference, were none above zero.
 
     Flipping all of an image's signs at once leaves its differences as likely as they were, if they lie about zero. The
     largest mean is compared with the largest of the flipped ones, which accounts for the choice of the largest
@@ -174,7 +158,7 @@ def largest_mean_p(differences: Tensor) -> float:
 
 
 def exchanged_p(values: Sequence[Sequence[float]]) -> float:
-    """The p of the conditions' differences in mean, were all conditions alike to every image.
+    """The p of the conditions' differences in mean, were all alike to every image.
 
     An image's values are exchanged among the conditions, 10,000 times at random; the means' variance is compared. It is
     Friedman's test on the values themselves.

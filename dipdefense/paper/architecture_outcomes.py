@@ -1,30 +1,31 @@
-"""The outcomes of section 6's networks, each at the budget where it is at its best, held against the original's."""
+"""The outcomes of section 6's networks, held against the original's.
+
+Each network is taken at the budget where its own confidence under attack peaks.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
+import torch
 
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation import Run
+from dipdefense.evaluation.curves import Curve, confidence_curves
 from dipdefense.evaluation.statistics import Cell, Difference, Paired, compare, paired_difference, summarise
 from dipdefense.paper.architecture import ORIGINAL, VARIANTS
 from dipdefense.paper.labels import network
 
-_RESAMPLES = 2000
-
 
 class Peak(NamedTuple):
-    """The budget with the highest mean confidence, and an interval from resampling the images.
+    """The budget with the highest mean confidence, and its bootstrap interval.
 
     Attributes:
         budget: iterations.
-        low: the 2.5th percentile of the resamples' peaks; a recorded budget.
+        low: the 2.5th percentile of the peaks in resamples of the images; a recorded budget.
         high: the 97.5th.
     """
 
@@ -67,7 +68,7 @@ class Outcomes:
 
     @property
     def attacks(self) -> tuple[str, ...]:
-        """The conditions that decide where the peak is: all but the clean images, if there are others."""
+        """The conditions that decide the peak: all but clean, if there are others."""
         return tuple(name for name in self.conditions if name != "clean") or self.conditions
 
     @cached_property
@@ -81,28 +82,17 @@ class Outcomes:
         return next(iter(self.cells.values())).n
 
     @cached_property
-    def confidences(self) -> dict[str, np.ndarray]:
-        """(budgets, images) by condition: the true class's confidence, the mean over the seeds; 0 if it diverged."""
-        sums: dict[tuple[str, int, int], list[float]] = defaultdict(list)
-        for record in self.run.records:
-            if record.defence == "dip":
-                sums[record.condition, record.budget, record.position].append(record.confidence or 0.0)
-        return {
-            condition: np.array(
-                [[np.mean(sums[condition, budget, image]) for image in range(self.n)] for budget in self.budgets]
-            )
-            for condition in self.conditions
-        }
+    def curves(self) -> dict[str, Curve]:
+        """The true class's confidence against the iterations, by condition."""
+        return {curve.condition: curve for curve in confidence_curves(self.run.records)}
 
     @cached_property
     def peak(self) -> Peak:
-        """Where the mean confidence under attack peaks; under several attacks, that of their average."""
-        confidences = np.mean([self.confidences[name] for name in self.attacks], axis=0)
-        sampled = np.random.default_rng(0).integers(self.n, size=(_RESAMPLES, self.n))
-        places = np.sort(confidences[:, sampled].mean(axis=2).argmax(axis=0))
-        low, high = (places[round(share * (_RESAMPLES - 1))] for share in (0.025, 0.975))
-        best = int(confidences.mean(axis=1).argmax())
-        return Peak(self.budgets[best], self.budgets[low], self.budgets[high])
+        """Where the mean confidence under attack peaks, averaged over the attacks."""
+        curves = [self.curves[name] for name in self.attacks]
+        confidences = torch.stack([curve.confidences for curve in curves]).mean(dim=0)
+        average = replace(curves[0], condition="average", confidences=confidences)
+        return Peak(*map(int, average.peak))
 
     def at_peak(self, condition: str) -> Cell:
         """The accuracy at the peak's budget."""
@@ -110,17 +100,17 @@ class Outcomes:
 
     def confidence(self, condition: str, budget: int) -> float:
         """The mean confidence."""
-        return float(self.confidences[condition][self.budgets.index(budget)].mean())
+        return self.curves[condition].mean[self.budgets.index(budget)]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A variant against the original on the same images under one condition, each at its own peak.
+    """A variant against the original under one condition, each at its own peak.
 
     Attributes:
         variant: the variant.
         condition: of both.
-        difference: of the accuracies, the variant's less the original's, with the first seed.
+        difference: of the accuracies on the same images, the variant's less the original's, with the first seed.
         split: McNemar's test of the same.
     """
 
@@ -168,7 +158,10 @@ def contrast(variant: Outcomes, original: Outcomes, condition: str) -> Contrast:
 
 
 def neighbours(original: Outcomes, others: Sequence[Outcomes]) -> dict[str, tuple[Outcomes, Outcomes]]:
-    """The nearest smaller and larger variants along each of the network's numbers that has both."""
+    """The nearest smaller and larger variant along each of the network's numbers.
+
+    A number that lacks either is left out.
+    """
     found = {}
     for name in ("scales", "channels", "skip_channels", "input_channels"):
         own = getattr(original.config, name)

@@ -1,4 +1,7 @@
-"""Plots of section 6 from the records of its networks alone: confidence by iterations, and differences of accuracy."""
+"""Plots of section 6: confidence by iterations, and differences of accuracy.
+
+They come from the records of its networks alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ _ACROSS = 5
 
 
 def confidences(found: Sequence[Outcomes], warning: str) -> Figure:
-    """The true class's mean confidence against the iterations, a panel a network, the original's behind in grey.
+    """The true class's mean confidence against the iterations, a panel a network.
+
+    Behind each variant's curves are the original's in grey.
 
     Args:
         found: from ``outcomes``.
@@ -40,12 +45,11 @@ def confidences(found: Sequence[Outcomes], warning: str) -> Figure:
     for one, axes in zip(found, grid.flat, strict=False):
         for condition in original.conditions:
             colour, line = condition_style(condition)
-            behind = original.confidences[condition].mean(axis=1)
             if one is not original:
+                behind = original.curves[condition].mean
                 axes.plot(original.budgets, behind, line, color="0.75", linewidth=1.2, zorder=2)
-            curve = one.confidences[condition].mean(axis=1)
             label = condition_title(condition) if one is original else None
-            axes.plot(one.budgets, curve, line, color=colour, label=label, linewidth=1.6, zorder=3)
+            axes.plot(one.budgets, one.curves[condition].mean, line, color=colour, label=label, linewidth=1.6, zorder=3)
             height = one.confidence(condition, one.peak.budget)
             axes.plot([one.peak.budget], [height], "o", color=colour, markersize=4, zorder=4)
         axes.set_title(f"{one.title}, {one.peak.budget}", fontsize=9)
@@ -66,7 +70,7 @@ def confidences(found: Sequence[Outcomes], warning: str) -> Figure:
 
 
 def differences(found: Sequence[Outcomes], warning: str) -> Figure:
-    """Accuracy at each variant's peak less the original's at its own, with 95 % intervals.
+    """Accuracy less the original's, each at its own peak, with 95 % intervals.
 
     Args:
         found: from ``outcomes``; one variant at least.

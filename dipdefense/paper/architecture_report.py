@@ -1,4 +1,4 @@
-"""The report of section 6 from the records of its networks alone: text, Markdown, CSV, plots."""
+"""The report of section 6 from its records alone: text, Markdown, CSV, plots."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from dipdefense.evaluation import Run, export, read_export
+from dipdefense.evaluation.bootstrap import RESAMPLES
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
 from dipdefense.files import write_atomically
@@ -24,9 +25,9 @@ TITLE = "Section 6: the defence with one thing changed in its network (defence-u
 
 _PEAKS = (
     "Each network is taken at the budget where its mean confidence of the true class under attack peaks (in brackets: "
-    "95 % of 2,000 resamples of the images). That budget is chosen on these images, for every network alike: the "
-    "accuracies at the peaks are a little too good, and the p of their differences are approximate. The next table has "
-    "budgets fixed beforehand."
+    "95 % of {resamples:,} resamples of the images). That budget is chosen on these images, for every network alike: "
+    "the accuracies at the peaks are a little too good, and the p of their differences are approximate. The next table "
+    "has budgets fixed beforehand."
 )
 _PAIRED = (
     "Points: the variant's accuracy less the original's with its 95 % interval (Newcombe 1998, method 10); then how "
@@ -51,7 +52,9 @@ _NOTES = (
 
 
 def write_report(runs: Mapping[str, Run], *, folder: Path) -> list[Path]:
-    """Write architecture.txt, .md, .csv, two plots, and the records of each network that they come from.
+    """Write architecture.txt, .md, .csv, plots, and each network's records.
+
+    There are two plots, or one if there is no variant.
 
     Args:
         runs: from ``measure_variants`` or, to write a report once more, from ``read_runs``.
@@ -123,7 +126,8 @@ def sections(found: Sequence[Outcomes]) -> Iterator[Section]:
     original, warning = found[0], banner(found)
     about = subject(original.run, list(original.cells.values()))
     yield Section(TITLE, [*([warning] if warning else []), about, STATEMENT], _undefended(original))
-    yield Section(f"At each network's peak, n = {original.n}", [_PEAKS, _PAIRED], _at_peaks(found))
+    resampled = _PEAKS.format(resamples=RESAMPLES)
+    yield Section(f"At each network's peak, n = {original.n}", [resampled, _PAIRED], _at_peaks(found))
     yield Section(
         f"At fixed budgets: accuracy in per cent, with Wilson 95 % intervals, n = {original.n}", [], _fixed(found)
     )
@@ -155,7 +159,7 @@ def _changed(one: Outcomes, original: Outcomes) -> str:
 
 
 def _undefended(original: Outcomes) -> Rows:
-    """No defence and the original network, clean and attacked: always beside each other."""
+    """No defence beside the original network, on clean images and under attack."""
     header = ["", *map(condition_title, original.conditions), "seconds an image"]
     rows = []
     for title, budget in (("no defence", 0), (f"original, {original.peak.budget} iterations", original.peak.budget)):

@@ -1,4 +1,4 @@
-"""The paper's claims about its Tables 1 and 2, one by one, decided on what was measured.
+"""The paper's claims about its Tables 1 and 2, decided on what was measured.
 
 Most claims are that one number is above another. Such a claim is tested on the same images, exactly and two-sided,
 where the p of one claim's comparisons are corrected by Holm's procedure. It is confirmed if everything it speaks of was
@@ -58,10 +58,10 @@ class Finding:
 
 
 def findings(cells: Sequence[Cell], published: Sequence[Published] = PUBLISHED) -> list[Finding]:
-    """The finding on each claim that the measured cells bear on; none without a reconstruction.
+    """The finding on each claim that the measured cells bear on.
 
-    The budgets that are compared are the first and last of the paper's, 500 and 1,000, where both were recorded, else
-    the smallest and the largest.
+    There is none without a reconstruction. The budgets that are compared are the first and last of the paper's, 500 and
+    1,000, where both were recorded, else the smallest and the largest.
 
     Args:
         cells: from ``table_cells``.
@@ -77,7 +77,7 @@ def findings(cells: Sequence[Cell], published: Sequence[Published] = PUBLISHED) 
 
 
 def comparisons(cells: Sequence[Cell]) -> Iterator[tuple[str, Sequence[str], list[Comparison]]]:
-    """The claims that compare numbers: each one's name, its conditions, and those of its pairs that were measured."""
+    """The name, conditions and measured pairs of each claim that compares numbers."""
     budgets = sorted({cell.budget for cell in cells if cell.defence == "dip"})
     if not budgets:
         return
@@ -146,7 +146,7 @@ def decide(
 
 
 def settled(verdicts: Sequence[str], missing: Sequence[str] = ()) -> str:
-    """The verdict on a claim that speaks of every condition, from the verdict under each.
+    """The verdict on a claim about every condition, from the verdict under each.
 
     Args:
         verdicts: at least one, each confirmed, contradicted or undecided.
@@ -178,11 +178,12 @@ def _published(pair: Comparison, published: Sequence[Published]) -> str:
 
 
 def _numbers(found: Found, published: Sequence[Published]) -> Iterator[Finding]:
-    """The fall on clean images and the average beside the published ones; the verdict is that of the last budget.
+    """The fall on clean images and the average, beside the published ones.
 
-    The fall is from 100 %, for the images were chosen to be classified correctly.
+    The verdict is that of the last budget. The fall is from 100 %, for the images were chosen to be classified
+    correctly.
     """
-    for name, condition in (("cost, in points", "clean"), ("average, in per cent", "average")):
+    for name, condition in (("published cost", "clean"), ("published average", "average")):
         verdicts, details = [], []
         for theirs in published:
             column = theirs.defence, theirs.budget

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 
 from dipdefense.evaluation import Run, export
-from dipdefense.evaluation.curves import RESAMPLES, Curve, confidence_curves
+from dipdefense.evaluation.bootstrap import RESAMPLES
+from dipdefense.evaluation.curves import Curve, confidence_curves
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
 from dipdefense.evaluation.report import table as markdown_table
@@ -40,9 +41,10 @@ _NOTES = (
 
 
 def write_report(run: Run, *, folder: Path) -> list[Path]:
-    """Write figure1.txt, .md, .csv and .jsonl, the last with the records that all the others come from, and pictures.
+    """Write figure1.txt, .md and .csv, pictures, and the records in figure1.jsonl.
 
-    If an attack was measured, figure1.png has the means, and figure1-images.png every image's curve.
+    All the others come from the records. If an attack was measured, figure1.png has the means, and figure1-images.png
+    every image's curve.
 
     Args:
         run: from ``measure_figure`` or, to write a report once more, from ``read_export``.
@@ -81,7 +83,10 @@ def as_markdown(run: Run) -> str:
 
 
 def as_csv(run: Run) -> str:
-    """Every point of every curve, for programs; 0 iterations are the images themselves, without an interval."""
+    """Every point of every curve, for programs.
+
+    At 0 iterations are the images themselves, without an interval.
+    """
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["condition", "iterations", "n", "confidence", "from", "to", "classifier", "setting"])

@@ -1,4 +1,4 @@
-"""The curves of Figure 3 from stored outcomes, their bootstrap intervals, and the paper's claims about them."""
+"""Figure 3's curves with bootstrap intervals, and the paper's claims about them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dipdefense.evaluation import Run
-from dipdefense.evaluation.curves import Estimate
+from dipdefense.evaluation.bootstrap import Estimate, resampled_means
 from dipdefense.evaluation.records import Record
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED, Finding, wording
 from dipdefense.paper.published import FIGURE_3_CLAIMS
 
-RESAMPLES = 2000
 NEGLIGIBLE = 0.02
 """A peak or trough of less than this is none."""
 
@@ -117,23 +117,24 @@ def curve(run: Run) -> Curve:
 
 def mean_interval(values: Numbers) -> Estimate:
     """The mean of one number an image."""
-    low, high = _ends(values[_resamples(len(values))].mean(axis=1))
+    low, high = _ends(_resampled(values))
     return Estimate(float(values.mean()), low, high)
 
 
 def band(values: Numbers) -> tuple[Numbers, Numbers]:
     """The 95 % bootstrap interval of each column's mean."""
-    means = np.stack([values[chosen].mean(axis=0) for chosen in _resamples(len(values))])
-    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    low, high = np.percentile(_resampled(values), (2.5, 97.5), axis=0)
     return low, high
 
 
 def difference(first: Numbers, second: Numbers, *, paired: bool) -> Estimate:
-    """The difference of the means of one number an image, of the same images in the same order where ``paired``."""
+    """The difference of the means of one number an image.
+
+    If ``paired``, both are of the same images in the same order.
+    """
     if paired:
         return mean_interval(first - second)
-    one, other = first[_resamples(len(first))], second[_resamples(len(second), seed=1)]
-    return Estimate(float(first.mean() - second.mean()), *_ends(one.mean(axis=1) - other.mean(axis=1)))
+    return Estimate(float(first.mean() - second.mean()), *_ends(_resampled(first) - _resampled(second, seed=1)))
 
 
 def extremum(values: Numbers, budgets: tuple[int, ...], *, sign: int) -> Extremum:
@@ -155,8 +156,7 @@ def extremum(values: Numbers, budgets: tuple[int, ...], *, sign: int) -> Extremu
         rises[half::2] = signed[half::2, top] - signed[half::2, before]
         falls[half::2] = signed[half::2, top] - signed[half::2, -1]
     heights = []
-    for chosen in _resamples(count):
-        resampled = signed[chosen].mean(axis=0)
+    for resampled in _resampled(signed):
         before, top = _top(resampled)
         heights.append((resampled[top] - resampled[[before, -1]]).min())
     _, top = _top(signed.mean(axis=0))
@@ -164,13 +164,13 @@ def extremum(values: Numbers, budgets: tuple[int, ...], *, sign: int) -> Extremu
 
 
 def crossing(first: Curve, second: Curve) -> Crossing:
-    """Where the curve that ends higher crosses the other for the last time, between the recorded iterations."""
+    """Where the curve that ends higher crosses the other for the last time.
+
+    It is interpolated between the recorded iterations.
+    """
     paired = first.images == second.images
-    resampled = zip(_resamples(len(first.images)), _resamples(len(second.images), seed=0 if paired else 1), strict=True)
-    found = [
-        _crossing(first.confidence[one].mean(axis=0) - second.confidence[other].mean(axis=0), first.budgets)
-        for one, other in resampled
-    ]
+    resampled = _resampled(first.confidence) - _resampled(second.confidence, seed=0 if paired else 1)
+    found = [_crossing(apart, first.budgets) for apart in resampled]
     known = [budget for budget in found if budget is not None]
     own = _crossing(first.confidence.mean(axis=0) - second.confidence.mean(axis=0), first.budgets)
     low, high = _ends(np.array(known)) if known else (np.nan, np.nan)
@@ -178,7 +178,10 @@ def crossing(first: Curve, second: Curve) -> Crossing:
 
 
 def lead(first: Curve, second: Curve) -> tuple[Estimate, Estimate]:
-    """By how much the first is ahead in the early iterations, their mean; and by how much more than at the end."""
+    """By how much the first is ahead early, and by how much more than at the end.
+
+    Early: the mean over the recorded iterations up to ``EARLY``.
+    """
     paired = first.images == second.images
     early = [each.confidence[:, np.array(each.budgets) <= EARLY].mean(axis=1) for each in (first, second)]
     gains = [mean - each.confidence[:, -1] for mean, each in zip(early, (first, second), strict=True)]
@@ -230,7 +233,10 @@ def _extremal(claim: str, name: str, found: Extremum, n: int) -> Finding:
 
 
 def _top(curve: Numbers) -> tuple[int, int]:
-    """Where the curve is lowest before its top, and that top: the inner point highest above both this and the end."""
+    """Where the curve is lowest before its top, and where that top is.
+
+    The top is the inner point highest above both this lowest point and the end.
+    """
     lowest = np.minimum.accumulate(curve)[:-2]
     inner = curve[1:-1]
     top = int(np.minimum(inner - lowest, inner - curve[-1]).argmax()) + 1
@@ -249,7 +255,10 @@ def _crossing(apart: Numbers, budgets: tuple[int, ...]) -> float | None:
 
 
 def _fitted(first: Numbers, second: Numbers, *, paired: bool) -> tuple[Numbers, Numbers]:
-    """Both without the images whose network diverged, and without their partners where ``paired``."""
+    """Both without the images whose network diverged.
+
+    If ``paired``, their partners are left out too.
+    """
     one, other = np.isfinite(first), np.isfinite(second)
     return (first[one & other], second[one & other]) if paired else (first[one], second[other])
 
@@ -263,8 +272,9 @@ def _loss(record: Record) -> float:
     return np.nan if record.loss is None else record.loss
 
 
-def _resamples(count: int, seed: int = 0) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+def _resampled(values: Numbers, seed: int = 0) -> Numbers:
+    means: Numbers = resampled_means(torch.from_numpy(values), seed=seed).numpy()
+    return means
 
 
 def _ends(values: Numbers) -> tuple[float, float]:

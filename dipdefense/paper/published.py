@@ -1,8 +1,8 @@
-"""The published numbers, each with its table, row and column, and the paper's claims about its tables and figures.
+"""The published numbers with their table, row and column, and the paper's claims.
 
-Source: A. Kattamis, T. Adel, A. Weller, "Exploring Properties of the Deep Image Prior", 2019, Tables 1 and 2. Every one
-is the top-1 accuracy, in per cent, of ResNet18 on 500 ImageNet images of 200 classes that it classifies correctly
-undefended.
+Source: A. Kattamis, T. Adel, A. Weller, "Exploring Properties of the Deep Image Prior", 2019, Tables 1 and 2. Every
+number is the top-1 accuracy, in per cent, of ResNet18 on 500 ImageNet images of 200 classes that it classifies
+correctly undefended.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ PUBLISHED: tuple[Published, ...] = tuple(
 
 
 class Claim(NamedTuple):
-    """A statement of the paper on its numbers, or one that a reader would ask for next.
+    """A statement of the paper, or one that a reader would ask for next.
 
     Attributes:
         statement: in plain words.
@@ -135,8 +135,8 @@ CLAIMS = {
         "section 4, Table 2",
         "The average accuracy is highest after 1000 iterations",
     ),
-    "cost, in points": Claim("The fall of the accuracy on clean images, in points", "the numbers of Table 1"),
-    "average, in per cent": Claim("The accuracy averaged over the attacks, in per cent", "the numbers of Table 2"),
+    "published cost": Claim("The accuracy on clean images falls by as much as published", "the numbers of Table 1"),
+    "published average": Claim("The accuracy averaged over the attacks is the published one", "the numbers of Table 2"),
 }
 """The claims of Tables 1 and 2 that one run can decide. FGSM ε=10 rises from 58.4 to 62.9 and falls to 59.9."""
 
@@ -231,10 +231,10 @@ PRINTED_PARAMETERS = 2_217_831
 
 
 def beside(shape: Sequence[int]) -> tuple[Published, ...]:
-    """The published numbers to set beside a measurement on images (C, H, W); beside small ones, none.
+    """The published numbers to set beside a measurement on images (C, H, W).
 
-    They are of ImageNet at 224×224 and say nothing of other classes on a fiftieth of the pixels. The limit is
-    64 pixels a side, where five scales begin to fit.
+    There are none beside small images: the numbers are of ImageNet at 224×224 and say nothing of other classes on a
+    fiftieth of the pixels. The limit is 64 pixels a side, where five scales begin to fit.
 
     Example:
         >>> len(beside((3, 224, 224))) > 20, beside((3, 32, 32))
@@ -246,7 +246,7 @@ def beside(shape: Sequence[int]) -> tuple[Published, ...]:
 def printed_number(
     condition: str, defence: str, budget: int, numbers: Sequence[Published] = PUBLISHED
 ) -> Published | None:
-    """The published number, of those given, for what was measured, or None where the paper has none.
+    """The published number for what was measured, or None if ``numbers`` lacks it.
 
     Example:
         >>> printed_number("fgsm-5", "dip", 1000).percent
@@ -256,13 +256,18 @@ def printed_number(
 
 
 def printed_columns(conditions: Collection[str], numbers: Sequence[Published] = PUBLISHED) -> list[tuple[str, int]]:
-    """The published columns, as (defence, budget) and in the paper's order, that have a number for these conditions."""
+    """The published columns that have a number for these conditions.
+
+    Each is (defence, budget); they are in the paper's order.
+    """
     wanted = {(p.defence, p.budget) for p in numbers if p.condition in conditions}
     return [(defence, budget) for defence, budget, *_ in _COLUMNS if (defence, budget) in wanted]
 
 
 def about_parameters(config: DIPConfig, shape: Sequence[int]) -> list[str]:
-    """The number of each network's parameters, in words, with a warning where the paper prints another.
+    """Each network's number of parameters, in words.
+
+    A warning follows where the paper prints another number.
 
     Args:
         config: of the reconstruction.
@@ -288,7 +293,9 @@ def reductions(
     shape: Sequence[int],
     stopping: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """How a measurement falls short of the paper's or differs from it, in words; empty if it does neither.
+    """How a measurement falls short of the paper's or differs from it, in words.
+
+    Empty if it does neither.
 
     Args:
         config: the network of the reconstruction, with its number of scales.

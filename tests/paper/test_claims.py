@@ -99,7 +99,10 @@ def test_averages_are_compared_image_by_image() -> None:
 
 @pytest.mark.parametrize(("rest", "expected"), [(0.4, CONFIRMED), (1.0, UNDECIDED)], ids=["agree", "disagree"])
 def test_more_images_with_a_lower_average_decide_nothing(rest: float, expected: str) -> None:
-    """30 images of 40 withstand 0.6 against 0.5 of the attacks, p = 0.002; the other 10 lose a little, or much."""
+    """30 of 40 images withstand more of the attacks (0.6 against 0.5), p = 0.002.
+
+    The other 10 withstand fewer, by a little or by much.
+    """
     first = Cell("average", "dip", 1000, {0: {str(i): 0.6 if i < 30 else 0.2 for i in range(40)}}, 1.0)
     second = Cell("average", "none", 0, {0: {str(i): 0.5 if i < 30 else rest for i in range(40)}}, 1.0)
     assert compare(first, second).p < 0.05
@@ -175,22 +178,22 @@ def test_the_fall_and_the_average_are_held_against_the_published_numbers() -> No
     # Published: falls of 32.5, 24.7 and 20.4 points; averages of 62.3, 68.9 and 70.6 %.
     counts = {("none", 0): 100, ("dip", 500): 50, ("dip", 750): 75, ("dip", 1000): 90}
     results = found(columns(counts, n=100))
-    falls = results["cost, in points"].details
+    falls = results["published cost"].details
     assert [detail.rsplit(": ", 1)[1] for detail in falls] == [LARGER, SAME, SMALLER]
     # Wilson's interval of 90 of 100 is 82.6 to 94.5 %.
     assert falls[2] == f"clean: DIP 1000 10.0 [5.5, 17.4], published 20.4: {SMALLER}"
-    assert results["cost, in points"].verdict == SMALLER
-    averages = results["average, in per cent"].details
+    assert results["published cost"].verdict == SMALLER
+    averages = results["published average"].details
     assert [detail.rsplit(": ", 1)[1] for detail in averages] == [SMALLER, SAME, LARGER]
     assert averages[2].startswith("average of the attacks: DIP 1000 90.0 [82.6, 94.5], published 70.6")
-    assert not {"cost, in points", "average, in per cent"} & found(columns({("dip", 300): 5})).keys()
+    assert not {"published cost", "published average"} & found(columns({("dip", 300): 5})).keys()
 
 
 def test_the_papers_own_numbers_bear_its_claims_out() -> None:
     results = found(table_cells(made_up(images=500)))
     for name in ("cost", "gain", "iterations, clean", "average"):
         assert results[name].verdict == CONFIRMED
-    for name in ("cost, in points", "average, in per cent"):
+    for name in ("published cost", "published average"):
         assert results[name].verdict == SAME
     compared = results["randomisation"]
     assert "(published 75.1 against 65.1)" in compared.details[0]

@@ -1,4 +1,4 @@
-"""Figure 3: from the command line with untrained networks, and its statistics on curves with a known shape."""
+"""Figure 3: the command line with untrained networks; statistics of known curves."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 
 from dipdefense import classifiers
 from dipdefense.datasets import packaged_images
-from dipdefense.evaluation import read_export
+from dipdefense.evaluation import bootstrap, read_export
 from dipdefense.files import read_image
-from dipdefense.paper import figure3, figure3_claims, figure3_sets
+from dipdefense.paper import figure3, figure3_sets
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED
 from dipdefense.paper.figure3_claims import Curve, crossing, curve, difference, extremum, findings, lead, mean_interval
 from dipdefense.paper.figure3_report import as_csv
@@ -135,7 +135,7 @@ def test_a_usage_error_is_one_line_and_exit_2(
 
 
 def shaped(mean: list[float], *, n: int = 60, noise: float = 0.1, loss: float = 0.01) -> Curve:
-    """Images whose confidences have this mean, with noise that is an image's own at each budget."""
+    """A curve of this mean confidence, with independent noise by image and budget."""
     chance = np.random.default_rng(7)
     confidence = np.clip(np.array(mean) + noise * chance.normal(size=(n, len(mean))), 0, 1)
     losses = loss * np.exp(0.1 * chance.normal(size=(n, len(mean))))
@@ -185,7 +185,7 @@ def test_below_twenty_images_nothing_is_decided() -> None:
 
 
 def test_noise_alone_makes_a_peak_no_oftener_than_intervals_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure3_claims, "RESAMPLES", 200)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 200)
     chance = np.random.default_rng(3)
     found = [extremum(0.5 + 0.3 * chance.normal(size=(40, 12)), tuple(range(12)), sign=1) for _ in range(60)]
     assert sum(each.rise.low > 0 and each.fall.low > 0 for each in found) <= 4
@@ -229,7 +229,7 @@ def test_the_interval_of_the_same_images_is_that_of_their_differences() -> None:
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure3_claims, "RESAMPLES", 300)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 300)
     chance = np.random.default_rng(1)
     intervals = [mean_interval(chance.random(40)) for _ in range(200)]
     assert 0.88 < np.mean([each.low <= 0.5 <= each.high for each in intervals]) < 0.99
