@@ -1,6 +1,4 @@
-"""Purify a folder of images of any sizes.
-
-Images of one size are fitted together, and existing outputs are kept.
+"""Purify a folder of images of any sizes; existing outputs are kept.
 
 Usage: python examples/folder.py [FOLDER] [--out FOLDER] [--iters N] [--images N]
 The command `dipdefense purify FOLDER OUT` does the same and handles more cases.
@@ -29,15 +27,14 @@ parser.add_argument("--iters", type=int, help="iterations (1000 on a GPU, 30 on 
 parser.add_argument("--images", type=int, help="how many (all on a GPU, the smallest 4 files on a CPU)")
 arguments = parser.parse_args()
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-config = DIPConfig() if device == "cuda" else DIPConfig.compact()
-iters = arguments.iters or (1000 if device == "cuda" else 30)
+device, config, iters = ("cuda", DIPConfig(), 1000) if torch.cuda.is_available() else ("cpu", DIPConfig.compact(), 30)
+iters = arguments.iters or iters
 print(f"{iters} iterations of a network with {config.channels} channels, on {device}.")
 if device == "cpu" or iters < 500:
     print("REDUCED SETTING: the paper's is 500 to 1000 iterations of 128 channels. Results here mean little.")
 
 limit = arguments.images or (None if device == "cuda" else 4)
-found = [path for path in arguments.folder.iterdir() if path.suffix.lower() in SUFFIXES]
+found = (path for path in arguments.folder.iterdir() if path.suffix.lower() in SUFFIXES)
 by_size: dict[torch.Size, list[tuple[Path, ImageFile]]] = defaultdict(list)
 for path in sorted(found, key=lambda path: path.stat().st_size):
     try:
@@ -45,9 +42,10 @@ for path in sorted(found, key=lambda path: path.stat().st_size):
     except UnreadableImage as error:
         print(error)
     else:
-        if min(image.pixels.shape[1:]) >= MIN_SIDE and sum(map(len, by_size.values())) != limit:
+        if min(image.pixels.shape[1:]) < MIN_SIDE:
+            print(f"{path.name} is smaller than {MIN_SIDE} pixels")
+        elif sum(map(len, by_size.values())) != limit:
             by_size[image.pixels.shape].append((arguments.out / f"{path.stem}.png", image))
-
 arguments.out.mkdir(parents=True, exist_ok=True)
 purifier = DIPPurifier(iters, config=config, progress=True)
 for size, images in by_size.items():

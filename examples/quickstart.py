@@ -1,7 +1,5 @@
 """Attack packaged images, defend a real classifier, and look at the result.
 
-Nothing is downloaded at run time.
-
 python examples/quickstart.py                    # writes out/quickstart.png
 """
 

@@ -62,12 +62,14 @@ def test_it_runs_and_says_what_it_is_worth(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_of_files_with_upper_case_endings(tmp_path: Path) -> None:
     Image.new("RGB", (40, 33), "teal").save(tmp_path / "PHOTO.JPEG")
+    Image.new("RGB", (40, 31), "teal").save(tmp_path / "small.png")
     command = [sys.executable, str(FOLDER / "folder.py"), str(tmp_path), "--out", str(tmp_path / "out"), "--iters", "1"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "PHOTO.png").exists(), done.stdout
+    assert "small.png is smaller than 32 pixels" in done.stdout
 
 
 def test_the_quickstart_runs_in_a_notebook_cell(tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def class_count(state: Mapping[str, Tensor]) -> int:
-    """The number of classes: the length of the last tensor.
+    """The number of classes: the length of the last tensor, scalars left out.
 
-    That is the final layer's bias or weight.
+    That tensor is the final layer's bias or weight.
     """
     return next((value.shape[0] for value in reversed(list(state.values())) if value.ndim), 1)
 

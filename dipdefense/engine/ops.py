@@ -39,7 +39,8 @@ def convolution(x: Tensor, weight: Tensor, *, stride: int = 1, addend: Tensor | 
     count, out_channels, in_channels, kernel, _ = weight.shape
     narrow = (out_channels < _NARROW and addend is None) if kernel == 1 else kernel == 3 and in_channels < _NARROW
     alone = count == 1 and _innermost(x if addend is None else addend)
-    if alone and narrow and addend is not None and kernel == 3 and (kernels := compiled.current()) is not None:
+    fused = alone and narrow and kernel == 3 and stride == 1 and addend is not None
+    if fused and (kernels := compiled.current()) is not None:
         return compiled.ConvolveNarrow.apply(x, weight, addend, kernels)  # type: ignore[no-any-return]
     size, weight = x.shape[2:], weight.to(x.dtype)
     if alone and narrow:

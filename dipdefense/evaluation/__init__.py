@@ -19,7 +19,7 @@ from dipdefense.evaluation.measurement import STORE, measure
 from dipdefense.evaluation.provenance import circumstances
 from dipdefense.evaluation.records import Record, Run
 from dipdefense.evaluation.store import Store, StoreError
-from dipdefense.evaluation.subject import Setting, Subject, open_subject
+from dipdefense.evaluation.subject import ReconstructionSetting, Setting, Subject, open_subject
 
 __all__ = [
     "LEVELS",
@@ -27,6 +27,7 @@ __all__ = [
     "AdaptiveReport",
     "Defence",
     "Level",
+    "ReconstructionSetting",
     "Record",
     "Run",
     "Setting",

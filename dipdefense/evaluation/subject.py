@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dipdefense import classifiers
-from dipdefense.checks import check_seed
-from dipdefense.config import DIPConfig
+from dipdefense.checks import Precision, check_budgets, check_seed
+from dipdefense.config import Backend, DIPConfig
 from dipdefense.datasets import LabelledImages, cifar10, image_folder, packaged_images
 from dipdefense.evaluation.protocol import Chosen, Images, choose
 
@@ -54,6 +54,28 @@ class Setting:
         if not self.seeds:
             raise ValueError("seeds must have at least one seed, such as (0,); got none")
         check_seed(self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionSetting(Setting):
+    """An experiment behind the reconstruction.
+
+    Attributes:
+        config: the network.
+        budgets: iterations at which the output is classified.
+        precision: "auto", "fp32" or "bf16".
+        backend: "auto", "torch", "native", "cudagraphs" or "triton".
+    """
+
+    config: DIPConfig
+    budgets: tuple[int, ...]
+    precision: Precision = "auto"
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be run."""
+        super().__post_init__()
+        check_budgets(self.budgets)
 
 
 @dataclass(frozen=True)

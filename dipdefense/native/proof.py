@@ -215,7 +215,7 @@ def _perturb(kernels: Kernels, dtype: torch.dtype) -> None:
         and (correlations - torch.eye(4)).abs().max() < 0.13
     )
     if not right:
-        raise WrongError("the fresh noise has other moments than a normal distribution")
+        raise WrongError("the fresh noise is not independent and normal, or depends on an image's place")
 
 
 def _compare(

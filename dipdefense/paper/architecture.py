@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dipdefense.checks import Precision, check_backend, check_budgets
+from dipdefense.checks import check_backend
 from dipdefense.config import Backend, DIPConfig
 from dipdefense.evaluation import (
+    ReconstructionSetting,
     Run,
-    Setting,
     Subject,
     command_line,
     deep_image_prior,
@@ -83,29 +83,18 @@ VARIANTS: dict[str, Variant] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArchitectureSetting(Setting):
+class ArchitectureSetting(ReconstructionSetting):
     """The experiment, as a command line asks for it.
 
     Attributes:
         config: the original network.
         variants: of ``VARIANTS``; None for all that fit the images.
-        budgets: iterations.
         conditions: keys of ``CONDITIONS``.
-        precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "native", "cudagraphs" or "triton".
     """
 
-    config: DIPConfig
     variants: tuple[str, ...] | None = None
     budgets: tuple[int, ...] = BUDGETS
     conditions: tuple[str, ...] = ("clean", "fgsm-5")
-    precision: Precision = "auto"
-    backend: Backend = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be run."""
-        super().__post_init__()
-        check_budgets(self.budgets)
 
 
 def networks(

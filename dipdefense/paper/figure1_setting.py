@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from dipdefense.attacks import Attack, AttackName
-from dipdefense.checks import Precision, check_backend, check_budgets
-from dipdefense.config import Backend, DIPConfig
+from dipdefense.checks import check_backend
+from dipdefense.config import DIPConfig
 from dipdefense.evaluation import (
+    ReconstructionSetting,
     Run,
-    Setting,
     Subject,
     command_line,
     deep_image_prior,
@@ -49,27 +49,14 @@ _FEW = ("clean", *(condition_name(Attack(name, 5)) for name in NAMES))
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveSetting(Setting):
+class CurveSetting(ReconstructionSetting):
     """Figure 1, as a command line asks for it.
 
     Attributes:
-        config: the network of the reconstruction.
-        budgets: iterations at which the output is classified, ascending.
         conditions: keys of ``CONDITIONS``.
-        precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "native", "cudagraphs" or "triton".
     """
 
-    config: DIPConfig
-    budgets: tuple[int, ...]
     conditions: tuple[str, ...]
-    precision: Precision = "auto"
-    backend: Backend = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be run."""
-        super().__post_init__()
-        check_budgets(self.budgets)
 
 
 def parse_arguments(*, description: str | None, arguments: Sequence[str] | None = None) -> CurveSetting:

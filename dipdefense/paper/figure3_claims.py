@@ -29,7 +29,7 @@ Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Curve:
+class SetCurve:
     """One set of images against the iterations, behind one architecture.
 
     Attributes:
@@ -86,7 +86,7 @@ class Crossing(NamedTuple):
     share: float
 
 
-def curve(run: Run) -> Curve:
+def curve(run: Run) -> SetCurve:
     """The curve of a run that has one condition.
 
     Raises:
@@ -105,7 +105,7 @@ def curve(run: Run) -> Curve:
         array: Numbers = np.array(values, dtype=np.float64).reshape(shape).mean(axis=0)
         return array
 
-    return Curve(
+    return SetCurve(
         images,
         budgets,
         mean([record.confidence or 0.0 for record in ordered]),
@@ -163,7 +163,7 @@ def extremum(values: Numbers, budgets: tuple[int, ...], *, sign: int) -> Extremu
     return Extremum(budgets[top], mean_interval(rises), mean_interval(falls), float(np.percentile(heights, 97.5)))
 
 
-def crossing(first: Curve, second: Curve) -> Crossing:
+def crossing(first: SetCurve, second: SetCurve) -> Crossing:
     """Where the curve that ends higher crosses the other for the last time.
 
     It is interpolated between the recorded iterations.
@@ -177,7 +177,7 @@ def crossing(first: Curve, second: Curve) -> Crossing:
     return Crossing(own, low, high, len(known) / len(found))
 
 
-def lead(first: Curve, second: Curve) -> tuple[Estimate, Estimate]:
+def lead(first: SetCurve, second: SetCurve) -> tuple[Estimate, Estimate]:
     """By how much the first is ahead early, and by how much more than at the end.
 
     Early: the mean over the recorded iterations up to ``EARLY``.
@@ -188,7 +188,7 @@ def lead(first: Curve, second: Curve) -> tuple[Estimate, Estimate]:
     return difference(early[0], early[1], paired=paired), difference(gains[0], gains[1], paired=paired)
 
 
-def findings(curves: Mapping[str, Curve]) -> list[Finding]:
+def findings(curves: Mapping[str, SetCurve]) -> list[Finding]:
     """The finding on each claim that the sets of one architecture bear on."""
     found = []
     robust = curves.get("robust")
@@ -263,7 +263,7 @@ def _fitted(first: Numbers, second: Numbers, *, paired: bool) -> tuple[Numbers, 
     return (first[one & other], second[one & other]) if paired else (first[one], second[other])
 
 
-def _logarithms(of: Curve) -> Numbers:
+def _logarithms(of: SetCurve) -> Numbers:
     means: Numbers = np.log10(of.loss).mean(axis=1)
     return means
 

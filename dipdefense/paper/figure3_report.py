@@ -19,7 +19,17 @@ from dipdefense.classifiers import CIFAR10_CATEGORIES
 from dipdefense.evaluation import Run, export
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance
 from dipdefense.files import write_atomically
-from dipdefense.paper.figure3_claims import EARLY, Curve, band, crossing, curve, extremum, findings, lead, mean_interval
+from dipdefense.paper.figure3_claims import (
+    EARLY,
+    SetCurve,
+    band,
+    crossing,
+    curve,
+    extremum,
+    findings,
+    lead,
+    mean_interval,
+)
 from dipdefense.paper.figure3_sets import ImageSet, reduction
 from dipdefense.paper.figures import panels, show
 from dipdefense.paper.labels import network
@@ -79,7 +89,7 @@ def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, batch: i
     return [*(folder / file for file in files), *records]
 
 
-def draw(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Figure:
+def draw(runs: Runs, curves: Mapping[tuple[int, str], SetCurve]) -> Figure:
     """Confidence and accuracy by iterations, a column an architecture, a line a set."""
     architectures = list(dict.fromkeys(architecture for architecture, _ in runs))
     told = [*_reduced(runs, curves), f"{_subject(runs)} Bands: 95 %. Dotted: the images themselves."]
@@ -137,7 +147,7 @@ def draw_sets(sets: Sequence[ImageSet], *, batch: int, count: int = 8) -> Figure
     return figure
 
 
-def as_csv(curves: Mapping[tuple[int, str], Curve]) -> str:
+def as_csv(curves: Mapping[tuple[int, str], SetCurve]) -> str:
     """Every mean of the curves with its interval.
 
     At 0 iterations are the images themselves. Losses leave out the images whose network diverged.
@@ -156,7 +166,7 @@ def as_csv(curves: Mapping[tuple[int, str], Curve]) -> str:
     return lines.getvalue()
 
 
-def _mark_crossing(axes: Axes, robust: Curve, other: Curve) -> None:
+def _mark_crossing(axes: Axes, robust: SetCurve, other: SetCurve) -> None:
     found = crossing(robust, other)
     if found.budget is not None:
         axes.axvline(found.budget, color="0.4", linestyle="--", linewidth=1.0)
@@ -165,13 +175,13 @@ def _mark_crossing(axes: Axes, robust: Curve, other: Curve) -> None:
         )
 
 
-def _line(axes: Axes, each: Curve, values: Any, name: str) -> None:
+def _line(axes: Axes, each: SetCurve, values: Any, name: str) -> None:
     low, high = band(values)
     axes.fill_between(each.budgets, low, high, color=_COLOURS[name], alpha=0.15, linewidth=0)
     axes.plot(each.budgets, values.mean(axis=0), color=_COLOURS[name], label=name, linewidth=1.8)
 
 
-def _sections(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Iterator[Section]:
+def _sections(runs: Runs, curves: Mapping[tuple[int, str], SetCurve]) -> Iterator[Section]:
     yield Section(TITLE, [*_reduced(runs, curves), _subject(runs)], _extrema(curves))
     crossings = _crossings(curves)
     if len(crossings) > 1:
@@ -181,7 +191,7 @@ def _sections(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> Iterator[S
             f"the other's in the mean over the first {EARLY} iterations."
         )
         yield Section("Where the curves cross", [about], crossings)
-    by_architecture: dict[int, dict[str, Curve]] = defaultdict(dict)
+    by_architecture: dict[int, dict[str, SetCurve]] = defaultdict(dict)
     for (architecture, name), each in curves.items():
         by_architecture[architecture][name] = each
     listed = [
@@ -209,7 +219,7 @@ _NOTES = (
 )
 
 
-def _extrema(curves: Mapping[tuple[int, str], Curve]) -> Rows:
+def _extrema(curves: Mapping[tuple[int, str], SetCurve]) -> Rows:
     rows = [["architecture", "set", "n", "images themselves", "peak at", "above the end by", "trough at", "below the "
              "curve before by", "end at", "confidence there", "accuracy there"]]  # fmt: skip
     for (architecture, name), each in curves.items():
@@ -222,7 +232,7 @@ def _extrema(curves: Mapping[tuple[int, str], Curve]) -> Rows:
     return rows
 
 
-def _crossings(curves: Mapping[tuple[int, str], Curve]) -> Rows:
+def _crossings(curves: Mapping[tuple[int, str], SetCurve]) -> Rows:
     rows = [["architecture", "robust against", "iterations", "resamples that cross, %", "ahead early by"]]
     for (architecture, name), other in curves.items():
         robust = curves.get((architecture, "robust"))
@@ -233,7 +243,7 @@ def _crossings(curves: Mapping[tuple[int, str], Curve]) -> Rows:
     return rows
 
 
-def _counts(curves: Mapping[tuple[int, str], Curve], architecture: int) -> str:
+def _counts(curves: Mapping[tuple[int, str], SetCurve], architecture: int) -> str:
     counts = sorted({len(each.images) for (own, _), each in curves.items() if own == architecture})
     return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
 
@@ -243,7 +253,7 @@ def _subject(runs: Runs) -> str:
     return f"External classifier: {configuration['classifier']}. Images: {configuration['data']}, not chosen by it."
 
 
-def _reduced(runs: Runs, curves: Mapping[tuple[int, str], Curve]) -> list[str]:
+def _reduced(runs: Runs, curves: Mapping[tuple[int, str], SetCurve]) -> list[str]:
     iterations = {architecture: each.budgets[-1] for (architecture, _), each in curves.items()}
     told = {name: run.configuration["set"] for (_, name), run in runs.items()}
     return reduction(told, images=min(len(each.images) for each in curves.values()), iterations=iterations)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from dipdefense.attacks import TABLE_2, Attack
-from dipdefense.checks import Precision, check_backend, check_budgets
-from dipdefense.config import PAPER_BUDGETS, Backend, DIPConfig
+from dipdefense.checks import check_backend
+from dipdefense.config import PAPER_BUDGETS
 from dipdefense.distributed import spread
 from dipdefense.evaluation import (
+    ReconstructionSetting,
     Run,
-    Setting,
     Subject,
     command_line,
     deep_image_prior,
@@ -60,35 +60,22 @@ little of a defence. The tables share their outcomes: none is measured twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSetting(Setting):
+class TableSetting(ReconstructionSetting):
     """One table, as a command line asks for it.
 
     Attributes:
         table: 1 or 2.
-        config: the network of the reconstruction.
-        budgets: iterations.
         conditions: keys of ``CONDITIONS``.
         defences: of ``DEFENCES``.
-        precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "native", "cudagraphs" or "triton".
         stopping: "variance" or "trend" to end each image's fit by itself; None for the paper's fixed budgets.
         spread: how the work reaches other processes; None for this one.
     """
 
     table: int
-    config: DIPConfig
-    budgets: tuple[int, ...]
     conditions: tuple[str, ...]
     defences: tuple[str, ...]
-    precision: Precision = "auto"
-    backend: Backend = "auto"
     stopping: RuleName | None = None
     spread: Spread | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be run."""
-        super().__post_init__()
-        check_budgets(self.budgets)
 
 
 def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | None = None) -> TableSetting:

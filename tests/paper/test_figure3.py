@@ -20,7 +20,16 @@ from dipdefense.evaluation import bootstrap, read_export
 from dipdefense.files import read_image
 from dipdefense.paper import figure3, figure3_sets
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED
-from dipdefense.paper.figure3_claims import Curve, crossing, curve, difference, extremum, findings, lead, mean_interval
+from dipdefense.paper.figure3_claims import (
+    SetCurve,
+    crossing,
+    curve,
+    difference,
+    extremum,
+    findings,
+    lead,
+    mean_interval,
+)
 from dipdefense.paper.figure3_report import as_csv
 from dipdefense.paper.figure3_sets import SETS
 
@@ -134,19 +143,21 @@ def test_a_usage_error_is_one_line_and_exit_2(
     assert message in capsys.readouterr().err
 
 
-def shaped(mean: list[float], *, n: int = 60, noise: float = 0.1, loss: float = 0.01) -> Curve:
+def shaped(mean: list[float], *, n: int = 60, noise: float = 0.1, loss: float = 0.01) -> SetCurve:
     """A curve of this mean confidence, with independent noise by image and budget."""
     chance = np.random.default_rng(7)
     confidence = np.clip(np.array(mean) + noise * chance.normal(size=(n, len(mean))), 0, 1)
     losses = loss * np.exp(0.1 * chance.normal(size=(n, len(mean))))
     images = tuple(map(str, range(n)))
-    return Curve(images, BUDGETS[: len(mean)], confidence, (confidence > 0.5).astype(float), losses, confidence[:, -1])
+    return SetCurve(
+        images, BUDGETS[: len(mean)], confidence, (confidence > 0.5).astype(float), losses, confidence[:, -1]
+    )
 
 
 RISING, PEAKED, DIPPED = [0.1, 0.3, 0.5, 0.7, 0.9], [0.1, 0.5, 0.8, 0.6, 0.4], [0.4, 0.2, 0.1, 0.3, 0.5]
 
 
-def verdicts(**curves: Curve) -> dict[str, str]:
+def verdicts(**curves: SetCurve) -> dict[str, str]:
     found = findings({name.replace("_", "-"): each for name, each in curves.items()})
     return {finding.claim.partition(" (")[0]: finding.verdict for finding in found}
 

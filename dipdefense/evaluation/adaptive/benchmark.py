@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from dipdefense.attacks.adaptive import Threat
-from dipdefense.checks import Precision, check_budgets
-from dipdefense.config import Backend, DIPConfig
+from dipdefense.config import Backend
 from dipdefense.evaluation import command_line
 from dipdefense.evaluation.adaptive.conditions import (
     MOST_SEED,
@@ -34,7 +33,7 @@ from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisat
 from dipdefense.evaluation.measurement import joined, measure
 from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.records import Run
-from dipdefense.evaluation.subject import Setting, Subject
+from dipdefense.evaluation.subject import ReconstructionSetting, Subject
 from dipdefense.purifier import DIPPurifier
 from dipdefense.randomization import RandomResizePad
 
@@ -46,7 +45,7 @@ EXPORTS = "adaptive*.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveSetting(Setting):
+class AdaptiveSetting(ReconstructionSetting):
     """An adaptive evaluation, as a command line asks for it.
 
     ``seeds`` has one seed, that of the images, the attacks and the draws that judge them.
@@ -56,11 +55,7 @@ class AdaptiveSetting(Setting):
         attackers: names of those that are measured now; all of the level's by default.
         epsilons: in 1/255 for Linf, norms for L2.
         norm: "Linf" or "L2".
-        config: the network of the reconstruction.
-        budgets: iterations.
         defences: of ``DEFENCES``.
-        precision: "auto", "fp32" or "bf16".
-        backend: "auto", "torch", "native", "cudagraphs" or "triton".
         dry_run: print the plan and stop.
         report: measure nothing, and report on the attacks that are stored in full.
     """
@@ -69,18 +64,9 @@ class AdaptiveSetting(Setting):
     attackers: tuple[str, ...]
     epsilons: tuple[float, ...]
     norm: Norm = "Linf"
-    config: DIPConfig
-    budgets: tuple[int, ...]
     defences: tuple[str, ...] = DEFENCES
-    precision: Precision = "auto"
-    backend: Backend = "auto"
     dry_run: bool = False
     report: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what could not be run."""
-        super().__post_init__()
-        check_budgets(self.budgets)
 
     @property
     def draws(self) -> tuple[int, ...]:

@@ -178,7 +178,8 @@ def attacks_on(target: Target, level: Level) -> Iterator[tuple[str, Adaptive]]:
 def applies(attack: str, target: Target) -> bool:
     """Whether an attacker can be run on a defence.
 
-    Some need what ``DIPPurifier`` has, or outputs of the images' shape.
+    Some need what ``DIPPurifier`` has, for one of them without variants of its network, or outputs of the images'
+    shape.
     """
     if attack == "trajectory":
         return isinstance(target.purifier, HasTrajectory)
