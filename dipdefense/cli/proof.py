@@ -49,7 +49,7 @@ class Proof:
 
 
 def prove(device: torch.device, precision: Precision) -> Proof:
-    """Fit three images of 33×40 pixels at once on the device, and each by the plain loop.
+    """Fit three images of 33×40 pixels at once, and each by the plain loop.
 
     This checks torch's operators; on a GPU the other backends are tried against these before their first use.
     """
