@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import readme_claims
-from readme_adaptive import attacked, strongest_row, verdict
+from readme_adaptive import attacked, strongest, verdict
 from speed import hardware
 
-from dipdefense.evaluation import LEVELS, AdaptiveReport, Run, read_export
+from dipdefense.evaluation import Run, read_export
 from dipdefense.evaluation.adaptive.script import read_report
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.files import write_atomically
@@ -35,12 +35,14 @@ CURVES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/figure1.jsonl
 BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- results: end -->"
 VERDICT = "<!-- verdict: begin (written by benchmarks/readme.py) -->", "<!-- verdict: end -->"
 
-FIRST_SCREEN = "table2-half-size"
-MEASURED = (("none", 0), ("randomisation", 1), ("low-pass", 3), ("dip", 750), ("dip", 1000), ("dip", 2000))
-PUBLISHED = (("none", 0), ("dip", 750), ("dip", 1000))
+ATTACKED = "<!-- attacked: begin (written by benchmarks/readme.py) -->", "<!-- attacked: end -->"
+
+FIRST_SCREEN = "table2-compact"
+MEASURED = (("none", 0), ("randomisation", 1), ("low-pass", 3), ("dip", 1000))
+PUBLISHED = (("none", 0), ("randomisation", 1), ("dip", 1000))
 
 VERDICTS = ("adaptive-standard", "adaptive-architecture-2", "adaptive-half-size-224")
-"""Records of attackers who know the defence that the README opens with; the last has the classifier of its table."""
+"""Records of attackers who know the defence that the README opens with."""
 
 ADAPTIVE = (*VERDICTS, "adaptive-budgets", "adaptive-architecture-1", "adaptive-compact-224")
 """All of them. The others are of fewer attacks, or their budgets too small for clean images."""
@@ -51,14 +53,9 @@ def pages() -> Iterator[tuple[Path, str]]:
     runs = {source: read_export(RESULTS / source / "table2.jsonl") for source in SOURCES}
     reports = {name: read_report(RESULTS / name) for name in ADAPTIVE}
     opening = [reports[name] for name in VERDICTS]
-    # The first screen has room for one of them.
-    hardest = max(ADAPTIVE, key=lambda name: _strength(reports[name]))
-    first = [
-        f"{brief(runs[FIRST_SCREEN], opening[-1])} {_record(FIRST_SCREEN)}",
-        f"{attacked(reports[hardest])} {_record(hardest)}",
-    ]
-    path, text = _filled(ROOT / "README.md", "\n\n".join(first))
-    yield path, _between(text, VERDICT, f"{verdict(opening)}\n\n{_record(*VERDICTS)}")
+    path, text = _filled(ROOT / "README.md", f"{brief(runs[FIRST_SCREEN])} {_record(FIRST_SCREEN)}")
+    text = _between(text, VERDICT, verdict(opening))
+    yield path, _between(text, ATTACKED, f"{strongest(opening)} {_record(*VERDICTS)}")
     own_tables = {source: headline(run) for source, run in runs.items()}
     own_tables |= {name: attacked(report) for name, report in reports.items()}
     own_tables |= {
@@ -77,17 +74,8 @@ def _record(*names: str) -> str:
     return f"Record{'s' * (len(names) > 1)}: {', '.join(f'`benchmarks/results/{name}`' for name in names)}."
 
 
-def _strength(report: AdaptiveReport) -> tuple[int, int]:
-    """The place of its level, and its images."""
-    level = report.run.configuration["adaptive"]["level"]
-    return list(LEVELS).index(level), max(each.n for each in report.verdicts)
-
-
-def brief(run: Run, report: AdaptiveReport | None = None) -> str:
-    """A few columns of a record beside the paper's.
-
-    If ``report`` is of the same classifier and network, the last row is that under the strongest attack found.
-    """
+def brief(run: Run) -> str:
+    """A few columns of a record beside the paper's."""
     cells = table_cells(run)
     found = {(cell.condition, cell.column): cell for cell in cells}
     titles = [column_title(*column) for column in MEASURED] + [published_title(*column) for column in PUBLISHED]
@@ -97,9 +85,6 @@ def brief(run: Run, report: AdaptiveReport | None = None) -> str:
         printed = [printed_number(condition, *column) for column in PUBLISHED]
         numbers = ["–" if number is None else f"{number.percent:.1f}" for number in printed]
         lines.append(f"| {condition_title(condition)} | " + " | ".join([*measured, *numbers]) + " |")
-    same = ("classifier", "dip")
-    if report is not None and all(report.run.configuration[name] == run.configuration[name] for name in same):
-        lines += strongest_row(report, MEASURED, blank=len(PUBLISHED))
     published = f"The published numbers are of {CLASSIFIER} on {IMAGES} images."
     about = [*banner(run, cells), subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals.", published]
     return "\n".join([*lines, "", " ".join(about)])

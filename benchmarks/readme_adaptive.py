@@ -1,9 +1,9 @@
-"""The parts of the READMEs from adaptive records: a row, tables and the verdict."""
+"""The parts of the READMEs from adaptive records: tables and the verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dipdefense.evaluation import AdaptiveReport
 from dipdefense.evaluation.adaptive.judging import Verdict, attackers
@@ -14,8 +14,6 @@ from dipdefense.evaluation.adaptive.names import (
     column_title,
     is_known,
     known,
-    named,
-    title,
 )
 from dipdefense.evaluation.statistics import in_percent
 
@@ -24,20 +22,6 @@ WORKS = 0.5
 
 NOTHING = 0.05
 """The largest accuracy under the strongest attack, by a single sample or by vote, that is called next to nothing."""
-
-
-def strongest_row(report: AdaptiveReport, columns: Sequence[Column], *, blank: int) -> list[str]:
-    """The table row under the strongest attack found, at the largest ε.
-
-    There is none if the report has none of the columns' reconstructions under that attack.
-    """
-    epsilon = report.epsilons[-1]
-    found = [report.judged(WORST_CASE, column, epsilon) for column in columns]
-    if all(judged is None for judged, column in zip(found, columns, strict=True) if column[0] == "dip"):
-        return []
-    n = max(verdict.n for verdict in report.verdicts)
-    cells = ["–" if each is None else _cell(each) for each in found]
-    return [f"| **strongest attack found, ε={epsilon:g}** (n = {n}) | " + " | ".join([*cells, *["–"] * blank]) + " |"]
 
 
 def attacked(report: AdaptiveReport) -> str:
@@ -80,54 +64,81 @@ def _network(config: Mapping[str, Any]) -> str:
 
 
 def verdict(reports: Sequence[AdaptiveReport]) -> str:
-    """The accuracy under attackers who know the defence, as a sentence and a list.
+    """The accuracy under attackers who know the defence, in one sentence or two.
 
-    The list has a line for each record and budget.
+    Of each classifier it names the reconstruction of which the least is left, among those that work unattacked.
     """
-    lines: list[str] = []
-    least: dict[str, tuple[float, Verdict, Verdict]] = {}
-    for report in reports:
-        epsilon, configuration = report.epsilons[-1], report.run.configuration
-        classifier = configuration["classifier"]
-        for column in report.columns:
-            left, clean = report.judged(WORST_CASE, column, epsilon), report.judged("clean", column)
-            strongest = report.strongest(column, epsilon)
-            if column[0] != "dip" or left is None or strongest is None or clean is None:
-                continue
-            # What fails on clean images has nothing to lose: it has a line, but not the headline.
-            if clean.mean >= WORKS and (classifier not in least or left.mean < least[classifier][1].mean):
-                least[classifier] = epsilon, left, clean
-            ran = ", ".join(_attack(each) for each in attackers(report.verdicts, column, epsilon))
-            unaware = report.judged("transfer", column, epsilon)
-            lines.append(
-                f"- {column_title(column)}, {_network(configuration['dip'])}, {classifier}, "
-                f'level "{configuration["adaptive"]["level"]}" ({ran}), n = {left.n}, ε = {epsilon:g}: '
-                f"**{_cell(left)} %** under the worst case of these attacks, {100 * left.majority:.1f} % by majority "
-                f"vote; {_cell(strongest)} % under {_attack(strongest)} alone"
-                + (f"; {_cell(unaware)} % under a defence-unaware transfer attack" if unaware else "")
-                + f"; {_cell(clean)} % on clean images."
-            )
-    if not lines:
+    least: dict[str, Outcome] = {}
+    outcomes = list(_outcomes(reports))
+    for outcome in outcomes:
+        # What fails on clean images has nothing to lose.
+        if outcome.clean.mean < WORKS:
+            continue
+        other = least.setdefault(outcome.classifier, outcome)
+        if outcome.left.mean < other.left.mean:
+            least[outcome.classifier] = outcome
+    if not outcomes:
         return "Attackers who know the defence have not been measured yet."
     lowered = " and ".join(
-        f"from {100 * clean.mean:.0f} to {100 * left.mean:.0f} % (ε = {epsilon:g}, {classifier})"
-        for classifier, (epsilon, left, clean) in least.items()
+        f"from {100 * each.clean.mean:.0f} to {100 * each.left.mean:.0f} % (ε = {each.epsilon:g}, {classifier})"
+        for classifier, each in least.items()
     )
     head = (
         f"Attackers who know the defence lower its accuracy {lowered}" if least else "No network here works unattacked"
     )
-    if least and all(min(left.mean, left.majority) <= NOTHING for _, left, _ in least.values()):
+    if least and all(min(each.left.mean, each.left.majority) <= NOTHING for each in least.values()):
         head += ": next to nothing is left"
     reduced = any(report.reduced for report in reports)
-    end = " The attacks are reduced; stronger ones can only leave less." if reduced else ""
-    scope = "of a single random draw, on images that are classified correctly without defence, with 95 % intervals:"
-    return "\n".join([f"**{head}.**{end} Accuracy {scope}", "", *lines])
+    return f"**{head}.**" + (" The attacks are reduced; stronger ones can only leave less." if reduced else "")
 
 
-def _attack(judged: Verdict) -> str:
-    parts = named(judged.condition)
-    assert parts is not None
-    return title(parts.attack)
+def strongest(reports: Sequence[AdaptiveReport]) -> str:
+    """The verdict's table, with a row for each record and budget."""
+    header = ["", "level", "n", "ε", "clean", "defence-unaware (transfer)", "**strongest attack found**", "by vote"]
+    rows = [header, ["---"] * len(header)]
+    for report in reports:
+        for each in _outcomes([report]):
+            attacks = len(attackers(report.verdicts, each.column, each.epsilon))
+            level = f"`{report.run.configuration['adaptive']['level']}`, {attacks} attack{'s' * (attacks > 1)}"
+            unaware = report.judged("transfer", each.column, each.epsilon)
+            rows.append([
+                f"{column_title(each.column)}, {_network(report.run.configuration['dip'])}, {each.classifier}",
+                level, str(each.left.n), f"{each.epsilon:g}", _cell(each.clean), _cell(unaware) if unaware else "–",
+                f"**{_cell(each.left)}**", f"{100 * each.left.majority:.1f}",
+            ])  # fmt: skip
+    about = (
+        "Accuracy of a single random draw in per cent, on images that are classified correctly without defence, with "
+        "Wilson 95 % intervals; by vote: of the majority of the draws. Each attack's image is judged on fresh draws."
+    )
+    reduced = "REDUCED ATTACKS, no robust accuracy. " if any(report.reduced for report in reports) else ""
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", reduced + about])
+
+
+class Outcome(NamedTuple):
+    """A reconstruction that was attacked, at the largest ε.
+
+    Attributes:
+        classifier: its name.
+        column: the reconstruction and its budget.
+        epsilon: in 1/255.
+        clean: the verdict on clean images.
+        left: that under the strongest attack found.
+    """
+
+    classifier: str
+    column: Column
+    epsilon: float
+    clean: Verdict
+    left: Verdict
+
+
+def _outcomes(reports: Sequence[AdaptiveReport]) -> Iterator[Outcome]:
+    for report in reports:
+        epsilon = report.epsilons[-1]
+        for column in report.columns:
+            left, clean = report.judged(WORST_CASE, column, epsilon), report.judged("clean", column)
+            if column[0] == "dip" and left is not None and clean is not None:
+                yield Outcome(report.run.configuration["classifier"], column, epsilon, clean, left)
 
 
 def _cell(judged: Verdict) -> str:

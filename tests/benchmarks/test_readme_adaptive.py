@@ -1,4 +1,4 @@
-"""The README's verdict and its row that matters, from made-up adaptive records."""
+"""The README's verdict and its tables, from made-up adaptive records."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import json
 import sys
 from collections.abc import Mapping
 
-import pytest
 from conftest import ROOT
-from measuring import CIRCUMSTANCES, CONFIGURATION, made_up, record
+from measuring import CIRCUMSTANCES, CONFIGURATION, record
 
 from dipdefense import DIPConfig
 from dipdefense.evaluation import AdaptiveReport, Run
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import readme
-from readme_adaptive import attacked, verdict
+from readme_adaptive import attacked, strongest, verdict
 
 PAPER = DIPConfig.paper()
 ATTACKS = {"transfer": {"steps": 20}, "bpda": {"steps": 10}, "trajectory": {"steps": 10}}
@@ -66,14 +64,20 @@ def test_nothing_left_is_said_so() -> None:
     text = verdict([adaptive(FALLEN)])
     head = "**Attackers who know the defence lower its accuracy from 80 to 0 % (ε = 8, efficientnet-lite0): "
     assert text.startswith(head + "next to nothing is left.** The attacks are")
-    line = text.splitlines()[-1]
-    assert line.startswith("- DIP 500")
-    assert (
-        'level "quick" (transfer, BPDA, trajectory), n = 10, ε = 8: **0.0 [0.0, 27.8] %** under the worst case' in line
-    )
-    assert "; 0.0 [0.0, 27.8] % under trajectory alone; " in line
-    assert "; 60.0 [31.3, 83.2] % under a defence-unaware transfer attack; 80.0 [" in line
     assert "stronger ones can only leave less" in text
+
+
+def test_the_verdict_has_a_table_of_the_records() -> None:
+    text = strongest([adaptive(FALLEN), adaptive({"clean": 1, "bpda-8@dip-500": 1}, level="full", classifier="other")])
+    first, second = text.splitlines()[2:4]
+    assert first == (
+        "| DIP 500, 128 channels, efficientnet-lite0 | `quick`, 3 attacks | 10 | 8 | 80.0 [49.0, 94.3] "
+        "| 60.0 [31.3, 83.2] | **0.0 [0.0, 27.8]** | 0.0 |"
+    )
+    assert second.startswith("| DIP 500, 128 channels, other | `full`, 1 attack | 10 | 8 | 10.0 ")
+    assert "| – | **10.0 " in second
+    assert "REDUCED ATTACKS, no robust accuracy." in text
+    assert "REDUCED" not in strongest([adaptive(FALLEN, level="full")])
 
 
 def test_something_left_is_a_figure_and_no_robustness() -> None:
@@ -82,25 +86,24 @@ def test_something_left_is_a_figure_and_no_robustness() -> None:
     assert text.startswith(
         "**Attackers who know the defence lower its accuracy from 80 to 50 % (ε = 8, efficientnet-lite0).** The"
     )
-    assert "**50.0 [23.7, 76.3] %** under the worst case of these attacks, 50.0 % by majority vote" in text
     assert "robust" not in text
     assert verdict([]) == "Attackers who know the defence have not been measured yet."
 
 
-def test_what_fails_on_clean_images_has_a_line_and_no_headline() -> None:
+def test_what_fails_on_clean_images_has_a_row_and_no_headline() -> None:
     failing = adaptive({"clean": 1, "transfer-8": 1, "bpda-8@dip-500": 1}, classifier="other")
     text = verdict([failing, adaptive(STANDING)])
     assert text.startswith(
         "**Attackers who know the defence lower its accuracy from 80 to 50 % (ε = 8, efficientnet-lite0).** The"
     )
-    assert "other, level" in text
+    assert "| DIP 500, 128 channels, other |" in strongest([failing])
     assert verdict([failing]).startswith("**No network here works unattacked.** The attacks are reduced")
 
 
 def test_the_strongest_record_of_each_classifier_is_named() -> None:
-    text = verdict([adaptive(STANDING), adaptive(FALLEN, level="standard"), adaptive(STANDING, classifier="other")])
-    assert "from 80 to 0 % (ε = 8, efficientnet-lite0) and from 80 to 50 % (ε = 8, other).**" in text
-    assert text.count("\n- DIP 500") == 3
+    reports = [adaptive(STANDING), adaptive(FALLEN, level="standard"), adaptive(STANDING, classifier="other")]
+    assert "from 80 to 0 % (ε = 8, efficientnet-lite0) and from 80 to 50 % (ε = 8, other).**" in verdict(reports)
+    assert strongest(reports).count("\n| DIP 500") == 3
 
 
 def test_the_tables_have_the_strongest_attack_beside_the_defence_unaware_one() -> None:
@@ -117,30 +120,6 @@ def test_the_tables_tell_what_a_known_seed_leaves_for_the_reconstruction() -> No
     assert "seed" not in attacked(adaptive(FALLEN))
 
 
-def test_the_verdict_names_the_network() -> None:
-    assert "- DIP 500, 128 channels, efficientnet-lite0, " in verdict([adaptive(FALLEN)])
-    half = verdict([adaptive(FALLEN, config=DIPConfig.half_size())])
-    assert "- DIP 500, 32 channels at 1/2 of the images' height and width, efficientnet-lite0, " in half
-
-
-@pytest.mark.parametrize(
-    ("classifier", "budget", "config", "rows"),
-    [
-        ("efficientnet-lite0", 750, PAPER, 1),
-        ("another", 750, PAPER, 0),
-        ("efficientnet-lite0", 7, PAPER, 0),
-        ("efficientnet-lite0", 750, DIPConfig.compact(), 0),
-    ],
-)
-def test_the_first_table_gains_the_row_of_its_own_classifier_network_and_budget_alone(
-    classifier: str, budget: int, config: DIPConfig, rows: int
-) -> None:
-    attacks = {name.replace("500", str(budget)): kept for name, kept in FALLEN.items()}
-    report = adaptive(attacks, budget=budget, config=config)
-    text = readme.brief(made_up(classifier=classifier, budgets=(750, 1000, 2000)), report)
-    found = [line for line in text.splitlines() if line.startswith("| **strongest attack found, ε=8** (n = 10)")]
-    assert len(found) == rows
-    header = text.splitlines()[0]
-    for line in found:
-        assert line.count("|") == header.count("|")
-        assert "| 0.0 [0.0, 27.8] | – | – | 0.0 [0.0, 27.8] | – |" in line
+def test_the_table_names_the_network() -> None:
+    half = strongest([adaptive(FALLEN, config=DIPConfig.half_size())])
+    assert "| DIP 500, 32 channels at 1/2 of the images' height and width, efficientnet-lite0 |" in half
