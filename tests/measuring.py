@@ -18,7 +18,7 @@ from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation import Defence, Record, Run, Setting, Store, Subject, measure
 from dipdefense.evaluation.defences import deep_image_prior, randomisation, undefended
 from dipdefense.evaluation.protocol import FIXED, attack_named, choose
-from dipdefense.evaluation.runner import run
+from dipdefense.evaluation.runner import Experiment, run
 from dipdefense.files import UnreadableImage
 from dipdefense.paper.published import printed_number
 from dipdefense.paper.tables import TABLES
@@ -87,13 +87,15 @@ def tiny_run(
         store,
         configuration,
         {"commit": "c0ffee"},
-        data=data,
-        chosen=choose(data, classifier, images=images),
-        classifier=classifier,
-        conditions={name: attack_named(name) for name in conditions},
-        defences=tiny_defences() if defences is None else defences,
-        seeds=seeds,
-        batch=batch,
+        Experiment(
+            data=data,
+            chosen=choose(data, classifier, images=images),
+            classifier=classifier,
+            conditions={name: attack_named(name) for name in conditions},
+            defences=tiny_defences() if defences is None else defences,
+            seeds=seeds,
+            batch=batch,
+        ),
     )
     return store.load(done.key)
 

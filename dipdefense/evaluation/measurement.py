@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import dipdefense
 from dipdefense.evaluation.defences import Defence
 from dipdefense.evaluation.exports import ExportError, read_export
-from dipdefense.evaluation.protocol import Chosen, Condition, Images
+from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.provenance import circumstances, digest
 from dipdefense.evaluation.records import Key, Run
-from dipdefense.evaluation.runner import Asked, Done, Spread, everything, run, unfinished
+from dipdefense.evaluation.runner import Asked, Done, Experiment, Spread, everything, run
 from dipdefense.evaluation.store import Store
 from dipdefense.evaluation.subject import Setting, Subject
 
@@ -79,40 +78,24 @@ def measure(
             )
     if len({defence.name for defence in defences}) < len(defences):
         raise ValueError(f"the defences of a run need different names, got {[defence.name for defence in defences]}")
+    experiment = Experiment(
+        data=subject.data, chosen=subject.chosen, classifier=subject.classifier, conditions=conditions,
+        defences=defences, seeds=setting.seeds if seeds is None else seeds, asked=asked, device=device,
+        batch=setting.batch,
+    )  # fmt: skip
     with _resumed(setting.out, exports) as store:
         return complete(
-            store,
-            identity,
-            circumstances(device),
-            data=subject.data,
-            chosen=subject.chosen,
-            classifier=subject.classifier,
-            conditions=conditions,
-            defences=defences,
-            seeds=setting.seeds if seeds is None else seeds,
-            asked=asked,
-            device=device,
-            batch=setting.batch,
-            progress=setting.progress,
-            spread=spread,
+            store, identity, circumstances(device), experiment, progress=setting.progress, spread=spread,
             only_stored=only_stored,
-        )
+        )  # fmt: skip
 
 
 def complete(
     store: Store,
     configuration: Mapping[str, Any],
     told: Mapping[str, Any],
+    experiment: Experiment,
     *,
-    data: Images,
-    chosen: Chosen,
-    classifier: nn.Module,
-    conditions: Mapping[str, Condition | None],
-    defences: Sequence[Defence],
-    seeds: Sequence[int],
-    asked: Asked = everything,
-    device: torch.device | str = "cpu",
-    batch: int = 1,
     progress: bool = False,
     spread: Spread | None = None,
     only_stored: bool = False,
@@ -125,29 +108,31 @@ def complete(
         StoreError: the store cannot be read or written.
         ValueError: none of the images can be read any more.
     """
-    done = Done(store.open_run(configuration), ()) if only_stored else run(
-        store, configuration, told, data=data, chosen=chosen, classifier=classifier, conditions=conditions,
-        defences=defences, seeds=seeds, asked=asked, device=device, batch=batch, progress=progress, spread=spread,
-    )  # fmt: skip
+    done = (
+        Done(store.open_run(configuration), ())
+        if only_stored
+        else run(store, configuration, told, experiment, progress=progress, spread=spread)
+    )
     stored = store.load(done.key)
     # The store may have more from other calls: images, conditions, budgets, seeds, or an image as it was before.
-    ids = (data.ids[index] for index in chosen.indices)
-    images = [image for image in zip(ids, chosen.contents, strict=True) if image[0] not in done.lost]
+    images = [image for image in experiment.images if image[0] not in done.lost]
     if not images:
         raise ValueError("none of the chosen images can be read any more; see the warnings, and call again")
-    left_out = (
-        unfinished({record.key for record in stored.records}, images, conditions, defences, seeds, asked)
-        if only_stored
-        else set()
-    )
+    missing = experiment.todo({record.key for record in stored.records}) if only_stored else []
+    left_out = {
+        (piece.condition, experiment.defences[place].name, budget)
+        for piece in missing
+        for place, _, budgets in piece.work
+        for budget in budgets
+    }
     wanted = {
         Key(condition, defence.name, budget, seed, *image)
-        for condition in conditions
-        for defence in defences
+        for condition in experiment.conditions
+        for defence in experiment.defences
         for budget in defence.budgets
         if (condition, defence.name, budget) not in left_out
-        for seed in seeds
-        if asked(condition, defence.name, budget, seed)
+        for seed in experiment.seeds
+        if experiment.asked(condition, defence.name, budget, seed)
         for image in images
     }
     places = {image: place for place, image in enumerate(images)}
@@ -160,7 +145,7 @@ def complete(
         key=lambda record: (record.position, record.key),
     )
     sessions = {session: stored.sessions[session] for session in sorted({record.session for record in records})}
-    return Run(stored.configuration, tuple(records), sessions, (*chosen.skipped, *done.lost))
+    return Run(stored.configuration, tuple(records), sessions, (*experiment.chosen.skipped, *done.lost))
 
 
 def joined(runs: Sequence[Run]) -> Run:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -54,30 +56,11 @@ class Done(NamedTuple):
     lost: tuple[str, ...]
 
 
-def run(
-    store: Store,
-    configuration: Mapping[str, Any],
-    circumstances: Mapping[str, Any],
-    *,
-    data: Images,
-    chosen: Chosen,
-    classifier: nn.Module,
-    conditions: Mapping[str, Condition | None],
-    defences: Sequence[Defence],
-    seeds: Sequence[int],
-    asked: Asked = everything,
-    device: torch.device | str = "cpu",
-    batch: int = 1,
-    progress: bool = False,
-    spread: Spread | None = None,
-) -> Done:
-    """Complete the store with every outcome; what it has already is not done again.
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is measured: images under conditions, behind defences.
 
-    Args:
-        store: where outcomes are and go.
-        configuration: everything that decides an outcome and is not an argument below; runs that differ in it never
-            mix.
-        circumstances: of this session: commit, versions, hardware.
+    Attributes:
         data: the data set.
         chosen: its images, in order.
         classifier: from images in [0, 1] to logits, on ``device``, in eval mode.
@@ -87,6 +70,87 @@ def run(
         asked: which combinations; the others are left out.
         device: where the classifier is.
         batch: images at once.
+    """
+
+    data: Images
+    chosen: Chosen
+    classifier: nn.Module
+    conditions: Mapping[str, Condition | None]
+    defences: Sequence[Defence]
+    seeds: Sequence[int]
+    asked: Asked = everything
+    device: torch.device | str = "cpu"
+    batch: int = 1
+
+    @cached_property
+    def images(self) -> list[tuple[str, str]]:
+        """Id and content of each image."""
+        ids = (self.data.ids[index] for index in self.chosen.indices)
+        return list(zip(ids, self.chosen.contents, strict=True))
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The images' places in the run's order, by id."""
+        return {name: place for place, (name, _) in enumerate(self.images)}
+
+    def todo(self, done: set[Key]) -> list[Piece]:
+        """The outcomes that are not done, batch by batch.
+
+        So at any time the finished images have been through everything.
+        """
+        starts = range(0, len(self.images), self.batch)
+        batches = (range(start, min(start + self.batch, len(self.images))) for start in starts)
+        pieces = (
+            Piece(positions, condition, self._missing(done, positions, condition))
+            for positions in batches
+            for condition in self.conditions
+        )
+        return [piece for piece in pieces if piece.work]
+
+    def _missing(self, done: set[Key], positions: range, condition: str) -> list[tuple[int, int, list[int]]]:
+        images = [self.images[position] for position in positions]
+        work = []
+        for place, defence in enumerate(self.defences):
+            for seed in self.seeds if defence.random else self.seeds[:1]:
+                budgets = [
+                    budget
+                    for budget in defence.budgets
+                    if self.asked(condition, defence.name, budget, seed)
+                    and any(Key(condition, defence.name, budget, seed, *image) not in done for image in images)
+                ]
+                if budgets:
+                    work.append((place, seed, budgets))
+        return work
+
+
+class Piece(NamedTuple):
+    """A batch under one condition, with the outcomes of it that are missing.
+
+    Each item of ``work`` is a defence's place, a seed, and the budgets at which an outcome is missing.
+    """
+
+    positions: range
+    condition: str
+    work: list[tuple[int, int, list[int]]]
+
+
+def run(
+    store: Store,
+    configuration: Mapping[str, Any],
+    circumstances: Mapping[str, Any],
+    experiment: Experiment,
+    *,
+    progress: bool = False,
+    spread: Spread | None = None,
+) -> Done:
+    """Complete the store with every outcome; what it has already is not done again.
+
+    Args:
+        store: where outcomes are and go.
+        configuration: everything that decides an outcome and is not in the experiment; runs that differ in it never
+            mix.
+        circumstances: of this session: commit, versions, hardware.
+        experiment: what is measured.
         progress: show a bar with the time left.
         spread: calls a function with every item, in other processes, and yields (index, result) as each is known, such
             as ``dipdefense.distributed.spread``; None for this process. A batch's outcomes are then stored together.
@@ -96,12 +160,12 @@ def run(
         of these, outcomes are missing.
     """
     key = store.open_run(configuration)
-    session = store.open_session(key, {**circumstances, "batch": batch, "chosen": len(chosen.indices)})
-    ids = [data.ids[index] for index in chosen.indices]
-    places = {name: place for place, name in enumerate(ids)}
-    contents = dict(zip(ids, chosen.contents, strict=True))
-    labels_of = (int(data.labels[index]) for index in chosen.indices)
-    if changed := store.adopt(key, {name: (label, contents[name]) for name, label in zip(ids, labels_of, strict=True)}):
+    chosen = experiment.chosen
+    told = {**circumstances, "batch": experiment.batch, "chosen": len(chosen.indices)}
+    session = store.open_session(key, told)
+    labels = (int(experiment.data.labels[index]) for index in chosen.indices)
+    now = {name: (label, content) for (name, content), label in zip(experiment.images, labels, strict=True)}
+    if changed := store.adopt(key, now):
         warnings.warn(
             f"{len(changed)} images are not those that outcomes are stored of ({_some(changed)}); they are measured "
             "anew, and the old outcomes are not used",
@@ -109,25 +173,12 @@ def run(
         )
     lost: dict[str, None] = {}
     done = store.done(key)
-    todo = _todo(done, contents, conditions, defences, seeds, asked, batch)
-    if mixed := _mixed(store, key, done, todo, contents, conditions, defences):
+    todo = experiment.todo(done)
+    if mixed := _mixed(store, key, done, todo, experiment):
         store.forget(key, mixed)
-        todo = _todo(store.done(key), contents, conditions, defences, seeds, asked, batch)
+        todo = experiment.todo(store.done(key))
     remaining = sum(len(piece.positions) for piece in todo)
-    measuring = _Measuring(
-        data,
-        chosen.indices,
-        contents,
-        places,
-        classifier,
-        conditions,
-        defences,
-        seeds[0],
-        device,
-        batch,
-        session,
-        _Known(),
-    )
+    measuring = _Measuring(experiment, session, _Known())
     with tqdm(total=remaining, unit="image", desc="images × conditions", disable=not progress) as bar:
         for number, parts in _each(measuring, todo) if spread is None else spread(measuring.whole, todo):
             for gone, records in parts:
@@ -139,29 +190,6 @@ def run(
                     store.add(key, records)
             bar.update(len(todo[number].positions))
     return Done(key, tuple(lost))
-
-
-def unfinished(
-    done: set[Key],
-    images: Sequence[tuple[str, str]],
-    conditions: Iterable[str],
-    defences: Sequence[Defence],
-    seeds: Sequence[int],
-    asked: Asked = everything,
-) -> set[tuple[str, str, int]]:
-    """The conditions, defences and budgets that lack an outcome that is asked for.
-
-    Args:
-        done: what is stored.
-        images: ids and contents.
-        conditions: their names.
-        defences: with the budgets of each.
-        seeds: as of ``run``.
-        asked: which combinations; the others are not missing.
-    """
-    todo = _todo(done, dict(images), conditions, defences, seeds, asked, 1)
-    work = ((piece.condition, *each) for piece in todo for each in piece.work)
-    return {(condition, defences[place].name, budget) for condition, place, _, budgets in work for budget in budgets}
 
 
 Part = tuple[Mapping[str, str], Sequence[Record]]
@@ -189,41 +217,33 @@ class _Known:
 class _Measuring(NamedTuple):
     """How a piece of a run is measured, in this process or another."""
 
-    data: Images
-    indices: Sequence[int]
-    contents: Mapping[str, str]
-    places: Mapping[str, int]
-    classifier: nn.Module
-    conditions: Mapping[str, Condition | None]
-    defences: Sequence[Defence]
-    attack_seed: int
-    device: torch.device | str
-    batch: int
+    experiment: Experiment
     session: int
     known: _Known
 
-    def parts(self, piece: _Piece) -> Iterator[Part]:
+    def parts(self, piece: Piece) -> Iterator[Part]:
         """The piece's outcomes as they become known."""
-        found, gone = _reread(self.data, [self.indices[position] for position in piece.positions], self.contents)
+        made = self.experiment
+        indices = [made.chosen.indices[position] for position in piece.positions]
+        found, gone = _reread(made.data, indices, dict(made.images))
         yield gone, ()
         if found is None:
             return
-        images, labels = found.images.to(self.device), found.labels.to(self.device)
-        if (attack := self.conditions[piece.condition]) is not None:
-            attack_seeds = [derive_seed(self.attack_seed, piece.condition, name) for name in found.ids]
-            images = attack(self.classifier, images, labels, batch_size=self.batch, seed=attack_seeds)
-        for defence, seed, outcome in _outcomes(
-            piece, self.defences, found.ids, images, self.classifier, self.known.of(piece.positions)
-        ):
-            known = {"condition": piece.condition, "defence": defence.name, "seed": seed, "session": self.session}
-            yield {}, list(_records(outcome, found, self.places, self.contents, known))
+        images, labels = found.images.to(made.device), found.labels.to(made.device)
+        if (attack := made.conditions[piece.condition]) is not None:
+            attack_seeds = [derive_seed(made.seeds[0], piece.condition, name) for name in found.ids]
+            images = attack(made.classifier, images, labels, batch_size=made.batch, seed=attack_seeds)
+        known = self.known.of(piece.positions)
+        for defence, seed, outcome in _outcomes(piece, made.defences, found.ids, images, made.classifier, known):
+            told = {"condition": piece.condition, "defence": defence.name, "seed": seed, "session": self.session}
+            yield {}, list(_records(outcome, found, made, told))
 
-    def whole(self, piece: _Piece) -> list[Part]:
+    def whole(self, piece: Piece) -> list[Part]:
         """The piece's outcomes, all at once."""
         return list(self.parts(piece))
 
 
-def _each(measuring: _Measuring, todo: Sequence[_Piece]) -> Iterator[tuple[int, Iterable[Part]]]:
+def _each(measuring: _Measuring, todo: Sequence[Piece]) -> Iterator[tuple[int, Iterable[Part]]]:
     for number, piece in enumerate(todo):
         yield number, measuring.parts(piece)
 
@@ -231,7 +251,7 @@ def _each(measuring: _Measuring, todo: Sequence[_Piece]) -> Iterator[tuple[int, 
 # As a decorator it is off between two outcomes: the caller's gradients stay on, however the run ends.
 @torch.no_grad()
 def _outcomes(
-    piece: _Piece,
+    piece: Piece,
     defences: Sequence[Defence],
     ids: Sequence[str],
     images: Tensor,
@@ -267,74 +287,21 @@ def _reread(
     return found, gone
 
 
-class _Piece(NamedTuple):
-    """A batch under one condition, with the outcomes of it that are missing.
-
-    Each item of ``work`` is a defence's place, a seed, and the budgets at which an outcome is missing.
-    """
-
-    positions: range
-    condition: str
-    work: list[tuple[int, int, list[int]]]
-
-
-def _todo(
-    done: set[Key],
-    contents: Mapping[str, str],
-    conditions: Iterable[str],
-    defences: Sequence[Defence],
-    seeds: Sequence[int],
-    asked: Asked,
-    batch: int,
-) -> list[_Piece]:
-    """The missing outcomes, batch by batch.
-
-    So at any time the finished images have been through everything.
-    """
-    todo = []
-    images = list(contents.items())
-    for start in range(0, len(images), batch):
-        positions = range(start, min(start + batch, len(images)))
-        for condition in conditions:
-            work = []
-            for place, defence in enumerate(defences):
-                for seed in seeds if defence.random else seeds[:1]:
-                    budgets = [
-                        budget
-                        for budget in defence.budgets
-                        if asked(condition, defence.name, budget, seed)
-                        and any(Key(condition, defence.name, budget, seed, *images[p]) not in done for p in positions)
-                    ]
-                    if budgets:
-                        work.append((place, seed, budgets))
-            if work:
-                todo.append(_Piece(positions, condition, work))
-    return todo
-
-
-def _mixed(
-    store: Store,
-    key: str,
-    done: set[Key],
-    todo: Sequence[_Piece],
-    contents: Mapping[str, str],
-    conditions: Mapping[str, Condition | None],
-    defences: Sequence[Defence],
-) -> list[Attacked]:
+def _mixed(store: Store, key: str, done: set[Key], todo: Sequence[Piece], experiment: Experiment) -> list[Attacked]:
     """Images whose stored and missing outcomes would be of two adversarial examples.
 
     An attack on a batch as a whole gives another example in another batch, which a larger run makes of its last images.
     """
-    whole = [piece for piece in todo if getattr(conditions[piece.condition], "whole_batch", False)]
+    whole = [piece for piece in todo if getattr(experiment.conditions[piece.condition], "whole_batch", False)]
     if not whole:
         return []
-    stored, images = store.batches(key), list(contents.items())
+    stored = store.batches(key)
     found = []
     for piece in whole:
-        for image in (images[position] for position in piece.positions):
+        for image in (experiment.images[position] for position in piece.positions):
             attacked = Attacked(piece.condition, *image)
             missing = any(
-                Key(piece.condition, defences[place].name, budget, seed, *image) not in done
+                Key(piece.condition, experiment.defences[place].name, budget, seed, *image) not in done
                 for place, seed, budgets in piece.work
                 for budget in budgets
             )
@@ -344,11 +311,7 @@ def _mixed(
 
 
 def _records(
-    outcome: Outcome,
-    found: LabelledImages,
-    places: Mapping[str, int],
-    contents: Mapping[str, str],
-    known: Mapping[str, Any],
+    outcome: Outcome, found: LabelledImages, experiment: Experiment, told: Mapping[str, Any]
 ) -> Iterator[Record]:
     """One record an image."""
     scores = outcome.scores.float().cpu()
@@ -357,11 +320,11 @@ def _records(
         finite = bool(scores[row].isfinite().all())
         loss = None if outcome.losses is None else outcome.losses[row].item()
         yield Record(
-            **known,
+            **told,
             budget=outcome.budget,
-            position=places[name],
+            position=(place := experiment.places[name]),
             image=name,
-            content=contents[name],
+            content=experiment.chosen.contents[place],
             label=label,
             prediction=int(scores[row].argmax()) if finite else -1,
             confidence=confidences[row, label].item() if finite else None,

@@ -14,7 +14,7 @@ from dipdefense.config import PAPER_BUDGETS
 from dipdefense.evaluation import Run, Store, deep_image_prior, low_pass, randomisation, read_export, undefended
 from dipdefense.evaluation.protocol import Chosen, attack_named
 from dipdefense.evaluation.records import identity
-from dipdefense.evaluation.runner import run
+from dipdefense.evaluation.runner import Experiment, run
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 CONFIGS = {
@@ -64,11 +64,11 @@ def test_the_committed_reconstructions_are_complete_and_another_variants_are_not
         defences = [undefended(), randomisation((1, 30)), low_pass((2, 3)), reconstruction]
         with Store(tmp_path / "outcomes.sqlite") as store:
             store.restore(exported)
-            done = run(
-                store, exported.configuration | defences[-1].settings, {},
+            experiment = Experiment(
                 data=Named(exported), chosen=Chosen(tuple(range(30)), 30, tuple(images.values())),
                 classifier=nn.Identity(), conditions=conditions, defences=defences, seeds=(0,),
             )  # fmt: skip
+            done = run(store, exported.configuration | defences[-1].settings, {}, experiment)
             return store.load(done.key)
 
     assert len(resumed(DIPConfig(scales=5, channels=32)).records) == len(exported.records) == 30 * 3 * 25

@@ -44,6 +44,7 @@ from dipdefense.evaluation.measurement import STORE, complete, joined
 from dipdefense.evaluation.protocol import Chosen, content_digest
 from dipdefense.evaluation.provenance import circumstances
 from dipdefense.evaluation.report import text
+from dipdefense.evaluation.runner import Experiment
 from dipdefense.evaluation.store import Store
 from dipdefense.evaluation.subject import InMemory
 from dipdefense.modes import evaluated
@@ -149,15 +150,17 @@ def evaluate(
                 store,
                 configuration,
                 circumstances(images.device),
-                data=data,
-                chosen=part,
-                classifier=classifier,
-                conditions=conditions(level, targets, epsilons=epsilons, norm=norm, repeat=repeat, folder=states),
-                defences=[undefended(), purifying(targets[1]), *with_known_draws(level, targets)],
-                seeds=draws,
-                asked=asked(level, draws),
-                device=images.device,
-                batch=batch_size,
+                Experiment(
+                    data=data,
+                    chosen=part,
+                    classifier=classifier,
+                    conditions=conditions(level, targets, epsilons=epsilons, norm=norm, repeat=repeat, folder=states),
+                    defences=[undefended(), purifying(targets[1]), *with_known_draws(level, targets)],
+                    seeds=draws,
+                    asked=asked(level, draws),
+                    device=images.device,
+                    batch=batch_size,
+                ),
             )
             for repeat, part in rounds(level, chosen)
         ]
