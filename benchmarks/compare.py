@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -56,13 +56,18 @@ def outcomes(runs: Sequence[Run], budget: int) -> Outcomes:
     return pooled
 
 
-def rows(first: Outcomes, second: Outcomes) -> Iterator[list[str]]:
+def rows(first: Outcomes, second: Outcomes, only: Collection[str] | None = None) -> Iterator[list[str]]:
     """The table: a row for each condition that both have, and the mean over them.
 
+    Fewer conditions may have more images in common: ``only`` names those to compare.
+
     Raises:
-        ValueError: the two have no image in common.
+        ValueError: the two have no image in common, or a condition of ``only`` is not in both.
     """
-    conditions = sorted(first.keys() & second.keys(), key=condition_order)
+    both = first.keys() & second.keys()
+    if missing := set(only or ()) - both:
+        raise ValueError(f"the two sides do not both have the condition {min(missing)}")
+    conditions = sorted(both if only is None else only, key=condition_order)
     common = [first[name].keys() & second[name].keys() for name in conditions]
     images = sorted(set.intersection(*common)) if common else []
     if not images:
@@ -77,7 +82,9 @@ def rows(first: Outcomes, second: Outcomes) -> Iterator[list[str]]:
         yield [title, str(len(own)), *shares, *tested(own)]
 
 
-def report(first: Sequence[Run], second: Sequence[Run], budgets: Sequence[int]) -> str:
+def report(
+    first: Sequence[Run], second: Sequence[Run], budgets: Sequence[int], only: Collection[str] | None = None
+) -> str:
     """The comparison in Markdown.
 
     Raises:
@@ -85,7 +92,7 @@ def report(first: Sequence[Run], second: Sequence[Run], budgets: Sequence[int]) 
     """
     if len(classifiers := {run.configuration["weights"] for run in (*first, *second)}) > 1:
         raise ValueError(f"the records are of {len(classifiers)} classifiers")
-    table = list(rows(outcomes(first, budgets[0]), outcomes(second, budgets[1])))
+    table = list(rows(outcomes(first, budgets[0]), outcomes(second, budgets[1]), only))
     about = (
         f"{first[0].configuration['classifier']}, defence-unaware: accuracy is not robustness. Accuracy in per cent "
         "with the Wilson 95 % interval; on how many images the first is right more often than the second, and less "
@@ -130,6 +137,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentPars
     for side in ("first", "second"):
         parser.add_argument(f"--{side}", type=command_line.existing_file, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--budgets", type=command_line.count, nargs=2, required=True, metavar=("FIRST", "SECOND"))
+    parser.add_argument("--conditions", nargs="+", metavar="CONDITION", help="only these (default: all that both have)")
     return parser, parser.parse_args(arguments)
 
 
@@ -138,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser, given = parse(arguments)
     try:
         first, second = ([read_export(file) for file in files] for files in (given.first, given.second))
-        print(report(first, second, given.budgets))
+        print(report(first, second, given.budgets, given.conditions))
     except ValueError as error:
         parser.error(str(error))
 

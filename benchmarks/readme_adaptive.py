@@ -20,21 +20,18 @@ from dipdefense.evaluation.statistics import in_percent
 WORKS = 0.5
 """The accuracy on clean images from which a reconstruction counts as a defence."""
 
-NOTHING = 0.05
-"""The largest accuracy under the strongest attack, by a single sample or by vote, that is called next to nothing."""
-
 
 def attacked(report: AdaptiveReport) -> str:
     """A table of every defence of a record, on clean images and at every ε.
 
-    Each ε has a row for the transfer attack and one for the strongest attack.
+    Each ε has a row for the transfer attack and one for the worst case of all attacks.
     """
     columns = [column for column in report.columns if not is_known(column[0])]
     lines = ["| | " + " | ".join(map(column_title, columns)) + " |", "| --- " * (len(columns) + 1) + "|"]
     rows: list[tuple[str, str, float]] = [("clean", "clean", 0)]
     for epsilon in report.epsilons:
         rows += [(f"defence-unaware (transfer), ε={epsilon:g}", "transfer", epsilon)]
-        rows += [(f"**strongest attack found**, ε={epsilon:g}", WORST_CASE, epsilon)]
+        rows += [(f"**worst case of the attacks**, ε={epsilon:g}", WORST_CASE, epsilon)]
     for name, attack, epsilon in rows:
         found = [report.judged(attack, column, epsilon) for column in columns]
         lines.append(f"| {name} | " + " | ".join("–" if each is None else _cell(each) for each in found) + " |")
@@ -80,21 +77,20 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
     if not outcomes:
         return "Attackers who know the defence have not been measured yet."
     lowered = " and ".join(
-        f"from {100 * each.clean.mean:.0f} to {100 * each.left.mean:.0f} % (ε = {each.epsilon:g}, {classifier})"
+        f"from {100 * each.clean.mean:.0f} to {_whole(each.left)} (ε = {each.epsilon:g}, {classifier}; "
+        f"{100 * each.left.majority:.0f} % by majority vote)"
         for classifier, each in least.items()
     )
     head = (
         f"Attackers who know the defence lower its accuracy {lowered}" if least else "No network here works unattacked"
     )
-    if least and all(min(each.left.mean, each.left.majority) <= NOTHING for each in least.values()):
-        head += ": next to nothing is left"
     reduced = any(report.reduced for report in reports)
     return f"**{head}.**" + (" The attacks are reduced; stronger ones can only leave less." if reduced else "")
 
 
 def strongest(reports: Sequence[AdaptiveReport]) -> str:
     """The verdict's table, with a row for each record and budget."""
-    header = ["", "level", "n", "ε", "clean", "defence-unaware (transfer)", "**strongest attack found**", "by vote"]
+    header = ["", "level", "n", "ε", "clean", "defence-unaware (transfer)", "**worst case of the attacks**", "by vote"]
     rows = [header, ["---"] * len(header)]
     for report in reports:
         for each in _outcomes([report]):
@@ -108,7 +104,8 @@ def strongest(reports: Sequence[AdaptiveReport]) -> str:
             ])  # fmt: skip
     about = (
         "Accuracy of a single random draw in per cent, on images that are classified correctly without defence, with "
-        "Wilson 95 % intervals; by vote: of the majority of the draws. Each attack's image is judged on fresh draws."
+        "Wilson 95 % intervals; by vote: of the majority of the draws. Each attack's image is judged on fresh draws. "
+        "Worst case: the strongest attack, chosen image by image."
     )
     reduced = "REDUCED ATTACKS, no robust accuracy. " if any(report.reduced for report in reports) else ""
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", reduced + about])
@@ -122,7 +119,7 @@ class Outcome(NamedTuple):
         column: the reconstruction and its budget.
         epsilon: in 1/255.
         clean: the verdict on clean images.
-        left: that under the strongest attack found.
+        left: that under the worst case of the attacks.
     """
 
     classifier: str
@@ -139,6 +136,11 @@ def _outcomes(reports: Sequence[AdaptiveReport]) -> Iterator[Outcome]:
             left, clean = report.judged(WORST_CASE, column, epsilon), report.judged("clean", column)
             if column[0] == "dip" and left is not None and clean is not None:
                 yield Outcome(report.run.configuration["classifier"], column, epsilon, clean, left)
+
+
+def _whole(judged: Verdict) -> str:
+    low, high = (100 * share for share in judged.interval(judged.mean))
+    return f"{100 * judged.mean:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def _cell(judged: Verdict) -> str:

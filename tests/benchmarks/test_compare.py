@@ -56,6 +56,14 @@ def test_several_files_of_a_side_are_pooled() -> None:
         script.outcomes([FIRST, SECOND], 4)
 
 
+def test_fewer_conditions_may_have_more_images() -> None:
+    first = script.outcomes([FIRST, run({"d": "--"}, configuration=OTHER)], 4)
+    del first["fgsm-5"][script.Image("d", "d")]
+    second = script.outcomes([SECOND], 4)
+    assert [row[:2] for row in script.rows(first, second)][1:] == [["clean", "2"], ["FGSM ε=5", "2"], ["mean", "2"]]
+    assert [row[:2] for row in script.rows(first, second, ["clean"])][1:] == [["clean", "3"], ["mean", "3"]]
+
+
 def test_seeds_are_averaged() -> None:
     twice = dataclasses.replace(FIRST, records=FIRST.records + run({"a": "--"}, seed=1).records)
     assert set(script.outcomes([twice], 4)["clean"].values()) == {0.5, 1, 0}
@@ -81,12 +89,13 @@ def test_the_report_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFix
     ("first", "budgets", "message"),
     [
         (FIRST, ("5", "4"), "no reconstructions at 5 iterations"),
+        (FIRST, ("4", "4", "--conditions", "bi-10"), "do not both have the condition bi-10"),
         (run({"a": "++"}, configuration=OTHER | {"weights": "4567"}), ("4", "4"), "of 2 classifiers"),
         (run({"e": "++"}, configuration=OTHER), ("4", "4"), "no image in common"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    first: Run, budgets: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    first: Run, budgets: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
     for each, file in zip((first, SECOND), files, strict=True):

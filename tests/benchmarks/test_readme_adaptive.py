@@ -62,8 +62,10 @@ STANDING = {"clean": 8, "transfer-8": 6, "bpda-8@dip-500": 5, "trajectory-8@dip-
 
 def test_nothing_left_is_said_so() -> None:
     text = verdict([adaptive(FALLEN)])
-    head = "**Attackers who know the defence lower its accuracy from 80 to 0 % (ε = 8, efficientnet-lite0): "
-    assert text.startswith(head + "next to nothing is left.** The attacks are")
+    assert text.startswith(
+        "**Attackers who know the defence lower its accuracy from 80 to 0 % [0, 28] (ε = 8, efficientnet-lite0; "
+        "0 % by majority vote).** The attacks are"
+    )
     assert "stronger ones can only leave less" in text
 
 
@@ -82,9 +84,9 @@ def test_the_verdict_has_a_table_of_the_records() -> None:
 
 def test_something_left_is_a_figure_and_no_robustness() -> None:
     text = verdict([adaptive(STANDING)])
-    assert "nothing" not in text
     assert text.startswith(
-        "**Attackers who know the defence lower its accuracy from 80 to 50 % (ε = 8, efficientnet-lite0).** The"
+        "**Attackers who know the defence lower its accuracy from 80 to 50 % [24, 76] (ε = 8, efficientnet-lite0; "
+        "50 % by majority vote).** The"
     )
     assert "robust" not in text
     assert verdict([]) == "Attackers who know the defence have not been measured yet."
@@ -94,7 +96,8 @@ def test_what_fails_on_clean_images_has_a_row_and_no_headline() -> None:
     failing = adaptive({"clean": 1, "transfer-8": 1, "bpda-8@dip-500": 1}, classifier="other")
     text = verdict([failing, adaptive(STANDING)])
     assert text.startswith(
-        "**Attackers who know the defence lower its accuracy from 80 to 50 % (ε = 8, efficientnet-lite0).** The"
+        "**Attackers who know the defence lower its accuracy from 80 to 50 % [24, 76] (ε = 8, efficientnet-lite0; "
+        "50 % by majority vote).** The"
     )
     assert "| DIP 500, 128 channels, other |" in strongest([failing])
     assert verdict([failing]).startswith("**No network here works unattacked.** The attacks are reduced")
@@ -102,14 +105,16 @@ def test_what_fails_on_clean_images_has_a_row_and_no_headline() -> None:
 
 def test_the_strongest_record_of_each_classifier_is_named() -> None:
     reports = [adaptive(STANDING), adaptive(FALLEN, level="standard"), adaptive(STANDING, classifier="other")]
-    assert "from 80 to 0 % (ε = 8, efficientnet-lite0) and from 80 to 50 % (ε = 8, other).**" in verdict(reports)
+    text = verdict(reports)
+    assert "from 80 to 0 % [0, 28] (ε = 8, efficientnet-lite0; " in text
+    assert " and from 80 to 50 % [24, 76] (ε = 8, other; " in text
     assert strongest(reports).count("\n| DIP 500") == 3
 
 
 def test_the_tables_have_the_strongest_attack_beside_the_defence_unaware_one() -> None:
     text = attacked(adaptive(FALLEN))
     assert "| defence-unaware (transfer), ε=8 | 0.0 [0.0, 27.8] | 60.0 [31.3, 83.2] |" in text
-    assert "| **strongest attack found**, ε=8 | 0.0 [0.0, 27.8] | 0.0 [0.0, 27.8] |" in text
+    assert "| **worst case of the attacks**, ε=8 | 0.0 [0.0, 27.8] | 0.0 [0.0, 27.8] |" in text
     assert "REDUCED ATTACK, no robust accuracy." in text
     assert "REDUCED" not in attacked(adaptive(FALLEN, level="full"))
 
