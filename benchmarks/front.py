@@ -170,10 +170,7 @@ def measured(given: argparse.Namespace, setting: Setting, subject: Subject) -> d
             budgets, config=subject.fitted(CANDIDATES[name]), precision=given.precision,
             backend=given.backend, shape=subject.shape, batch=given.batch, device=given.device,
         )  # fmt: skip
-        runs[name] = measure(
-            setting, subject, conditions=conditions, defences=[way], configuration=way.settings,
-            exports=f"front-{name}.jsonl",
-        )  # fmt: skip
+        runs[name] = measure(setting, subject, conditions=conditions, defences=[way], exports=f"front-{name}.jsonl")
         export(runs[name], setting.out / f"front-{name}.jsonl")
     return runs
 

@@ -88,9 +88,10 @@ def _decided_from(pair: Comparison) -> str:
     behind = [one < other for one, other in zip(higher, lower, strict=True)]
     # One image never decides.
     undecided = max(n for n in range(1, len(ahead) + 1) if mcnemar(ahead[:n], behind[:n]).p >= SIGNIFICANT)
-    if undecided == len(ahead):
+    way = leaning(pair.higher, pair.lower)
+    if undecided == len(ahead) or not way:
         return "not decided"
-    return f"{undecided + 1}{'' if leaning(pair.higher, pair.lower) > 0 else ', the other way'}"
+    return f"{undecided + 1}{'' if way > 0 else ', the other way'}"
 
 
 def _needed(pair: Comparison) -> tuple[int | None, int | None]:

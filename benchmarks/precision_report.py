@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipdefense.evaluation.bootstrap import resampled_means
+from dipdefense.evaluation import bootstrap
 
 Fits = Mapping[tuple[int, str], Mapping[str, Any]]
 """The records of one way by (seed, image)."""
@@ -113,7 +113,7 @@ def differences(measured: Measured, quantity: str) -> tuple[Tensor, Tensor, Tens
 
 def interval(values: Tensor) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the mean of (images,) values."""
-    low, high = resampled_means(values).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = bootstrap.interval(bootstrap.resampled_means(values)).tolist()
     return low, high
 
 

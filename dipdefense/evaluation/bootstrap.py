@@ -42,3 +42,8 @@ def resampled_means(values: Tensor, *, seed: int = 0) -> Tensor:
     times = torch.zeros(RESAMPLES, n, dtype=torch.float64, device="cpu")
     times.scatter_add_(1, sampled, torch.ones_like(sampled, dtype=torch.float64))
     return times @ values.double() / n
+
+
+def interval(means: Tensor) -> Tensor:
+    """(2, …): both ends of the 95 % percentile interval of resampled means."""
+    return means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)

@@ -16,7 +16,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from dipdefense.evaluation.bootstrap import RESAMPLES, Estimate, resampled_means
+from dipdefense.evaluation.bootstrap import RESAMPLES, Estimate, interval, resampled_means
 from dipdefense.evaluation.protocol import condition_order
 from dipdefense.evaluation.records import Record
 
@@ -57,8 +57,8 @@ class Curve:
     @cached_property
     def band(self) -> tuple[list[float], list[float]]:
         """Both ends of the mean's 95 % percentile interval at each budget."""
-        ends = self._resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-        return ends[0].tolist(), ends[1].tolist()
+        low, high = interval(self._resampled).tolist()
+        return low, high
 
     def at(self, budget: int) -> Estimate:
         """The mean confidence at a budget.

@@ -139,8 +139,10 @@ def one_fit(
             output = torch.where(rows, observation.chosen[rule].to(images.dtype), run.images[-1])
             iterations = torch.where(ended, observation.iterations[rule], last).tolist()
             losses = (output.float() - images.float()).square().mean(dim=(1, 2, 3))
+            # What the fit did after the rule had ended it is not the rule's.
+            status = ["ok" if early else own for early, own in zip(ended.tolist(), run.status, strict=True)]
             yield Outcome(
-                last, classifier(output), losses, run.status, seconds * sum(iterations) / len(images) / last, iterations
+                last, classifier(output), losses, status, seconds * sum(iterations) / len(images) / last, iterations
             )
 
         return Defence(rule, (last,), stopped, family="dip")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dipdefense.config import PAPER_BUDGETS
+from dipdefense.config import PAPER_BUDGETS, DIPConfig
 from dipdefense.evaluation import STORE, Run, Setting, command_line, export, measure, open_subject
 from dipdefense.evaluation.early_stopping import one_fit
 from dipdefense.evaluation.protocol import attack_named, condition_order, condition_title
-from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance
+from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, reduced_setting
 from dipdefense.evaluation.statistics import Cell, compare, holm, leaning, summarise
 from dipdefense.files import write_atomically
 
@@ -49,8 +49,8 @@ def compare_rules(*, description: str | None, arguments: Sequence[str] | None = 
                 raise ValueError(f"--conditions takes clean and attacks such as fgsm-5, got {', '.join(unknown)}")
             subject = open_subject(setting)
             config = subject.fitted(command_line.CONFIGS[given.config]())
-        if given.budgets[-1] < PAPER_BUDGETS[-1]:
-            print(f"REDUCED SETTING: {_reduced(given.budgets[-1])}.", file=sys.stderr)
+        for warning in _reduced(given.budgets[-1], config):
+            print(warning, file=sys.stderr)
         defences = one_fit(tuple(given.budgets), config=config, precision=given.precision, device=setting.device)
         run = measure(setting, subject, conditions=conditions, defences=defences, exports="stopping.jsonl")
         for path in write_report(run, setting.out):
@@ -129,7 +129,7 @@ def _sections(run: Run, compared: Compared) -> Iterator[Section]:
     best = compared.fixed(_AVERAGE, compared.best)
     n, several = best.n, len(best.outcomes)
     seeds = f", of {several} seeds' mean; the tests are of the first seed" if several > 1 else ""
-    reduced = [f"Reduced setting: {_reduced(compared.last)}."] if compared.last < PAPER_BUDGETS[-1] else []
+    reduced = _reduced(compared.last, DIPConfig.from_json(run.configuration["dip"]))
     yield Section(
         "Early stopping against fixed budgets",
         [
@@ -258,8 +258,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _reduced(last: int) -> str:
-    return f"{last} iterations at most, where the paper has {PAPER_BUDGETS[-1]}"
+def _reduced(last: int, config: DIPConfig) -> list[str]:
+    few = [f"{last} iterations at most instead of {PAPER_BUDGETS[-1]}"] if last < PAPER_BUDGETS[-1] else []
+    return reduced_setting(few + config.differences())
 
 
 def _defaults(given: argparse.Namespace) -> dict[str, Any]:

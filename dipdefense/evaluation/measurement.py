@@ -12,14 +12,16 @@ from typing import Any
 import torch
 
 import dipdefense
-from dipdefense.evaluation.defences import Defence
+from dipdefense.config import DIPConfig
+from dipdefense.evaluation.defences import Defence, deep_image_prior
 from dipdefense.evaluation.exports import ExportError, read_export
 from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.provenance import circumstances, digest
 from dipdefense.evaluation.records import Key, Run
 from dipdefense.evaluation.runner import Asked, Done, Experiment, Spread, everything, run
 from dipdefense.evaluation.store import Store
-from dipdefense.evaluation.subject import Setting, Subject
+from dipdefense.evaluation.subject import ReconstructionSetting, Setting, Subject
+from dipdefense.stopping import Rule
 
 STORE = "outcomes.sqlite"
 """The file of stored outcomes in a report's folder."""
@@ -90,6 +92,16 @@ def measure(
         )  # fmt: skip
 
 
+def reconstruction_of(
+    setting: ReconstructionSetting, subject: Subject, config: DIPConfig, *, stopping: Rule | None = None
+) -> Defence:
+    """The reconstruction of a setting, by networks that fit the subject's images."""
+    return deep_image_prior(
+        setting.budgets, config=config, precision=setting.precision, backend=setting.backend, shape=subject.shape,
+        batch=setting.batch, device=setting.device, stopping=stopping,
+    )  # fmt: skip
+
+
 def complete(
     store: Store,
     configuration: Mapping[str, Any],
@@ -131,7 +143,7 @@ def complete(
         for defence in experiment.defences
         for budget in defence.budgets
         if (condition, defence.name, budget) not in left_out
-        for seed in experiment.seeds
+        for seed in experiment.seeds_of(defence)
         if experiment.asked(condition, defence.name, budget, seed)
         for image in images
     }

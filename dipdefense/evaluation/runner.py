@@ -93,6 +93,10 @@ class Experiment:
         """The images' places in the run's order, by id."""
         return {name: place for place, (name, _) in enumerate(self.images)}
 
+    def seeds_of(self, defence: Defence) -> Sequence[int]:
+        """The seeds with which a defence is measured: one if it is not random."""
+        return self.seeds if defence.random else self.seeds[:1]
+
     def todo(self, done: set[Key]) -> list[Piece]:
         """The outcomes that are not done, batch by batch.
 
@@ -111,7 +115,7 @@ class Experiment:
         images = [self.images[position] for position in positions]
         work = []
         for place, defence in enumerate(self.defences):
-            for seed in self.seeds if defence.random else self.seeds[:1]:
+            for seed in self.seeds_of(defence):
                 budgets = [
                     budget
                     for budget in defence.budgets

@@ -21,10 +21,10 @@ from dipdefense.evaluation import (
     Run,
     Subject,
     command_line,
-    deep_image_prior,
     measure,
     undefended,
 )
+from dipdefense.evaluation.measurement import reconstruction_of
 from dipdefense.evaluation.report import reduced_setting
 from dipdefense.paper.published import reductions
 from dipdefense.paper.tables import CONDITIONS
@@ -181,16 +181,12 @@ def measure_variants(setting: ArchitectureSetting, subject: Subject) -> dict[str
     runs = {}
     for place, (name, config) in enumerate(configs.items(), start=1):
         print(f"{place} of {len(configs)}: {VARIANTS[name].title}", file=sys.stderr)
-        reconstruction = deep_image_prior(
-            setting.budgets, config=config, precision=setting.precision, backend=setting.backend,
-            shape=subject.shape, batch=setting.batch, device=setting.device,
-        )  # fmt: skip
+        reconstruction = reconstruction_of(setting, subject, config)
         runs[name] = measure(
             setting,
             subject,
             conditions={condition: CONDITIONS[condition] for condition in setting.conditions},
             defences=[undefended(), reconstruction] if name == ORIGINAL else [reconstruction],
-            configuration=reconstruction.settings,
             exports=f"{record_name(name)}.jsonl",
         )
     return runs

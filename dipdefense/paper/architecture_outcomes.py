@@ -153,7 +153,8 @@ def _measured(one: Outcomes) -> set[tuple[str, int, int, str, str]]:
 def contrast(variant: Outcomes, original: Outcomes, condition: str) -> Contrast:
     """Hold a variant against the original under one condition."""
     first, second = (one.at_peak(condition) for one in (variant, original))
-    correct = [[share > 0 for share in next(iter(cell.outcomes.values())).values()] for cell in (first, second)]
+    own, others = (next(iter(cell.outcomes.values())) for cell in (first, second))
+    correct = [[shares[image] > 0 for image in own] for shares in (own, others)]
     return Contrast(variant, condition, paired_difference(*correct), compare(first, second))
 
 

@@ -135,7 +135,9 @@ def sections(found: Sequence[Outcomes]) -> Iterator[Section]:
         yield claims_section(claims, f"{about} {_CLAIMS}", reduced=bool(warning))
     yield Section("Notes", items=_NOTES)
     changes = [_changed(one, original) for one in found[1:]]
-    yield Section("How it was measured", items=[*provenance(_joined(found)), *changes])
+    diverged = {one.title: sum(record.status == "diverged" for record in one.run.records) for one in found}
+    told = [f"{title}: {n} reconstructions diverged, and count as wrong" for title, n in diverged.items() if n]
+    yield Section("How it was measured", items=[*provenance(_joined(found)), *changes, *told])
 
 
 def _joined(found: Sequence[Outcomes]) -> Run:

@@ -18,11 +18,11 @@ from dipdefense.evaluation import (
     Run,
     Subject,
     command_line,
-    deep_image_prior,
     measure,
     open_subject,
     undefended,
 )
+from dipdefense.evaluation.measurement import reconstruction_of
 from dipdefense.evaluation.protocol import condition_name
 from dipdefense.evaluation.report import reduced_setting
 from dipdefense.paper.published import IMAGES, reductions
@@ -110,10 +110,7 @@ def measure_figure(setting: CurveSetting, subject: Subject | None = None) -> Run
         conditions=setting.conditions,
     ):
         print(*reduced, file=sys.stderr)
-    reconstruction = deep_image_prior(
-        setting.budgets, config=config, precision=setting.precision, backend=setting.backend,
-        shape=subject.shape, batch=setting.batch, device=setting.device,
-    )  # fmt: skip
+    reconstruction = reconstruction_of(setting, subject, config)
     return measure(
         setting,
         subject,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dipdefense.evaluation import Run
-from dipdefense.evaluation.bootstrap import Estimate, resampled_means
+from dipdefense.evaluation.bootstrap import Estimate, interval, resampled_means
 from dipdefense.evaluation.records import Record
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED, Finding, wording
 from dipdefense.paper.published import FIGURE_3_CLAIMS
@@ -123,7 +123,7 @@ def mean_interval(values: Numbers) -> Estimate:
 
 def band(values: Numbers) -> tuple[Numbers, Numbers]:
     """The 95 % bootstrap interval of each column's mean."""
-    low, high = np.percentile(_resampled(values), (2.5, 97.5), axis=0)
+    low, high = interval(torch.from_numpy(_resampled(values))).numpy()
     return low, high
 
 
@@ -204,7 +204,8 @@ def findings(curves: Mapping[str, SetCurve]) -> list[Finding]:
         found.append(
             _compared("early", more, f"against {name}, n = {n}: ahead by {ahead}, {more} more than at the end", n)
         )
-        slower = difference(*_fitted(_logarithms(other), _logarithms(robust), paired=paired), paired=paired)
+        fitted = _fitted(_logarithms(other), _logarithms(robust), paired=paired)
+        n, slower = min(map(len, fitted)), difference(*fitted, paired=paired)
         found.append(_compared("convergence", slower, f"against {name}, n = {n}: log10 of it lower by {slower}", n))
     for name, other in others.items():
         found.append(_extremal("trough", name, extremum(other.confidence, other.budgets, sign=-1), len(other.images)))
@@ -278,5 +279,5 @@ def _resampled(values: Numbers, seed: int = 0) -> Numbers:
 
 
 def _ends(values: Numbers) -> tuple[float, float]:
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
+    low, high = interval(torch.from_numpy(values)).tolist()
+    return low, high

@@ -20,13 +20,13 @@ from dipdefense.evaluation import (
     Run,
     Subject,
     command_line,
-    deep_image_prior,
     low_pass,
     measure,
     open_subject,
     randomisation,
     undefended,
 )
+from dipdefense.evaluation.measurement import reconstruction_of
 from dipdefense.evaluation.protocol import DEFENCES, condition_name
 from dipdefense.evaluation.report import reduced_setting
 from dipdefense.evaluation.runner import Spread
@@ -137,10 +137,7 @@ def measure_table(setting: TableSetting, subject: Subject | None = None) -> Run:
         )  # fmt: skip
         for warning in reduced_setting(reasons):
             print(warning, file=sys.stderr)
-    reconstruction = deep_image_prior(
-        setting.budgets, config=config, precision=setting.precision, backend=setting.backend,
-        shape=subject.shape, batch=setting.batch, device=setting.device, stopping=rule,
-    )  # fmt: skip
+    reconstruction = reconstruction_of(setting, subject, config, stopping=rule)
     known = (undefended(), randomisation(PASSES), low_pass(FACTORS), reconstruction)
     return measure(
         setting,

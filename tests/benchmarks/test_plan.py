@@ -60,6 +60,20 @@ def test_what_it_took_stands_beside_the_plan_of_the_first_images(monkeypatch, ca
     assert rows["clean", "no defence : DIP 500"][-1] == "8, the other way"
 
 
+def test_where_split_and_accuracy_disagree_nothing_is_decided() -> None:
+    """With the first seed 6 : 0, over both seeds equal."""
+    records = [
+        record(f"{n}", condition=c, defence=d, budget=b, position=n, label=1, prediction=int(right), seed=seed)
+        for n in range(6)
+        for c in ("clean", "fgsm-5")
+        for seed in (0, 1)
+        for d, b, right in (("none", 0, seed), ("dip", 500, not seed))
+    ]
+    rows = [line for line in plan(Run(CONFIGURATION, tuple(records), {}), images=6) if "FGSM" in line]
+    assert rows
+    assert all("other way" not in line for line in rows)
+
+
 def test_a_clear_difference_needs_fewer_images_than_a_slight_one() -> None:
     run = read_export(ROOT / "benchmarks" / "results" / "table2-reconstruction" / "table2.jsonl")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in plan(run)][2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,19 @@ def test_a_batch_is_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(fits) == pieces
     run(tmp_path / "seeds", seeds=(0, 1, 2))
     assert len(fits) == pieces + 3 * pieces
+
+
+def test_what_a_fit_does_after_its_rule_has_ended_it_is_not_the_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reconstruct = judged.reconstruct
+
+    def diverging(images, **rest):
+        return dataclasses.replace(reconstruct(images, **rest), status=("diverged",) * len(images))
+
+    monkeypatch.setattr(judged, "reconstruct", diverging)
+    found = {(one.iterations < 40, one.status) for one in run(tmp_path).records if one.defence in RULES}
+    assert found == {(True, "ok"), (False, "diverged")}
 
 
 def made_up(rule_right: int, budget_right: int) -> Run:
@@ -126,7 +140,7 @@ def test_a_real_run_is_reported(tmp_path: Path) -> None:
     paths = write_report(run(tmp_path), tmp_path)
     assert [path.name for path in paths] == ["stopping.md", "stopping.png", "stopping.jsonl"]
     text = paths[0].read_text()
-    assert "Reduced setting: 40 iterations at most, where the paper has 1000." in text
+    assert "REDUCED SETTING, NOT THE PAPER'S: 40 iterations at most instead of 1000; " in text
     assert all(f"Does {name} beat the best fixed budget" in text for name in RULES)
 
 

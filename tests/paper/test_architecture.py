@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,26 @@ def test_reports_have_every_network_its_peak_and_what_it_changes() -> None:
     assert header.startswith("variant,condition,defence,budget,n")
     assert len(lines) == 3 * 2 * 3
     assert lines[0].startswith("original,clean,dip,100,50,80.0,")
+
+
+def test_reports_count_the_fits_that_diverged() -> None:
+    runs = curves({ORIGINAL: 0.8, "no-skips": 0.4})
+    lost = [replace(one, status="diverged") if one.image in ("3", "4") else one for one in runs["no-skips"].records]
+    text = as_markdown(outcomes(runs | {"no-skips": replace(runs["no-skips"], records=tuple(lost))}))
+    assert "- no skip connections: 12 reconstructions diverged, and count as wrong\n" in text
+    assert "diverged" not in as_markdown(outcomes(runs))
+
+
+def test_contrasts_pair_images_whatever_their_order() -> None:
+    runs = curves({ORIGINAL: 0.8, "no-skips": 0.4})
+    turned = [replace(one, position=49 - one.position) for one in runs["no-skips"].records]
+    expected, found = (
+        contrast(other, original, "fgsm-5")
+        for original, other in (
+            outcomes(runs), outcomes(runs | {"no-skips": replace(runs["no-skips"], records=tuple(turned))})
+        )
+    )  # fmt: skip
+    assert found.difference == expected.difference
 
 
 def test_the_original_alone_has_a_report_without_claims() -> None:

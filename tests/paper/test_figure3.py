@@ -184,6 +184,9 @@ def test_a_fit_that_diverged_leaves_the_losses_of_the_others() -> None:
     assert curves["robust"].diverged == 1
     (faster,) = (found for found in findings(curves) if "fitted faster" in found.claim)
     assert faster.verdict == CONFIRMED
+    assert "n = 59: log10" in faster.details[0]
+    few = curves | {"robust": replace(whole["robust"], loss=np.where(np.arange(60)[:, None] < 45, np.nan, lost))}
+    assert next(found.verdict for found in findings(few) if "fitted faster" in found.claim) == UNDECIDED
     rows = list(csv.DictReader(as_csv({(1, name): each for name, each in curves.items()}).splitlines()))
     losses = [row for row in rows if (row["measure"], row["set"]) == ("loss", "robust")]
     assert {row["n"] for row in losses} == {"59"}

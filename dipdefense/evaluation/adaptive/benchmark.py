@@ -29,8 +29,8 @@ from dipdefense.evaluation.adaptive.conditions import (
 )
 from dipdefense.evaluation.adaptive.levels import LEVELS, Level
 from dipdefense.evaluation.adaptive.names import Norm, named
-from dipdefense.evaluation.defences import Defence, deep_image_prior, randomisation, undefended
-from dipdefense.evaluation.measurement import joined, measure
+from dipdefense.evaluation.defences import Defence, randomisation, undefended
+from dipdefense.evaluation.measurement import joined, measure, reconstruction_of
 from dipdefense.evaluation.protocol import Condition
 from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.subject import ReconstructionSetting, Subject
@@ -151,10 +151,7 @@ def opponents(setting: AdaptiveSetting, subject: Subject) -> Opponents:
         ValueError: the images are too small for the network, or the backend does not run on the device.
     """
     config = subject.fitted(setting.config)
-    reconstruction = deep_image_prior(
-        setting.budgets, config=config, precision=setting.precision, backend=setting.backend,
-        shape=subject.shape, batch=setting.batch, device=setting.device,
-    )  # fmt: skip
+    reconstruction = reconstruction_of(setting, subject, config)
     backend: Backend = reconstruction.settings["backend"]
 
     def purifier(defence: str, budget: int) -> nn.Module:

@@ -20,7 +20,7 @@ from dipdefense.attacks.adaptive import ATTACKS, Adaptive, Checkpoint, Threat
 from dipdefense.attacks.adaptive.checkpoint import OtherAttackError, fingerprint
 from dipdefense.attacks.adaptive.gradients import HasTrajectory
 from dipdefense.attacks.adaptive.samples import purified
-from dipdefense.evaluation.adaptive.levels import Level, control
+from dipdefense.evaluation.adaptive.levels import MOST_DRAWS, Level, control
 from dipdefense.evaluation.adaptive.names import (
     CONTROLS,
     KNOWN_SEED,
@@ -244,12 +244,16 @@ def rounds(level: Level, chosen: Chosen) -> list[tuple[int, Chosen]]:
 
 
 MOST_SEED = 2**48
-"""The largest seed of an evaluation, whose draws' seeds are larger by the number of draws."""
+"""The largest seed of an evaluation, whose draws' seeds are larger by a factor of ``MOST_DRAWS``."""
 
 
 def judging_seeds(level: Level, seed: int) -> tuple[int, ...]:
-    """The seeds of the fresh draws that judge an evaluation; two seeds share none."""
-    return tuple(range(seed * level.draws, (seed + 1) * level.draws))
+    """The seeds of the fresh draws that judge an evaluation; two seeds share none.
+
+    More draws add to fewer.
+    """
+    first = seed * MOST_DRAWS
+    return tuple(range(first, first + level.draws))
 
 
 def asked(level: Level, seeds: Sequence[int]) -> Asked:

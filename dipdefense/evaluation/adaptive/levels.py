@@ -17,6 +17,9 @@ from dipdefense.evaluation.adaptive.names import CONTROLS
 
 Settings = Mapping[str, Any]
 
+MOST_DRAWS = 2**14
+"""The largest number of draws that judge an attack."""
+
 # Noise is a control too, and has no settings.
 _CRAFTED = tuple(name for name in CONTROLS if name != "noise")
 
@@ -55,7 +58,7 @@ class Level:
         if unknown := sorted(set(self.controls) - set(_CRAFTED)):
             raise ValueError(f"controls must be of {', '.join(_CRAFTED)}; got {', '.join(unknown)}")
         for name in ("draws", "control_draws"):
-            integer(name, getattr(self, name), low=1)
+            integer(name, getattr(self, name), low=1, high=MOST_DRAWS)
         integer("repeats", self.repeats, low=0)
         integer("repeated", self.repeated, low=1 if self.repeats else 0)
         for name, settings in self.attacks.items():

@@ -222,6 +222,8 @@ def test_two_seeds_share_no_draw_and_keep_their_choice_of_images(tmp_path: Path)
     zero, one = (tiny_setting(tmp_path, seeds=(seed,)) for seed in (0, 1))
     assert zero.draws == (0, 1)
     assert not set(zero.draws) & set(one.draws)
+    more = dataclasses.replace(one, level=dataclasses.replace(one.level, draws=9))
+    assert more.draws[:2] == one.draws
     run = measure_adaptive(
         dataclasses.replace(one, attackers=("bpda",), defences=("none", "randomisation")), tiny_subject(images=3)
     )
@@ -263,7 +265,7 @@ def test_a_command_line_becomes_a_setting() -> None:
     arguments = ["--level", "standard", "--epsilon", "8", "2", "--budgets", "100", "300", "--seed", "4", "--dry-run"]
     setting = parse_arguments(None, [*arguments, "--device", "cpu", "--config", "architecture-2", "--norm", "L2"])
     assert (setting.level.name, setting.epsilons, setting.budgets) == ("standard", (2.0, 8.0), (100, 300))
-    assert (setting.draws, setting.norm, setting.dry_run) == (tuple(range(40, 50)), "L2", True)
+    assert (setting.draws, setting.norm, setting.dry_run) == (tuple(range(4 * 2**14, 4 * 2**14 + 10)), "L2", True)
     assert setting.attackers == (*setting.level.attacks, *setting.level.controls)
     assert parse_arguments(None, ["--device", "cpu"]).level.name == "quick"
 
