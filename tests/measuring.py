@@ -17,7 +17,7 @@ from dipdefense.classifiers import Classifier, Preprocess
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation import Defence, Record, Run, Setting, Store, Subject, measure
 from dipdefense.evaluation.defences import deep_image_prior, randomisation, undefended
-from dipdefense.evaluation.protocol import FIXED, attack_named, choose
+from dipdefense.evaluation.protocol import attack_named, choose
 from dipdefense.evaluation.runner import Experiment, run
 from dipdefense.files import UnreadableImage
 from dipdefense.paper.published import printed_number
@@ -178,7 +178,7 @@ def made_up(
         for defence, budget in columns:
             theirs = printed_number(condition, defence, budget)
             share = theirs.percent / 100 if theirs else 0.95 if defence == "none" else 0.5
-            for seed in seeds[:1] if defence in FIXED else seeds:
+            for seed in seeds[:1] if defence in ("none", "low-pass") else seeds:
                 for position in range(images):
                     prediction = 3 if chance.random() < share else 4
                     records.append(

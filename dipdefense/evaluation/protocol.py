@@ -24,9 +24,6 @@ DEFENCES = ("none", "randomisation", "low-pass", "dip")
 """The classifier alone, the baseline of Xie et al. 2017, a control without a network, and the reconstruction, in the
 order of a table's columns."""
 
-FIXED = ("none", "low-pass")
-"""Those of them without random numbers."""
-
 _NAMES = {name.lower(): name for name in get_args(AttackName)}
 _CONDITION = re.compile(rf"({'|'.join(_NAMES)})-(\d+(?:\.\d+)?)(-8bit)?")
 

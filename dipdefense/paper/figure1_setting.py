@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from dipdefense.attacks import Attack, AttackName
-from dipdefense.checks import check_backend
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation import (
     ReconstructionSetting,
@@ -19,7 +18,6 @@ from dipdefense.evaluation import (
     Subject,
     command_line,
     measure,
-    open_subject,
     undefended,
 )
 from dipdefense.evaluation.measurement import reconstruction_of
@@ -83,24 +81,20 @@ def parse_arguments(*, description: str | None, arguments: Sequence[str] | None 
     )
 
 
-def measure_figure(setting: CurveSetting, subject: Subject | None = None) -> Run:
+def measure_figure(setting: CurveSetting, subject: Subject) -> Run:
     """Complete the stored outcomes of Figure 1 in ``setting.out``, and return them.
 
     See ``evaluation.measure``.
 
     Args:
         setting: from ``parse_arguments``.
-        subject: from ``open_subject``; opened here where none is given.
+        subject: from ``open_subject``.
 
     Raises:
-        ValueError: there are fewer correctly classified images, or classes, than asked for; an export is broken; or the
-            backend does not run on the device.
+        ValueError: an export is broken, or the backend does not run on the device.
         StoreError: the store cannot be read or written.
-        FileNotFoundError: there is no such data.
         ImportError: an optional package is missing.
     """
-    check_backend(setting.backend, torch.device(setting.device))
-    subject = subject or open_subject(setting)
     config = subject.fitted(setting.config)
     if reduced := reduction(
         config,

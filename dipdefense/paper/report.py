@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from dipdefense.evaluation import Run, export
-from dipdefense.evaluation.protocol import FIXED, condition_title
+from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
 from dipdefense.evaluation.report import table as markdown_table
 from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread
@@ -257,15 +257,16 @@ def _pairs(cells: Sequence[Cell]) -> Rows:
 
 
 def _seeds(cells: Sequence[Cell]) -> Section:
-    random = [column for column in columns(cells) if column[0] not in FIXED]
+    random = {cell.column for cell in cells if len(cell.outcomes) > 1}
     count = max(len(cell.outcomes) for cell in cells)
     title = "Seeds of the defence"
     if count == 1:
         return Section(title, ["One seed: the spread over the defence's seeds is unknown; --seed 0 1 2 measures it."])
     found = {(cell.condition, cell.column): cell for cell in cells}
-    rows = [["condition", *(column_title(*column) for column in random)]]
+    shown = [column for column in columns(cells) if column in random]
+    rows = [["condition", *(column_title(*column) for column in shown)]]
     for condition in dict.fromkeys(cell.condition for cell in cells):
-        numbers = [spread(found[condition, column].by_seed) for column in random]
+        numbers = [spread(found[condition, column].by_seed) for column in shown]
         rows.append(
             [condition_title(condition), *(f"{100 * m:.1f} ± {100 * d:.1f}, {100 * w:.1f}" for m, d, w in numbers)]
         )
