@@ -86,7 +86,7 @@ def brief(run: Run) -> str:
         numbers = ["–" if number is None else f"{number.percent:.1f}" for number in printed]
         lines.append(f"| {condition_title(condition)} | " + " | ".join([*measured, *numbers]) + " |")
     published = f"The published numbers are of {CLASSIFIER} on {IMAGES} images."
-    about = [*banner(run, cells), subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals.", published]
+    about = [*banner(run, cells), subject(run, cells[0].n), "Accuracy in per cent, Wilson 95 % intervals.", published]
     return "\n".join([*lines, "", " ".join(about)])
 
 

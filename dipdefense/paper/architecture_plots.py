@@ -61,7 +61,7 @@ def confidences(found: Sequence[Outcomes], warning: str) -> Figure:
     panels.supylabel("mean confidence\nof the true class", fontsize=9)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     about = (
-        f"{subject(original.run, list(original.cells.values()))} Grey: the original network. Dots, and the number "
+        f"{subject(original.run, original.n)} Grey: the original network. Dots, and the number "
         "beside each title: the budget where the confidence under attack peaks."
     )
     title = f"Confidence by network and iterations, n = {original.n} (defence-unaware attacks)"
@@ -102,7 +102,7 @@ def differences(found: Sequence[Outcomes], warning: str) -> Figure:
     axes.grid(axis="x", color="0.88", zorder=0)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     about = (
-        f"{subject(original.run, list(original.cells.values()))} Each network at the budget where its own confidence "
+        f"{subject(original.run, original.n)} Each network at the budget where its own confidence "
         f"under attack peaks. Lines: 95 % intervals (Newcombe). Band: {100 * MARGIN:.0f} points either way."
     )
     title = f"Accuracy against the original network's, n = {original.n} (defence-unaware attacks)"

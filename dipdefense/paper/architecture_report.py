@@ -124,7 +124,7 @@ def banner(found: Sequence[Outcomes]) -> str:
 def sections(found: Sequence[Outcomes]) -> Iterator[Section]:
     """The report's sections."""
     original, warning = found[0], banner(found)
-    about = subject(original.run, list(original.cells.values()))
+    about = subject(original.run, original.n)
     yield Section(TITLE, [*([warning] if warning else []), about, STATEMENT], _undefended(original))
     resampled = _PEAKS.format(resamples=RESAMPLES)
     yield Section(f"At each network's peak, n = {original.n}", [resampled, _PAIRED], _at_peaks(found))

@@ -55,7 +55,7 @@ def write_report(run: Run, *, folder: Path) -> list[Path]:
         ImportError: Matplotlib is missing.
     """
     curves = _curves(run)
-    heading = TITLE, [*_banner(run, curves), _about(run)]
+    heading = TITLE, [*_banner(run, curves), _about(run, curves)]
     files: dict[str, str | bytes] = {
         f"{NAME}.txt": as_text(run),
         f"{NAME}.md": as_markdown(run),
@@ -104,14 +104,14 @@ def as_csv(run: Run) -> str:
 def headline(run: Run) -> str:
     """A README's table, in Markdown: what was measured on what, and the peaks."""
     curves = _curves(run)
-    about = " ".join(["Figure 1, the true class's confidence.", *_banner(run, curves), _about(run)])
+    about = " ".join(["Figure 1, the true class's confidence.", *_banner(run, curves), _about(run, curves)])
     return "\n".join([about, "", *markdown_table(_peaks(curves))])
 
 
 def _sections(run: Run) -> Iterator[Section]:
     curves, cells = _curves(run), summarise(run.records)
     reduced = _banner(run, curves)
-    yield Section(TITLE, [*reduced, _about(run), STATEMENT])
+    yield Section(TITLE, [*reduced, _about(run, curves), STATEMENT])
     yield Section(f"Peaks, n = {curves[0].n}", [_PEAKS.format(resamples=RESAMPLES)], _peaks(curves))
     if claims := findings(curves):
         yield claims_section(claims, HOW, reduced=bool(reduced))
@@ -159,6 +159,6 @@ def _banner(run: Run, curves: Sequence[Curve]) -> list[str]:
     )
 
 
-def _about(run: Run) -> str:
+def _about(run: Run, curves: Sequence[Curve]) -> str:
     """Classifier, images and setting, in words."""
-    return subject(run, summarise(run.records))
+    return subject(run, curves[0].n)

@@ -92,12 +92,12 @@ def banner(run: Run, cells: Sequence[Cell]) -> list[str]:
     return reduced_setting(reduced)
 
 
-def subject(run: Run, cells: Sequence[Cell]) -> str:
-    """Classifier, images and setting, in words."""
+def subject(run: Run, n: int) -> str:
+    """Classifier, images and setting, in words; ``n`` is the number of images."""
     configuration = run.configuration
     data = configuration["data"]
     source = data if data.startswith("packaged") else f'"{data}"'
     return (
-        f"Classifier: {configuration['classifier']}. Images: {cells[0].n} of {source} that it "
+        f"Classifier: {configuration['classifier']}. Images: {n} of {source} that it "
         "classifies correctly. Setting: defence-unaware."
     )

@@ -87,7 +87,7 @@ def bars(run: Run, *, table: int) -> Figure:
     axes.tick_params(axis="x", length=0)
     axes.set(ylim=(0, 100), xlim=(-0.5, len(conditions) - 0.5), ylabel="top-1 accuracy, %")
     axes.grid(axis="y", color="0.88", zorder=0)
-    about = f"{subject(run, cells)} Lines: 95 % Wilson intervals."
+    about = f"{subject(run, cells[0].n)} Lines: 95 % Wilson intervals."
     caption(figure, partial(axes.set_title, loc="left"), TITLES[table], [*banner(run, cells), about])
     handles, labels = axes.get_legend_handles_labels()
     bars_first = sorted(range(len(labels)), key=lambda index: labels[index].startswith("published"))
@@ -136,7 +136,7 @@ def accuracy_by_budget(run: Run) -> Figure:
     axes.grid(color="0.9", zorder=0)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     title = f"Accuracy against the budget, n = {cells[0].n} (defence-unaware attacks)"
-    about = f"{subject(run, cells)} Bands: 95 % Wilson intervals. Dotted: no defence."
+    about = f"{subject(run, cells[0].n)} Bands: 95 % Wilson intervals. Dotted: no defence."
     caption(figure, partial(axes.set_title, loc="left"), title, [*banner(run, cells), about])
     return figure
 
@@ -208,8 +208,8 @@ def recovery_by_confidence(run: Run) -> Figure:
     panels.supylabel(f"confidence of the true class:\nbehind {column_title('dip', last)}", fontsize=9)
     title = f"Recovery against the clean image's confidence, n = {cells[0].n}"
     about = (
-        f"{subject(run, cells)} A point is an image, filled if it is classified correctly behind the reconstruction. "
-        "ρ: Spearman's rank correlation."
+        f"{subject(run, cells[0].n)} A point is an image, filled if it is classified correctly behind the "
+        "reconstruction. ρ: Spearman's rank correlation."
     )
     caption(figure, partial(panels.suptitle, x=0.01, ha="left"), title, [*banner(run, cells), about])
     return figure

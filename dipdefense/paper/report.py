@@ -136,14 +136,14 @@ def headline(run: Run) -> str:
     The line above it says what was measured on what.
     """
     cells = shown(table_cells(run))
-    about = " ".join([*banner(run, cells), subject(run, cells), "Accuracy in per cent, Wilson 95 % intervals."])
+    about = " ".join([*banner(run, cells), subject(run, cells[0].n), "Accuracy in per cent, Wilson 95 % intervals."])
     return "\n".join([about, "", *markdown_table(_as_in_the_paper(cells, _beside(run)))])
 
 
 def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], Rows]) -> Iterator[Section]:
     everything = table_cells(run)
     cells, published = shown(everything), _beside(run)
-    yield Section(TITLES[table], [*banner(run, cells), subject(run, cells), STATEMENT], _at_a_glance(cells))
+    yield Section(TITLES[table], [*banner(run, cells), subject(run, cells[0].n), STATEMENT], _at_a_glance(cells))
     seeds = max(len(cell.outcomes) for cell in cells)
     captions = [
         f"Published: {CLASSIFIER}, n = {IMAGES}; randomisation as quoted there, of another classifier."
@@ -157,7 +157,7 @@ def _sections(run: Run, table: int, layout: Callable[[Sequence[Cell], Numbers], 
     if len(pairs := _pairs(cells)) > 1:
         yield Section("Paired comparisons", [_PAIRED], pairs)
     if claims := findings(everything, published):
-        yield claims_section(claims, f"{subject(run, cells)} {_CLAIMS}", reduced=bool(banner(run, cells)))
+        yield claims_section(claims, f"{subject(run, cells[0].n)} {_CLAIMS}", reduced=bool(banner(run, cells)))
     yield _seeds(cells)
     diverged = Counter(record.status for record in run.records)["diverged"]
     checks = [f"{'passed' if passed else 'FAILED'}: {check}" for check, passed in sanity_checks(cells)]
