@@ -21,6 +21,7 @@ CONFIGS = {
     "table2-baselines": DIPConfig(scales=5, channels=32),
     "table2-cifar10": DIPConfig.architecture_1(),
     "table2-cifar10-architecture-2": DIPConfig.architecture_2(),
+    "table2-cifar10-architecture-1-seeds": DIPConfig.architecture_1(),
     "table2-cifar10-seeds": DIPConfig.architecture_2(),
     "table2-compact": DIPConfig(scales=5, channels=32),
     "table2-half-size": DIPConfig(scales=5, channels=32, reduction=2),
