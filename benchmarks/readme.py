@@ -18,6 +18,7 @@ from speed import hardware
 from dipdefense.evaluation import Run, read_export
 from dipdefense.evaluation.adaptive.script import read_report
 from dipdefense.evaluation.protocol import condition_title
+from dipdefense.evaluation.report import table
 from dipdefense.files import write_atomically
 from dipdefense.paper import figure1_report
 from dipdefense.paper.labels import banner, column_title, published_title, subject
@@ -79,15 +80,15 @@ def brief(run: Run) -> str:
     cells = table_cells(run)
     found = {(cell.condition, cell.column): cell for cell in cells}
     titles = [column_title(*column) for column in MEASURED] + [published_title(*column) for column in PUBLISHED]
-    lines = ["| | " + " | ".join(titles) + " |", "| --- " * (len(titles) + 1) + "|"]
+    rows = [["", *titles]]
     for condition in dict.fromkeys(cell.condition for cell in cells):
         measured = [found[condition, column].percent for column in MEASURED]
         printed = [printed_number(condition, *column) for column in PUBLISHED]
         numbers = ["–" if number is None else f"{number.percent:.1f}" for number in printed]
-        lines.append(f"| {condition_title(condition)} | " + " | ".join([*measured, *numbers]) + " |")
+        rows.append([condition_title(condition), *measured, *numbers])
     published = f"The published numbers are of {CLASSIFIER} on {IMAGES} images."
     about = [*banner(run, cells), subject(run, cells[0].n), "Accuracy in per cent, Wilson 95 % intervals.", published]
-    return "\n".join([*lines, "", " ".join(about)])
+    return "\n".join([*table(rows), "", " ".join(about)])
 
 
 def _filled(path: Path, tables: str) -> tuple[Path, str]:

@@ -15,6 +15,7 @@ from dipdefense.evaluation.adaptive.names import (
     is_known,
     known,
 )
+from dipdefense.evaluation.report import table
 from dipdefense.evaluation.statistics import in_percent
 
 WORKS = 0.5
@@ -27,14 +28,14 @@ def attacked(report: AdaptiveReport) -> str:
     Each ε has a row for the transfer attack and one for the worst case of all attacks.
     """
     columns = [column for column in report.columns if not is_known(column[0])]
-    lines = ["| | " + " | ".join(map(column_title, columns)) + " |", "| --- " * (len(columns) + 1) + "|"]
+    lines = [["", *map(column_title, columns)]]
     rows: list[tuple[str, str, float]] = [("clean", "clean", 0)]
     for epsilon in report.epsilons:
         rows += [(f"defence-unaware (transfer), ε={epsilon:g}", "transfer", epsilon)]
         rows += [(f"**worst case of the attacks**, ε={epsilon:g}", WORST_CASE, epsilon)]
     for name, attack, epsilon in rows:
         found = [report.judged(attack, column, epsilon) for column in columns]
-        lines.append(f"| {name} | " + " | ".join("–" if each is None else _cell(each) for each in found) + " |")
+        lines.append([name, *("–" if each is None else _cell(each) for each in found)])
     configuration = report.run.configuration
     level = configuration["adaptive"]["level"]
     reduced = "REDUCED ATTACK, no robust accuracy. " if report.reduced else ""
@@ -43,7 +44,7 @@ def attacked(report: AdaptiveReport) -> str:
         f"Images: {report.described}. Each attack's image is judged on fresh draws; accuracy of a single draw in per "
         "cent, with Wilson 95 % intervals."
     )
-    return "\n".join([*lines, "", " ".join([about, *_with_known_seed(report, columns)])])
+    return "\n".join([*table(lines), "", " ".join([about, *_with_known_seed(report, columns)])])
 
 
 def _with_known_seed(report: AdaptiveReport, columns: Sequence[Column]) -> Iterator[str]:
@@ -91,7 +92,7 @@ def verdict(reports: Sequence[AdaptiveReport]) -> str:
 def strongest(reports: Sequence[AdaptiveReport]) -> str:
     """The verdict's table, with a row for each record and budget."""
     header = ["", "level", "n", "ε", "clean", "defence-unaware (transfer)", "**worst case of the attacks**", "by vote"]
-    rows = [header, ["---"] * len(header)]
+    rows = [header]
     for report in reports:
         for each in _outcomes([report]):
             attacks = len(attackers(report.verdicts, each.column, each.epsilon))
@@ -108,7 +109,7 @@ def strongest(reports: Sequence[AdaptiveReport]) -> str:
         "Worst case: the strongest attack, chosen image by image."
     )
     reduced = "REDUCED ATTACKS, no robust accuracy. " if any(report.reduced for report in reports) else ""
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", reduced + about])
+    return "\n".join([*table(rows), "", reduced + about])
 
 
 class Outcome(NamedTuple):

@@ -321,12 +321,13 @@ def _records(
     scores = outcome.scores.float().cpu()
     confidences = scores.softmax(dim=1)
     for row, (name, label) in enumerate(zip(found.ids, found.labels.tolist(), strict=True)):
+        place = experiment.places[name]
         finite = bool(scores[row].isfinite().all())
         loss = None if outcome.losses is None else outcome.losses[row].item()
         yield Record(
             **told,
             budget=outcome.budget,
-            position=(place := experiment.places[name]),
+            position=place,
             image=name,
             content=experiment.chosen.contents[place],
             label=label,
