@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Never, get_args
 
@@ -28,6 +28,7 @@ from dipdefense.checks import check_backend, check_budgets, operand_dtype
 from dipdefense.config import CONFIGS as CONFIGS
 from dipdefense.config import Backend
 from dipdefense.evaluation.exports import ExportError
+from dipdefense.evaluation.records import Run
 from dipdefense.evaluation.store import StoreError
 from dipdefense.stopping import RuleName, stoppable
 
@@ -268,6 +269,20 @@ def script(store: Path | None) -> Iterator[None]:
         _end(1, f"error: {error}. {stopped()}")
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def finish(files: Sequence[Path], store: Path, runs: Iterable[Run]) -> None:
+    """Print a written report, where its files are, and how many images were skipped.
+
+    Args:
+        files: that were written; the first is the report.
+        store: the file of the outcomes.
+        runs: that the report is of.
+    """
+    print(files[0].read_text(encoding="utf-8"))
+    print("written:", *files, f"and {store}")
+    if skipped := {image for run in runs for image in run.skipped}:
+        print(f"{len(skipped)} images could not be read and were skipped", file=sys.stderr)
 
 
 @contextlib.contextmanager

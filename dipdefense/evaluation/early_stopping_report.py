@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dipdefense.config import PAPER_BUDGETS, DIPConfig
-from dipdefense.evaluation import STORE, Run, Setting, command_line, export, measure, open_subject
+from dipdefense.evaluation import STORE, Run, Setting, command_line, measure, open_subject
 from dipdefense.evaluation.early_stopping import one_fit
 from dipdefense.evaluation.protocol import attack_named, condition_order, condition_title
-from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, reduced_setting
+from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, reduced_setting, write_files
 from dipdefense.evaluation.statistics import Cell, compare, holm, leaning, summarise
-from dipdefense.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +41,8 @@ def compare_rules(*, description: str | None, arguments: Sequence[str] | None = 
     add("--conditions", nargs="+", default=CONDITIONS, help="clean, fgsm-5, bi-10, … (default: %(default)s)")
     given = command_line.parse(parser, _defaults, arguments)
     setting = Setting(**command_line.subject_of(given))
-    with command_line.script(setting.out / STORE):
+    store = setting.out / STORE
+    with command_line.script(store):
         with command_line.usage():
             conditions = {name: attack_named(name) for name in given.conditions}
             if unknown := [name for name, attack in conditions.items() if attack is None and name != "clean"]:
@@ -53,18 +53,17 @@ def compare_rules(*, description: str | None, arguments: Sequence[str] | None = 
             print(warning, file=sys.stderr)
         defences = one_fit(tuple(given.budgets), config=config, precision=given.precision, device=setting.device)
         run = measure(setting, subject, conditions=conditions, defences=defences, exports="stopping.jsonl")
-        for path in write_report(run, setting.out):
-            print(path.read_text() if path.suffix == ".md" else f"written: {path}")
+        command_line.finish(write_report(run, setting.out), store, [run])
 
 
 def write_report(run: Run, folder: Path) -> list[Path]:
     """Write stopping.md, stopping.png and the records, stopping.jsonl; their paths."""
     compared = Compared.of(run)
-    paths = [folder / f"stopping.{ending}" for ending in ("md", "png", "jsonl")]
-    write_atomically(paths[0], markdown(_sections(run, compared)))
-    write_atomically(paths[1], png(plot(compared)))
-    export(run, paths[2])
-    return paths
+    files: dict[str, str | bytes] = {
+        "stopping.md": markdown(_sections(run, compared)),
+        "stopping.png": png(plot(compared)),
+    }
+    return write_files(folder, files, {"stopping.jsonl": run})
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ import io
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dipdefense.evaluation.exports import export
 from dipdefense.evaluation.records import Run
+from dipdefense.files import write_atomically
 from dipdefense.pictures import with_palette
 
 if TYPE_CHECKING:
@@ -108,6 +111,22 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return with_palette(buffer.getvalue())
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes], runs: Mapping[str, Run]) -> list[Path]:
+    """Write a report's files and the records that it is of; their paths, in order.
+
+    Args:
+        folder: made if need be.
+        files: what each file has, by name.
+        runs: what each file of records has, by name; written first, for the others can be made of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, run in runs.items():
+        export(run, folder / name)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in (*files, *runs)]
 
 
 def provenance(run: Run) -> Iterator[str]:

@@ -9,11 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
-from dipdefense.evaluation import Run, export, read_export
+from dipdefense.evaluation import Run, read_export
 from dipdefense.evaluation.bootstrap import RESAMPLES
 from dipdefense.evaluation.protocol import condition_title
-from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
-from dipdefense.files import write_atomically
+from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text, write_files
 from dipdefense.paper.architecture import VARIANTS, record_name, reduced
 from dipdefense.paper.architecture_claims import MARGIN, findings
 from dipdefense.paper.architecture_outcomes import Outcomes, contrast, outcomes
@@ -73,12 +72,7 @@ def write_report(runs: Mapping[str, Run], *, folder: Path) -> list[Path]:
     }
     if len(found) > 1:
         files["architecture-differences.png"] = png(differences(found, banner(found)))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, run in runs.items():
-        export(run, folder / f"{record_name(name)}.jsonl")
-    for file, data in files.items():
-        write_atomically(folder / file, data)
-    return [folder / file for file in files]
+    return write_files(folder, files, {f"{record_name(name)}.jsonl": run for name, run in runs.items()})
 
 
 def read_runs(folder: Path) -> dict[str, Run]:

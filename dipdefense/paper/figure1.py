@@ -5,8 +5,6 @@ The true class's confidence against the iterations, for three adversaries at fou
 
 from __future__ import annotations
 
-import sys
-
 from dipdefense.evaluation import STORE, command_line, open_subject
 from dipdefense.paper.figure1_report import write_report
 from dipdefense.paper.figure1_setting import measure_figure, parse_arguments
@@ -25,8 +23,4 @@ def reproduce(*, description: str | None) -> None:
             opened = open_subject(setting)
             opened.fitted(setting.config)
         run = measure_figure(setting, opened)
-        told, *others = write_report(run, folder=setting.out)
-        print(told.read_text())
-        print("written:", *[told, *others], f"and {store}")
-        if run.skipped:
-            print(f"{len(run.skipped)} images could not be read and were skipped", file=sys.stderr)
+        command_line.finish(write_report(run, folder=setting.out), store, [run])

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from dipdefense.evaluation import Run, export
+from dipdefense.evaluation import Run
 from dipdefense.evaluation.bootstrap import RESAMPLES
 from dipdefense.evaluation.curves import Curve, confidence_curves
 from dipdefense.evaluation.protocol import condition_title
-from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
+from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text, write_files
 from dipdefense.evaluation.report import table as markdown_table
 from dipdefense.evaluation.statistics import sanity_checks, summarise
-from dipdefense.files import write_atomically
 from dipdefense.paper.figure1_claims import HOW, findings
 from dipdefense.paper.figure1_plots import by_adversary, by_strength
 from dipdefense.paper.figure1_setting import reduction
@@ -64,12 +63,7 @@ def write_report(run: Run, *, folder: Path) -> list[Path]:
     if any(curve.condition != "clean" for curve in curves):
         files[f"{NAME}.png"] = png(by_adversary(curves, *heading))
         files[f"{NAME}-images.png"] = png(by_strength(curves, *heading))
-    folder.mkdir(parents=True, exist_ok=True)
-    records = folder / f"{NAME}.jsonl"
-    export(run, records)
-    for file, data in files.items():
-        write_atomically(folder / file, data)
-    return [*(folder / file for file in files), records]
+    return write_files(folder, files, {f"{NAME}.jsonl": run})
 
 
 def as_text(run: Run) -> str:

@@ -35,13 +35,12 @@ def reproduce(*, description: str | None, weights: Path, arguments: Sequence[str
         SystemExit: see ``command_line``: every end but the ordinary one.
     """
     setting = parse_arguments(description=description, weights=weights, arguments=arguments)
-    with command_line.script(setting.out / STORE):
+    store = setting.out / STORE
+    with command_line.script(store):
         with command_line.usage():
             sets = open_sets(setting)
         runs = measure_sets(setting, sets)
-        text, *others = write_report(runs, sets, folder=setting.out, batch=setting.batch)
-        print(text.read_text())
-        print("written:", *[text, *others], f"and {setting.out / STORE}")
+        command_line.finish(write_report(runs, sets, folder=setting.out, batch=setting.batch), store, runs.values())
 
 
 def parse_arguments(*, description: str | None, weights: Path, arguments: Sequence[str] | None = None) -> FigureSetting:

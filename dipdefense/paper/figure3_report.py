@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from dipdefense.classifiers import CIFAR10_CATEGORIES
-from dipdefense.evaluation import Run, export
-from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance
-from dipdefense.files import write_atomically
+from dipdefense.evaluation import Run
+from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, write_files
 from dipdefense.paper.figure3_claims import (
     EARLY,
     SetCurve,
@@ -79,14 +78,8 @@ def write_report(runs: Runs, sets: Sequence[ImageSet], *, folder: Path, batch: i
         "figure3.png": png(draw(runs, curves)),
         "figure3-sets.png": png(draw_sets(sets, batch=batch)),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    records = []
-    for (architecture, name), run in runs.items():
-        records.append(folder / f"figure3-architecture-{architecture}-{name}.jsonl")
-        export(run, records[-1])
-    for file, data in files.items():
-        write_atomically(folder / file, data)
-    return [*(folder / file for file in files), *records]
+    records = {f"figure3-architecture-{architecture}-{name}.jsonl": run for (architecture, name), run in runs.items()}
+    return write_files(folder, files, records)
 
 
 def draw(runs: Runs, curves: Mapping[tuple[int, str], SetCurve]) -> Figure:

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from dipdefense.evaluation import Run, export
+from dipdefense.evaluation import Run
 from dipdefense.evaluation.protocol import condition_title
-from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text
+from dipdefense.evaluation.report import Rows, Section, markdown, png, provenance, text, write_files
 from dipdefense.evaluation.report import table as markdown_table
 from dipdefense.evaluation.statistics import Cell, compare, sanity_checks, spread
-from dipdefense.files import write_atomically
 from dipdefense.paper.claims import Finding, findings
 from dipdefense.paper.labels import (
     TITLES,
@@ -96,12 +95,7 @@ def write_report(run: Run, *, table: int, folder: Path) -> list[Path]:
         files[f"{name}-budgets.png"] = png(accuracy_by_budget(run))
         if clean_confidences(run):
             files[f"{name}-confidence.png"] = png(recovery_by_confidence(run))
-    folder.mkdir(parents=True, exist_ok=True)
-    records = folder / f"{name}.jsonl"
-    export(run, records)
-    for file, data in files.items():
-        write_atomically(folder / file, data)
-    return [*(folder / file for file in files), records]
+    return write_files(folder, files, {f"{name}.jsonl": run})
 
 
 def as_text(run: Run, *, table: int) -> str:

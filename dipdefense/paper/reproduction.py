@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from dipdefense.distributed import require_ray
@@ -27,11 +26,7 @@ def reproduce(*, table: int, description: str) -> None:
             subject = open_subject(setting)
             subject.fitted(setting.config)
         run = measure_table(setting, subject)
-        text, *others = write_report(run, table=table, folder=setting.out)
-        print(text.read_text())
-        print("written:", *[text, *others], f"and {store}")
-        if run.skipped:
-            print(f"{len(run.skipped)} images could not be read and were skipped", file=sys.stderr)
+        command_line.finish(write_report(run, table=table, folder=setting.out), store, [run])
 
 
 def reproduce_architecture(*, description: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -47,6 +42,4 @@ def reproduce_architecture(*, description: str | None, arguments: Sequence[str] 
             subject = open_subject(setting)
             architecture.networks(setting.config, subject.shape, names=setting.variants, backend=setting.backend)
         runs = architecture.measure_variants(setting, subject)
-        text, *others = architecture_report.write_report(runs, folder=setting.out)
-        print(text.read_text())
-        print("written:", *[text, *others], f"and {store}")
+        command_line.finish(architecture_report.write_report(runs, folder=setting.out), store, runs.values())

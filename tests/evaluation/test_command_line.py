@@ -12,9 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipdefense.evaluation import STORE, Setting, circumstances
-from dipdefense.evaluation.command_line import add_reconstruction, add_subject, parse, parser, script, subject_of, usage
+from dipdefense.evaluation import STORE, Run, Setting, circumstances
+from dipdefense.evaluation.command_line import (
+    add_reconstruction,
+    add_subject,
+    finish,
+    parse,
+    parser,
+    script,
+    subject_of,
+    usage,
+)
 from dipdefense.evaluation.exports import ExportError
+from dipdefense.evaluation.report import write_files
 from dipdefense.evaluation.store import StoreError
 
 
@@ -164,6 +174,21 @@ def test_a_refused_choice_is_one_line_and_a_bug_keeps_its_traceback(
     assert "error: only 3 right" in capsys.readouterr().err
     with pytest.raises(ValueError, match="a bug"), script(tmp_path / STORE):
         raise ValueError("a bug")
+
+
+def test_it_ends_with_the_report_its_files_and_the_number_of_skipped_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [Run({}, (), {}, skipped) for skipped in ((), ("a.png", "b.png"), ("b.png",))]
+    files = write_files(tmp_path / "new", {"report.txt": "90 %", "plot.png": b"PNG"}, {"records.jsonl": runs[1]})
+    assert [file.read_bytes() for file in files[:2]] == [b"90 %", b"PNG"]
+    assert '["a.png", "b.png"]' in files[2].read_text()
+    finish(files, tmp_path / STORE, runs)
+    out, err = capsys.readouterr()
+    assert out == f"90 %\nwritten: {' '.join(map(str, files))} and {tmp_path / STORE}\n"
+    assert err == "2 images could not be read and were skipped\n"
+    finish(files, tmp_path / STORE, runs[:1])
+    assert not capsys.readouterr().err
 
 
 def test_a_warning_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,12 +22,11 @@ from dipdefense.evaluation.adaptive.names import target_name
 from dipdefense.evaluation.adaptive.plan import costs, plan, seconds_of
 from dipdefense.evaluation.adaptive.probes import Probes, probe
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
-from dipdefense.evaluation.exports import export, read_export
+from dipdefense.evaluation.exports import read_export
 from dipdefense.evaluation.measurement import STORE
 from dipdefense.evaluation.records import Run
-from dipdefense.evaluation.report import png, text
+from dipdefense.evaluation.report import png, text, write_files
 from dipdefense.evaluation.subject import Subject, open_subject
-from dipdefense.files import write_atomically
 
 _NAME = "adaptive"
 
@@ -71,11 +69,7 @@ def reproduce(description: str | None) -> None:
                 raise ValueError(f"{store} has nothing of this evaluation in full yet")
         stored = _stored_probes(run, setting.out) if setting.report else {}
         report = AdaptiveReport(run, stored or probed(setting, subject, against))
-        written = write_report(report, setting.out)
-        print(report)
-        print("written:", *written, f"and {store}")
-        if run.skipped:
-            print(f"{len(run.skipped)} images could not be read and were skipped", file=sys.stderr)
+        command_line.finish(write_report(report, setting.out), store, [run])
 
 
 def _stored_probes(run: Run, folder: Path) -> Mapping[str, Probes]:
@@ -105,7 +99,6 @@ def write_report(report: AdaptiveReport, folder: Path) -> list[Path]:
     Raises:
         ImportError: Matplotlib is missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     probes = {name: each.to_json() for name, each in report.probes.items()}
     files: dict[str, str | bytes] = {
         f"{_NAME}.txt": str(report),
@@ -113,10 +106,7 @@ def write_report(report: AdaptiveReport, folder: Path) -> list[Path]:
         f"{_NAME}.png": png(report.plot()),
         f"{_NAME}-probes.json": json.dumps(probes, indent=2) + "\n",
     }
-    export(report.run, folder / f"{_NAME}.jsonl")
-    for name, data in files.items():
-        write_atomically(folder / name, data)
-    return [*(folder / name for name in files), folder / f"{_NAME}.jsonl"]
+    return write_files(folder, files, {f"{_NAME}.jsonl": report.run})
 
 
 def read_report(folder: Path) -> AdaptiveReport:
