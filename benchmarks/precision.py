@@ -1,4 +1,4 @@
-"""bf16, or the native kernels, against fp32 by torch's operators.
+"""bf16, or the native kernels in either precision, against fp32 by torch's operators.
 
     python benchmarks/precision.py --setting compact-224 --data imagenet-sample/val
     python benchmarks/precision.py --setting architecture-1-32 --data cifar10-images.zip --weights cifar10-cnn.pt
@@ -11,9 +11,9 @@ noise. The yardstick is the difference between two seeds of fp32: the defence is
 chaotic, so a rounding error may grow to this difference but not beyond. The native kernels also generate other fresh
 noise. An image's two differences are paired; intervals are bootstrapped over the images.
 
-The folder gets ``fp32.jsonl`` and ``bf16.jsonl`` or ``native.jsonl``, rewritten after every fit: a killed run resumes
-by the same command, and two processes can share the work with ``--only``. The report and the plot cover the images that
-both files have with every seed.
+The folder gets ``fp32.jsonl`` and ``bf16.jsonl``, ``native.jsonl`` or ``native-bf16.jsonl``, rewritten after every fit:
+a killed run resumes by the same command, and two processes can share the work with ``--only``. The report and the plot
+cover the images that both files have with every seed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from torch import Tensor
 
 from dipdefense import DIPConfig, classifiers
 from dipdefense.attacks import fgsm
+from dipdefense.checks import Precision
+from dipdefense.config import Backend
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation import circumstances
 from dipdefense.evaluation.protocol import choose
@@ -42,7 +44,13 @@ from dipdefense.files import write_atomically
 from dipdefense.reconstruct import reconstruct
 from dipdefense.seeds import derive_seed
 
-Way = Literal["fp32", "bf16", "native"]
+Way = Literal["fp32", "bf16", "native", "native-bf16"]
+WAYS: dict[Way, tuple[Precision, Backend]] = {
+    "fp32": ("fp32", "torch"),
+    "bf16": ("bf16", "torch"),
+    "native": ("fp32", "native"),
+    "native-bf16": ("bf16", "native"),
+}
 EPSILON = 5
 """The attack's strength in units of 1/255."""
 
@@ -81,14 +89,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--every", type=int, default=50, help="iterations between budgets (default: %(default)s)")
     add(
         "--against",
-        choices=["bf16", "native"],
+        choices=["bf16", "native", "native-bf16"],
         default="bf16",
         help="what fp32 is compared with (default: %(default)s)",
     )
     add("--only", choices=get_args(Way), help="leave the other to another process")
     add("--report", action="store_true", help="fit nothing; report on the records there are")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
-    add("--out", type=Path, help="default: benchmarks/results/precision-SETTING, or native-SETTING")
+    add("--out", type=Path, help="default: benchmarks/results/precision-SETTING, native-… or native-bf16-SETTING")
     given = parser.parse_args(arguments)
     if len(set(given.seeds)) < max(2, len(given.seeds)):
         parser.error(f"--seeds needs two different numbers or more, got {given.seeds}")
@@ -99,7 +107,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if given.only not in (None, "fp32", given.against):
         parser.error(f"--only must be fp32 or {given.against}, got {given.only}")
     given.images = given.images or SETTINGS[given.setting].images
-    kind = "native" if given.against == "native" else "precision"
+    kind = "precision" if given.against == "bf16" else given.against
     given.out = given.out or Path(__file__).parent / "results" / f"{kind}-{given.setting}"
     return given
 
@@ -238,10 +246,8 @@ def fit(
     started = time.perf_counter()
     # Derived from the image, so neither the batch nor the way changes initial weights and fixed noise.
     seeds = [derive_seed(seed, "dip", name) for name in clean.ids]
-    run = reconstruct(
-        attacked, budgets=tuple(budgets), config=config, seed=seeds,
-        precision="bf16" if way == "bf16" else "fp32", backend="native" if way == "native" else "torch",
-    )  # fmt: skip
+    precision, backend = WAYS[way]
+    run = reconstruct(attacked, budgets=tuple(budgets), config=config, seed=seeds, precision=precision, backend=backend)
     losses = run.losses[STRIDE - 1 :: STRIDE].cpu()
     seconds = (time.perf_counter() - started) / len(clean.ids)
     with torch.inference_mode():

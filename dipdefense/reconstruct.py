@@ -146,10 +146,10 @@ def reconstruct(
         precision: "fp32", whose operands a GPU may round to TF32, as torch's settings allow; "bf16" for the
             convolutions' operands (parameters, statistics and loss stay fp32); "auto" takes bf16 on a GPU that has it
             and on a CPU that multiplies it in tiles (AMX).
-        backend: "torch" for torch's operators; on a CPU, "native" for kernels compiled from C++ at the first use, in
-            fp32 for whole iterations and in bf16 for what lies between torch's convolutions
-            (:mod:`dipdefense.native`); on an NVIDIA GPU, "cudagraphs" for torch's operators replayed from a CUDA graph,
-            or "triton" for hand-written kernels replayed likewise. "auto" tries a GPU's backends once and takes the
+        backend: "torch" for torch's operators; on a CPU, "native" for kernels compiled from C++ at the first use, for
+            whole iterations or for what lies between torch's convolutions (:mod:`dipdefense.native`); on an NVIDIA GPU,
+            "cudagraphs" for torch's operators replayed from a CUDA graph, or "triton" for hand-written kernels replayed
+            likewise. "auto" tries a GPU's backends once and takes the
             fastest whose results are right (:mod:`dipdefense.engine.backends`); elsewhere it is "torch". None has
             been run on a GPU yet. All have the same initial weights and fixed noise, but "native" and "triton"
             generate the fresh noise in their own ways, and the same seed gives other reconstructions. Name the backend

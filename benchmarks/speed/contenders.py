@@ -16,7 +16,7 @@ from dipdefense.checks import Precision, operand_dtype
 from dipdefense.config import DIPConfig
 from dipdefense.engine import compiled
 from dipdefense.native import loading
-from dipdefense.native.iteration import Iteration
+from dipdefense.native.iteration import Iteration, fits
 from dipdefense.reconstruct import Reconstruction, Status, reconstruct
 from speed.check import PUBLISHED, Contender
 from speed.networks import (
@@ -53,7 +53,8 @@ def contenders(device: torch.device, *, expendable: bool = False) -> dict[str, C
         found.append(Contender("dipdefense, bf16", library, as_library, fit, operands=torch.bfloat16))
     if device.type == "cpu" and loading.loaded().kernels is not None:
         for operands, name in _OPERANDS.items():
-            build = whole_iterations if operands == torch.float32 else between_convolutions
+            whole = fits(DIPConfig.paper(), operands)
+            build = functools.partial(whole_iterations, operands=operands) if whole else between_convolutions
             fit = functools.partial(reconstruct, precision=name, backend="native")
             found.append(Contender(f"{NATIVE}, {name}", build, as_library, fit, operands=operands))
     if importlib.util.find_spec("deepinv") is not None:
@@ -73,7 +74,9 @@ def untried() -> list[Contender]:
     ]
 
 
-def whole_iterations(config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device) -> Networks:
+def whole_iterations(
+    config: DIPConfig, image_channels: int, scales: int, count: int, device: torch.device, *, operands: torch.dtype
+) -> Networks:
     """The networks of ``library``, run by the native kernels' iterations.
 
     An iteration has the loss's gradient built in. So any gradient of the outputs is had from a target that gives it,
@@ -88,8 +91,8 @@ def whole_iterations(config: DIPConfig, image_channels: int, scales: int, count:
         """The outputs and the updated weights."""
         outputs, losses = torch.empty_like(target), target.new_empty(count)
         iteration = Iteration(
-            loading.required(), dict(zip(names, weights, strict=True)), noise, target, range(count), config=config,
-            scales=scales, outputs=outputs, losses=losses,
+            loading.required(), dict(zip(names, weights, strict=True)), noise.float(), target, range(count),
+            config=config, scales=scales, operands=operands, outputs=outputs, losses=losses,
         )  # fmt: skip
         iteration()
         return outputs, iteration.weights(rows)
@@ -97,7 +100,9 @@ def whole_iterations(config: DIPConfig, image_channels: int, scales: int, count:
     class Passes(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, noise: Tensor, *weights: Tensor) -> Tensor:
-            outputs, _ = iterate(noise, noise.new_zeros(count, image_channels, *noise.shape[2:]), weights)
+            outputs, _ = iterate(
+                noise, noise.new_zeros(count, image_channels, *noise.shape[2:], dtype=torch.float32), weights
+            )
             ctx.save_for_backward(noise, outputs, *weights)
             return outputs
 

@@ -255,7 +255,7 @@ class BetweenConvolutions:
 def by_native(fitting: Fitting) -> Iterations:
     """Iterations by the compiled kernels, whole or between torch's convolutions.
 
-    The kernels do whole iterations in fp32, of networks that :func:`dipdefense.native.iteration.fits` accepts.
+    The kernels do whole iterations of networks that :func:`dipdefense.native.iteration.fits` accepts.
 
     Raises:
         ValueError: there are no such kernels here; the message says why.
@@ -265,8 +265,8 @@ def by_native(fitting: Fitting) -> Iterations:
         return BetweenConvolutions(fitting)
     return Iteration(
         loading.required(), {name: each.detach() for name, each in networks.named_parameters()}, fitting.fixed_noise,
-        fitting.target, request.seeds, config=request.config, scales=networks.scales, outputs=fitting.outputs,
-        losses=fitting.losses,
+        fitting.target, request.seeds, config=request.config, scales=networks.scales, operands=request.operands,
+        outputs=fitting.outputs, losses=fitting.losses,
     )  # fmt: skip
 
 

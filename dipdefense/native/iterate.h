@@ -1,4 +1,6 @@
-// One iteration of one image's network: noise, forward and backward pass, and Adam; fp32, channels innermost.
+// One iteration of one image's network: noise, forward and backward pass, and Adam; channels innermost.
+//
+// Tensors and the convolutions' factors are fp32 or bf16; parameters, their gradients and all sums are fp32 or double.
 #pragma once
 
 #include "head.h"
@@ -40,7 +42,8 @@ struct Scale {
     int64_t skip_weight, skip_scale, skip_shift, merge_skip_scale, up_skip_weight;
     int64_t down_weight, down_scale, down_shift, same_weight, same_scale, same_shift, merge_scale, up_weight, up_scale,
         up_shift, mix_weight, mix_scale, mix_shift;
-    // Tensors.
+    // Tensors, and the forward pass's weights as factors where these are not the parameters.
+    int64_t skip_factors, down_factors, same_factors, up_factors, mix_factors;
     int64_t input, reduced, activated, kept, deeper, normal, merged, mixed, output;
     int64_t skip_pixels, skip_planes, skip_activated, skip_normal;
     // Gradients.
@@ -49,12 +52,13 @@ struct Scale {
     int64_t skip_moments, merge_skip_moments, down_moments, same_moments, merge_moments, up_moments, mix_moments;
 };
 
+template <class T>
 class Network {
   public:
-    int64_t parameters, floats;
+    int64_t parameters, floats;  // floats of the space that iterations need
 
     explicit Network(const Shape& shape) : is(shape), channels(whole(shape.channels)), skips(shape.skip_channels) {
-        Places own, tensors, statistics;
+        Places own, tensors, numbers, statistics;
         int64_t rows = is.height, columns = is.width, transposed = 0, partial = 0;
         for (int64_t at = 0; at < is.scales; ++at) {
             const int64_t inputs = at ? is.channels : is.input_channels, low_rows = (rows + 1) / 2;
@@ -89,7 +93,11 @@ class Network {
             for (int64_t* place : {&s.skip_moments, &s.merge_skip_moments, &s.down_moments, &s.same_moments,
                                    &s.merge_moments, &s.up_moments, &s.mix_moments})
                 *place = statistics.take(2 * std::max(channels, skips));
-            for (const Weight* weight : {&s.skip, &s.down, &s.same, &s.up, &s.mix}) {
+            const std::pair<const Weight*, int64_t*> weights[] = {{&s.skip, &s.skip_factors},
+                {&s.down, &s.down_factors}, {&s.same, &s.same_factors}, {&s.up, &s.up_factors},
+                {&s.mix, &s.mix_factors}};
+            for (const auto& [weight, factors] : weights) {
+                *factors = tensors.take(TERMS<T> > 1 ? aligned<T>(*weight).size : 0);
                 transposed = std::max(transposed, weight->taps * whole(weight->inputs) * weight->outputs);
                 partial = std::max(partial, weight->size * ((rows + CHUNK - 1) / CHUNK));
             }
@@ -101,16 +109,18 @@ class Network {
         output_weight = own.take(is.image_channels * channels), output_bias = own.take(is.image_channels);
         parameters = own.used;
         noise = tensors.take(is.height * is.width * is.input_channels);
-        gradients = tensors.take(parameters), turned = tensors.take(transposed), partials = tensors.take(partial);
-        moments_at = tensors.take(2 * statistics.used);
-        floats = tensors.used;
+        turned = tensors.take(transposed);
+        gradients = numbers.take(parameters), partials = numbers.take(partial);
+        moments_at = numbers.take(2 * statistics.used), space_at = numbers.used;
+        floats = numbers.used + tensors.used / TERMS<T>;
     }
 
     // ``parameter`` and the moments are the image's, likewise target, outputs and loss; ``fixed`` has the channels
     // innermost. ``space`` was zero before the first iteration.
     void iterate(float* parameter, float* first, float* second, const float* fixed, const float* target, float* outputs,
-                 float* loss, int64_t seed, int64_t iteration, float* space, int threads) const {
-        const Run run{parameter, space, threads};
+                 float* loss, int64_t seed, int64_t iteration, float* numbers, int threads) const {
+        T* const space = reinterpret_cast<T*>(numbers + space_at);
+        const Run run{parameter, numbers, space, threads};
         perturb(fixed, space + noise, &seed, 1, is.height * is.width * is.input_channels, iteration,
                 float(is.input_deviation), threads);
         pad(space + noise, is.height, is.width, is.input_channels, space + all[0].input, threads);
@@ -120,7 +130,7 @@ class Network {
               run.grad(*this, output_weight), run.grad(*this, output_bias), loss, 1, is.image_channels, channels,
               s.rows * s.columns, true, threads);
         backward(run, 0);
-        adam(parameter, first, second, space + gradients, iteration, threads);
+        adam(parameter, first, second, numbers + gradients, iteration, threads);
     }
 
   private:
@@ -128,14 +138,18 @@ class Network {
     const int64_t channels, skips;  // channels with their padding
     std::vector<Scale> all;
     std::vector<Axis> vertical, horizontal;
-    int64_t output_weight, output_bias, noise, gradients, turned, partials, moments_at;
+    int64_t output_weight, output_bias, noise, turned, gradients, partials, moments_at, space_at;
 
     struct Run {
-        float *parameter, *space;
+        float *parameter, *numbers;
+        T* space;
         int threads;
-        float* grad(const Network& of, int64_t place) const { return space + of.gradients + place; }
+        float* grad(const Network& of, int64_t place) const { return numbers + of.gradients + place; }
         double* statistics(const Network& of, int64_t place) const {
-            return reinterpret_cast<double*>(space + of.moments_at) + place;
+            return reinterpret_cast<double*>(numbers + of.moments_at) + place;
+        }
+        const T* factors(int64_t weight, const Weight& of, int64_t place) const {
+            return as_factors(parameter + weight, of, space + place, threads);
         }
     };
 
@@ -152,30 +166,30 @@ class Network {
         return grid;
     }
 
-    static void pad(const float* from, int64_t rows, int64_t columns, int64_t deep, float* to, int threads) {
+    static void pad(const T* from, int64_t rows, int64_t columns, int64_t deep, T* to, int threads) {
         const int64_t length = columns * deep;
 #pragma omp parallel for num_threads(threads)
         for (int64_t row = -1; row <= rows; ++row) {
-            const float* line = from + reflected(row, rows) * length;
-            float* own = to + (row + 1) * (length + 2 * deep);
-            std::memcpy(own, line + deep, deep * sizeof(float));
-            std::memcpy(own + deep, line, length * sizeof(float));
-            std::memcpy(own + deep + length, line + length - 2 * deep, deep * sizeof(float));
+            const T* line = from + reflected(row, rows) * length;
+            T* own = to + (row + 1) * (length + 2 * deep);
+            std::memcpy(own, line + deep, deep * sizeof(T));
+            std::memcpy(own + deep, line, length * sizeof(T));
+            std::memcpy(own + deep + length, line + length - 2 * deep, deep * sizeof(T));
         }
     }
 
     // The adjoint of ``pad``.
-    static void fold(const float* from, int64_t rows, int64_t columns, int64_t deep, float* to, int threads) {
+    static void fold(const T* from, int64_t rows, int64_t columns, int64_t deep, T* to, int threads) {
         const int64_t line = (columns + 2) * deep;
 #pragma omp parallel for num_threads(threads)
         for (int64_t row = 0; row < rows; ++row) {
-            const float* own = from + (row + 1) * line;
-            const float* above = row == 1 ? from : nullptr;
-            const float* below = row == rows - 2 ? from + (rows + 1) * line : nullptr;
-            float* out = to + row * columns * deep;
+            const T* own = from + (row + 1) * line;
+            const T* above = row == 1 ? from : nullptr;
+            const T* below = row == rows - 2 ? from + (rows + 1) * line : nullptr;
+            T* out = to + row * columns * deep;
             for (int64_t column = 0; column < columns; ++column)
                 for (int64_t at = 0; at < deep; at += LANES) {
-                    const auto seen = [&](const float* of) {
+                    const auto seen = [&](const T* of) {
                         Floats sum = load(of + (column + 1) * deep + at);
                         if (column == 1) sum += load(of + at);
                         if (column == columns - 2) sum += load(of + (columns + 1) * deep + at);
@@ -190,14 +204,14 @@ class Network {
     }
 
     // With two pixels of zeros beside each row, which are there already.
-    static void frame(const float* from, int64_t rows, int64_t columns, int64_t deep, float* to, int threads) {
+    static void frame(const T* from, int64_t rows, int64_t columns, int64_t deep, T* to, int threads) {
 #pragma omp parallel for num_threads(threads)
         for (int64_t row = 0; row < rows; ++row)
             std::memcpy(to + (row * (columns + 4) + 2) * deep, from + row * columns * deep,
-                        columns * deep * sizeof(float));
+                        columns * deep * sizeof(T));
     }
 
-    using Norm = PixelNorm<float>;
+    using Norm = PixelNorm<T>;
 
     Norm norm(const Run& run, int64_t scale, int64_t shift, int64_t pixels) const {
         return {pixels, channels, run.parameter + scale, run.parameter + shift, float(is.leaky_slope)};
@@ -210,7 +224,7 @@ class Network {
                          run.threads);
     }
 
-    void activate_backward(const Run& run, int64_t x, float* grad, int64_t scale, int64_t shift, int64_t statistics,
+    void activate_backward(const Run& run, int64_t x, T* grad, int64_t scale, int64_t shift, int64_t statistics,
                            int64_t pixels) const {
         normalise_pixels_backward(run.space + x, grad, grad, run.parameter + scale, run.parameter + shift,
                                   run.statistics(*this, statistics), run.grad(*this, scale), run.grad(*this, shift),
@@ -225,14 +239,17 @@ class Network {
 
     void forward(const Run& run, int64_t at) const {
         const Scale& s = all[at];
-        float *const space = run.space, *const own = run.parameter;
+        T* const space = run.space;
+        const float* const own = run.parameter;
         const int threads = run.threads;
         const int64_t pixels = s.rows * s.columns, low = s.low_rows * s.low_columns;
-        multiply(space + s.input, padded(s.columns, s.inputs, 2), own + s.down_weight, s.down, space + s.reduced,
-                 plain(s.low_columns, channels), s.low_rows, s.low_columns, false, false, threads);
+        multiply(space + s.input, padded(s.columns, s.inputs, 2), run.factors(s.down_weight, s.down, s.down_factors),
+                 aligned<T>(s.down), space + s.reduced, plain(s.low_columns, channels), s.low_rows, s.low_columns,
+                 false, false, threads);
         activate(run, s.reduced, s.deeper, s.down_scale, s.down_shift, s.down_moments, low);
         pad(space + s.deeper, s.low_rows, s.low_columns, channels, space + s.activated, threads);
-        multiply(space + s.activated, padded(s.low_columns, channels, 1), own + s.same_weight, s.same, space + s.kept,
+        multiply(space + s.activated, padded(s.low_columns, channels, 1),
+                 run.factors(s.same_weight, s.same, s.same_factors), aligned<T>(s.same), space + s.kept,
                  plain(s.low_columns, channels), s.low_rows, s.low_columns, false, false, threads);
         activate(run, s.kept, s.deeper, s.same_scale, s.same_shift, s.same_moments, low);
         if (at + 1 < is.scales) {
@@ -242,11 +259,13 @@ class Network {
         }
         normalise_upsampled(space + deeper(at), space + s.normal, own + s.merge_scale,
                             run.statistics(*this, s.merge_moments), maps(at), is.norm_eps, threads);
-        convolve_upsampled(space + s.normal, plain(s.low_columns, channels), own + s.up_weight, s.up, vertical[at],
+        convolve_upsampled(space + s.normal, plain(s.low_columns, channels),
+                           run.factors(s.up_weight, s.up, s.up_factors), aligned<T>(s.up), vertical[at],
                            horizontal[at], space + s.merged, threads);
         if (skips) {
-            multiply(space + s.input, inner(s.columns, s.inputs), own + s.skip_weight, s.skip, space + s.skip_pixels,
-                     plain(s.columns, s.skip.outputs), s.rows, s.columns, false, false, threads);
+            multiply(space + s.input, inner(s.columns, s.inputs), run.factors(s.skip_weight, s.skip, s.skip_factors),
+                     aligned<T>(s.skip), space + s.skip_pixels, plain(s.columns, s.skip.outputs), s.rows, s.columns,
+                     false, false, threads);
 #pragma omp parallel for num_threads(threads)
             for (int64_t pixel = 0; pixel < pixels; ++pixel)
                 for (int64_t skip = 0; skip < skips; ++skip)
@@ -266,10 +285,11 @@ class Network {
             before.measure(block, space + s.merged + place);
         });
         before.finish(is.norm_eps, run.statistics(*this, s.up_moments));
+        const T* const mix = run.factors(s.mix_weight, s.mix, s.mix_factors);
         before.for_blocks(threads, [&](int64_t block, int64_t place) {
-            std::vector<float> mixed_in(PIXELS * channels);
+            std::vector<T> mixed_in(PIXELS * channels);
             before.apply(block, space + s.merged + place, mixed_in.data());
-            multiply(mixed_in.data(), plain(PIXELS, channels), own + s.mix_weight, s.mix, space + s.mixed + place,
+            multiply(mixed_in.data(), plain(PIXELS, channels), mix, aligned<T>(s.mix), space + s.mixed + place,
                      plain(PIXELS, channels), 1, before.count(block), false, false, 1);
             after.measure(block, space + s.mixed + place);
         });
@@ -282,36 +302,38 @@ class Network {
     // Where a scale's upsampled tensor was before: the next scale's output, or its own at the last.
     int64_t deeper(int64_t at) const { return at + 1 < is.scales ? all[at + 1].output : all[at].deeper; }
 
-    const float* transposed(const Run& run, int64_t place, const Weight& of, const Weight& turned_to) const {
-        float* to = run.space + turned;
-        exchange(run.parameter + place, of, turned_to.inputs, to, turned_to, run.threads);
+    const T* transposed(const Run& run, int64_t place, const Weight& of, const Weight& turned_to) const {
+        T* to = run.space + turned;
+        exchange(run.parameter + place, of, to, turned_to, run.threads);
         return to;
     }
 
     // From ``grad`` of this scale, which it overwrites, to ``grad_input``; at the first scale there is none.
     void backward(const Run& run, int64_t at) const {
         const Scale& s = all[at];
-        float *const space = run.space, *const own = run.parameter, *const grad = space + s.grad;
-        float *const grad_low = space + s.grad_low, *const partial = space + partials;
+        T *const space = run.space, *const grad = space + s.grad, *const grad_low = space + s.grad_low;
+        const float* const own = run.parameter;
+        float* const partial = run.numbers + partials;
         const int threads = run.threads;
         const int64_t pixels = s.rows * s.columns, low = s.low_rows * s.low_columns;
         const Grid low_grid = plain(s.low_columns, channels);
-        const Weight back_1{1, is.channels, channels}, back_9{9, is.channels, channels};
+        const Weight back_1 = aligned<T>({1, is.channels, channels});
+        const Weight back_9 = aligned<T>({9, is.channels, channels});
 
         // The same backwards: neither the gradient of the convolution's result nor the activated block is kept.
         Norm before = norm(run, s.up_scale, s.up_shift, pixels), after = norm(run, s.mix_scale, s.mix_shift, pixels);
         before.prepare(run.statistics(*this, s.up_moments)), after.prepare(run.statistics(*this, s.mix_moments));
-        const float* const mix = transposed(run, s.mix_weight, s.mix, back_1);
+        const T* const mix = transposed(run, s.mix_weight, s.mix, back_1);
         const int64_t chunks = (before.blocks + CHUNK_BLOCKS - 1) / CHUNK_BLOCKS;
         const Chunks gradient{s.mix, run.grad(*this, s.mix_weight), partial, chunks};
-        float* const merged = space + s.mixed;
+        T* const merged = space + s.mixed;
         after.for_blocks(threads, [&](int64_t block, int64_t place) {
             after.pull(block, space + s.mixed + place, grad + place);
         });
         after.finish_backward(run.grad(*this, s.mix_scale), run.grad(*this, s.mix_shift));
 #pragma omp parallel for num_threads(threads)
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            std::vector<float> pulled(PIXELS * channels), mixed_in(PIXELS * channels);
+            std::vector<T> pulled(PIXELS * channels), mixed_in(PIXELS * channels);
             const Grid local = plain(PIXELS, channels);
             const int64_t first = chunk * CHUNK_BLOCKS, last = std::min(before.blocks, first + CHUNK_BLOCKS);
             for (int64_t block = first; block < last; ++block) {
@@ -331,7 +353,7 @@ class Network {
             before.apply_backward(block, space + s.merged + place, merged + place, merged + place);
         });
         if (skips) {
-            float* const planes = space + s.grad_skip;
+            T* const planes = space + s.grad_skip;
             convolve_narrow_backward(space + s.skip_normal, merged, planes, run.grad(*this, s.up_skip_weight),
                                      {own + s.up_skip_weight, skips, channels, s.rows, s.columns}, threads);
             normalise_planes_backward(space + s.skip_activated, planes, planes, own + s.merge_skip_scale,
@@ -352,11 +374,11 @@ class Network {
         convolve_upsampled_backward(merged, space + s.normal, low_grid, transposed(run, s.up_weight, s.up, back_9),
                                     back_9, s.up, vertical[at], horizontal[at], space + s.normal,
                                     run.grad(*this, s.up_weight), partial, threads);
-        float* const from_deeper = at + 1 < is.scales ? space + all[at + 1].grad : grad_low;
+        T* const from_deeper = at + 1 < is.scales ? space + all[at + 1].grad : grad_low;
         normalise_upsampled_backward(space + deeper(at), space + s.normal, from_deeper, own + s.merge_scale,
                                      run.statistics(*this, s.merge_moments), run.grad(*this, s.merge_scale), maps(at),
                                      threads);
-        float* pull = grad_low;
+        T* pull = grad_low;
         if (at + 1 < is.scales) {
             backward(run, at + 1);
             pull = space + all[at + 1].grad_input;
@@ -379,7 +401,7 @@ class Network {
                s.rows + 2, s.columns + 2, threads);
         fold(space + s.grad_padded, s.rows, s.columns, channels, space + s.grad_input, threads);
         if (!skips) return;
-        const Weight back_skip{1, skips, channels};
+        const Weight back_skip = aligned<T>({1, skips, channels});
         multiply(space + s.skip_pixels, plain(s.columns, s.skip.outputs),
                  transposed(run, s.skip_weight, s.skip, back_skip), back_skip, space + s.grad_input,
                  plain(s.columns, channels), s.rows, s.columns, false, true, threads);
@@ -404,10 +426,11 @@ class Network {
 };
 
 // The next iteration of every image: side by side where there is one for each thread, else one after another.
-inline void iterate(const Shape& shape, float* parameter, float* first, float* second, const float* fixed,
+template <class T>
+void iterate(const Shape& shape, float* parameter, float* first, float* second, const float* fixed,
                     const float* target, float* outputs, float* losses, const int64_t* seeds, int64_t images,
                     int64_t iteration, float* space, int threads) {
-    const Network network(shape);
+    const Network<T> network(shape);
     const int64_t pixels = shape.height * shape.width, out = pixels * shape.image_channels;
     const int outer = images >= threads ? threads : 1, inner = outer > 1 ? 1 : threads;
     const auto work = [&](int64_t worker) {

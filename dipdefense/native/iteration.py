@@ -1,4 +1,4 @@
-"""Whole iterations by the compiled kernels, in fp32.
+"""Whole iterations by the compiled kernels.
 
 The kernels compute every image's noise, network, gradients and Adam.
 """
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense import processor
 from dipdefense.config import DIPConfig
 from dipdefense.native.library import Kernels, Shape
 
@@ -22,8 +23,14 @@ _MOST_SKIP_CHANNELS = 16
 
 
 def fits(config: DIPConfig, operands: torch.dtype) -> bool:
-    """Whether these networks are fitted so, with operands of this dtype."""
-    return operands == torch.float32 and not config.variants() and config.skip_channels <= _MOST_SKIP_CHANNELS
+    """Whether these networks are fitted so, with operands of this dtype.
+
+    In bf16 only where the processor multiplies pairs of numbers (AVX-512 BF16) and has no tiles (AMX), beside which
+    these kernels have not been measured.
+    """
+    pairs = "avx512_bf16" in processor.features() and "amx_bf16" not in processor.features()
+    usual = not config.variants() and config.skip_channels <= _MOST_SKIP_CHANNELS
+    return usual and (operands == torch.float32 or pairs)
 
 
 class Iteration:
@@ -39,6 +46,7 @@ class Iteration:
         seeds: of the fresh noise, one per image.
         config: one that :func:`fits`.
         scales: how often the resolution is halved.
+        operands: fp32 or bf16.
         outputs: like ``target``; each iteration writes the networks' outputs there.
         losses: (N,) fp32, likewise.
     """
@@ -53,10 +61,12 @@ class Iteration:
         *,
         config: DIPConfig,
         scales: int,
+        operands: torch.dtype,
         outputs: Tensor,
         losses: Tensor,
     ) -> None:
         self._kernels, self._target, self._outputs, self._losses = kernels, target, outputs, losses
+        self._operands = operands
         self._deviation = config.noise_std
         self._fixed = fixed_noise.permute(0, 2, 3, 1).contiguous()
         self._seeds = torch.tensor(seeds, dtype=torch.int64, device="cpu")
@@ -67,7 +77,7 @@ class Iteration:
         )  # fmt: skip
         self._shapes = {name: weight.shape[1:] for name, weight in weights.items()}
         self._parameters = torch.cat([_packed(name, weight) for name, weight in weights.items()], dim=1)
-        count, floats = kernels.measure(self._shape)
+        count, floats = kernels.measure(self._shape, operands)
         assert self._parameters.shape[1] == count
         self._moments = target.new_zeros(2, *self._parameters.shape)
         self._threads = torch.get_num_threads()
@@ -78,8 +88,8 @@ class Iteration:
         """Do the next iteration of every network."""
         self._iteration += 1
         self._kernels.iterate(
-            self._shape, self._parameters, self._moments, self._fixed, self._target, self._outputs, self._losses,
-            self._seeds, self._iteration, self._space, self._threads,
+            self._shape, self._operands, self._parameters, self._moments, self._fixed, self._target, self._outputs,
+            self._losses, self._seeds, self._iteration, self._space, self._threads,
         )  # fmt: skip
 
     def fresh_noise(self) -> Tensor:

@@ -1,4 +1,4 @@
-// Kernels for a CPU: whole iterations in fp32, and everything between the convolutions. dipdefense/native/build.py
+// Kernels for a CPU: whole iterations, and everything between the convolutions. dipdefense/native/build.py
 // compiles them at run time.
 //
 // There are two layouts of (N, C, H, W): N·C planes of H·W pixels, or, for one image alone, H·W pixels of C channels,
@@ -70,20 +70,19 @@ struct Sides {
                      int64_t outputs, int64_t channels, int64_t pixels, int innermost, int threads) {                 \
         heads(x, grad_x, weight, bias, target, output, grad_weight, grad_bias, losses, images, outputs, channels,     \
               pixels, innermost, threads);                                                                            \
+    }                                                                                                                 \
+    void measure_##NAME(const Shape* shape, int64_t* parameters, int64_t* floats) {                                   \
+        const Network<T> network(*shape);                                                                             \
+        *parameters = network.parameters, *floats = network.floats;                                                   \
+    }                                                                                                                 \
+    void iterate_##NAME(const Shape* shape, float* parameter, float* first, float* second, const float* fixed,        \
+                        const float* target, float* outputs, float* losses, const int64_t* seeds, int64_t images,     \
+                        int64_t iteration, float* space, int threads) {                                               \
+        iterate<T>(*shape, parameter, first, second, fixed, target, outputs, losses, seeds, images, iteration, space, \
+                   threads);                                                                                          \
     }
 
 extern "C" {
 INTERFACE(fp32, float)
 INTERFACE(bf16, Bf16)
-
-void measure(const Shape* shape, int64_t* parameters, int64_t* floats) {
-    const Network network(*shape);
-    *parameters = network.parameters, *floats = network.floats;
-}
-
-void iterate(const Shape* shape, float* parameter, float* first, float* second, const float* fixed,
-             const float* target, float* outputs, float* losses, const int64_t* seeds, int64_t images,
-             int64_t iteration, float* space, int threads) {
-    iterate(*shape, parameter, first, second, fixed, target, outputs, losses, seeds, images, iteration, space, threads);
-}
 }

@@ -24,6 +24,7 @@ _SIGNATURES = {
     "convolve_narrow_backward": "PPPPPLLLLI",
     "head": "PPPPPPPPPLLLLII",
 }
+_WHOLE_ITERATIONS = {"measure": "PPP", "iterate": "PPPPPPPPPLLPI"}
 _TYPES = {
     "P": ctypes.c_void_p, "L": ctypes.c_int64, "I": ctypes.c_int, "F": ctypes.c_float, "D": ctypes.c_double,
 }  # fmt: skip
@@ -80,11 +81,9 @@ class Kernels:
         library = ctypes.CDLL(str(path))
         self._functions = {
             (name, dtype): _declared(library, f"{name}_{suffix}", signature)
-            for name, signature in _SIGNATURES.items()
+            for name, signature in (_SIGNATURES | _WHOLE_ITERATIONS).items()
             for dtype, suffix in _SUFFIXES.items()
         }
-        self._measure = _declared(library, "measure", "PPP")
-        self._iterate = _declared(library, "iterate", "PPPPPPPPPLLPI")
 
     def perturb(self, fixed: Tensor, seeds: Tensor, iteration: int, deviation: float, out: Tensor) -> None:
         """Write ``fixed`` plus Gaussian noise to ``out``.
@@ -235,18 +234,21 @@ class Kernels:
         )  # fmt: skip
         return head
 
-    def measure(self, shape: Shape) -> tuple[int, int]:
+    def measure(self, shape: Shape, operands: torch.dtype) -> tuple[int, int]:
         """The number of one network's parameters, and of the floats that a worker needs.
 
         The parameters are counted with their padding.
         """
         counts = (ctypes.c_int64 * 2)()
-        self._measure(ctypes.byref(shape), ctypes.byref(counts), ctypes.byref(counts, ctypes.sizeof(ctypes.c_int64)))
+        self._functions["measure", operands](
+            ctypes.byref(shape), ctypes.byref(counts), ctypes.byref(counts, ctypes.sizeof(ctypes.c_int64))
+        )
         return counts[0], counts[1]
 
     def iterate(
         self,
         shape: Shape,
+        operands: torch.dtype,
         parameters: Tensor,
         moments: Tensor,
         fixed: Tensor,
@@ -262,6 +264,7 @@ class Kernels:
 
         Args:
             shape: of every network.
+            operands: fp32 or bf16: that of the convolutions' operands and results and of what is between them.
             parameters: (N, parameters), as :class:`dipdefense.native.iteration.Iteration` packs them.
             moments: (2, N, parameters): of Adam.
             fixed: (N, H, W, input_channels), the fixed noise.
@@ -273,7 +276,7 @@ class Kernels:
             space: (M, floats), zero before the first iteration; M is the smaller of ``threads`` and N.
             threads: the same at every iteration.
         """
-        self._iterate(
+        self._functions["iterate", operands](
             ctypes.byref(shape), parameters.data_ptr(), moments[0].data_ptr(), moments[1].data_ptr(), fixed.data_ptr(),
             target.data_ptr(), outputs.data_ptr(), losses.data_ptr(), seeds.data_ptr(), len(target), iteration,
             space.data_ptr(), threads,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "vectors.h"
@@ -19,47 +20,86 @@ constexpr int NARROW_TILE = 6, WIDE_TILE = 3;
 constexpr int NARROW_TILE = 3, WIDE_TILE = 1;
 #endif
 constexpr int MOST_TAPS = 9;
-constexpr int64_t CACHED = 6 * 1024;  // floats of a weight that are read again and again: they stay in the first cache
+constexpr int64_t CACHED = 6 * 1024;  // fp32 of a weight that are read again and again: they stay in the first cache
 constexpr int64_t STRIP = 8;          // rows of pixels that a thread takes at once
 constexpr int64_t NEAR = 128;         // pixels over which a weight's gradient is summed up before it is stored
 constexpr int64_t CHUNK = 32;         // rows of pixels that one thread adds up for a weight's gradient
 
+// Factors: an fp32, or a pair of bf16 that a sum has one after the other.
+template <class T>
+constexpr int64_t TERMS = sizeof(float) / sizeof(T);
+
+inline float factor(const float* from) { return *from; }
+inline Floats factors(const float* from) { return load(from); }
+inline Floats plus(Floats sums, float left, Floats right) { return sums + left * right; }
+
+inline uint32_t factor(const Bf16* from) {
+    uint32_t pair;
+    std::memcpy(&pair, from, sizeof pair);
+    return pair;
+}
+
+inline Words factors(const Bf16* from) {
+    Words pairs;
+    std::memcpy(&pairs, from, sizeof pairs);
+    return pairs;
+}
+
+inline Floats plus(Floats sums, uint32_t left, Words right) {
+#ifdef __AVX512BF16__
+    const auto pairs = (__m512bh)_mm512_set1_epi32(int(left));
+    return (Floats)_mm512_dpbf16_ps((__m512)sums, pairs, bits_of<__m512bh>(right));
+#else
+    sums += bits_of<float>(left << 16) * bits_of<Floats>(right << 16);
+    return sums + bits_of<float>(left >> 16 << 16) * bits_of<Floats>(right >> 16 << 16);
+#endif
+}
+
+// Writes pairs of the numbers of two vectors.
+inline void store_pairs(Bf16* to, Words first, Words second) {
+    const Words pairs = first | second << 16;
+    std::memcpy(to, &pairs, sizeof pairs);
+}
+
 // Where the next terms of a tile's sums begin.
+template <class T>
 struct Span {
-    const float *left, *right;
+    const T *left, *right;
 };
 
-// sums[m][n] (+)= Σ left[m · left_row + k · left_term] · right[k · right_term + n] over the spans' terms.
-template <int M, int NV>
-void tile(const Span* spans, int64_t count, int64_t terms, int64_t left_row, int64_t left_term, int64_t right_term,
-          float* out, int64_t out_row, bool add) {
+// sums[m][n] (+)= Σ left[m · left_row + k · left_term] · right[k · right_term + n · TERMS] over the spans' factors.
+template <class T, class Out, int M, int NV>
+void tile(const Span<T>* spans, int64_t count, int64_t terms, int64_t left_row, int64_t left_term, int64_t right_term,
+          Out* out, int64_t out_row, bool add) {
     Floats sums[M][NV];
     for (int m = 0; m < M; ++m)
         for (int v = 0; v < NV; ++v) sums[m][v] = add ? load(out + m * out_row + v * LANES) : Floats{};
     for (int64_t span = 0; span < count; ++span) {
-        const float *left = spans[span].left, *right = spans[span].right;
+        const T *left = spans[span].left, *right = spans[span].right;
         for (int64_t term = 0; term < terms; ++term, left += left_term, right += right_term) {
-            Floats factors[NV];
-            for (int v = 0; v < NV; ++v) factors[v] = load(right + v * LANES);
+            decltype(factors(right)) own[NV];
+            for (int v = 0; v < NV; ++v) own[v] = factors(right + v * LANES * TERMS<T>);
             for (int m = 0; m < M; ++m)
-                for (int v = 0; v < NV; ++v) sums[m][v] += left[m * left_row] * factors[v];
+                for (int v = 0; v < NV; ++v) sums[m][v] = plus(sums[m][v], factor(left + m * left_row), own[v]);
         }
     }
     for (int m = 0; m < M; ++m)
         for (int v = 0; v < NV; ++v) store(out + m * out_row + v * LANES, sums[m][v]);
 }
 
-using Tile = void (*)(const Span*, int64_t, int64_t, int64_t, int64_t, int64_t, float*, int64_t, bool);
+template <class T, class Out>
+using Tile = void (*)(const Span<T>*, int64_t, int64_t, int64_t, int64_t, int64_t, Out*, int64_t, bool);
 
-template <int NV, int... M>
-Tile tile_of(int64_t rows, std::integer_sequence<int, M...>) {
-    static constexpr Tile tiles[] = {tile<M + 1, NV>...};
+template <class T, class Out, int NV, int... M>
+Tile<T, Out> tile_of(int64_t rows, std::integer_sequence<int, M...>) {
+    static constexpr Tile<T, Out> tiles[] = {tile<T, Out, M + 1, NV>...};
     return tiles[rows - 1];
 }
 
-inline Tile tile_of(int64_t rows, int64_t block) {
-    return block == NARROW ? tile_of<NARROW / LANES>(rows, std::make_integer_sequence<int, NARROW_TILE>())
-                           : tile_of<WIDE / LANES>(rows, std::make_integer_sequence<int, WIDE_TILE>());
+template <class T, class Out>
+Tile<T, Out> tile_of(int64_t rows, int64_t block) {
+    return block == NARROW ? tile_of<T, Out, NARROW / LANES>(rows, std::make_integer_sequence<int, NARROW_TILE>())
+                           : tile_of<T, Out, WIDE / LANES>(rows, std::make_integer_sequence<int, WIDE_TILE>());
 }
 
 // Calls visit(begin, end) for tiles of about the same size.
@@ -91,50 +131,95 @@ struct Grid {
     int64_t taps[MOST_TAPS] = {};
 };
 
-// A weight: (outputs / block, taps, inputs, block); outputs are a multiple of 16.
+// A weight: (outputs / block, taps, inputs, block), in bf16 (outputs / block, taps, inputs / 2, block, 2); outputs are a
+// multiple of 16.
 struct Weight {
     int64_t taps, inputs, outputs;
     int64_t block = outputs % WIDE ? NARROW : WIDE, blocks = outputs / block, size = taps * inputs * outputs;
     int64_t at(int64_t which, int64_t tap) const { return (which * taps + tap) * inputs * block; }
-    int64_t cached = std::max<int64_t>(1, std::min<int64_t>(taps, CACHED / (inputs * block)));  // taps at once
 };
 
-// The weight with inputs and outputs exchanged; ``outputs`` of it are read, without the padding.
-inline void exchange(const float* from, const Weight& of, int64_t outputs, float* to, const Weight& turned,
-                     int threads) {
+// The same with inputs for whole factors; the last one may be a zero, which meets a number of the next pixel.
+template <class T>
+Weight aligned(const Weight& of) {
+    return {of.taps, (of.inputs + TERMS<T> - 1) / TERMS<T> * TERMS<T>, of.outputs};
+}
+
+// Taps that are summed up before a sum is stored: all in bf16, which would round what is stored in between.
+template <class T>
+int64_t together(const Weight& of) {
+    return TERMS<T> > 1 ? of.taps : std::max<int64_t>(1, std::min<int64_t>(of.taps, CACHED / (of.inputs * of.block)));
+}
+
+// The weight as factors: itself, or written to ``to``.
+inline const float* as_factors(const float* weight, const Weight&, float*, int) { return weight; }
+inline const Bf16* as_factors(const float* weight, const Weight& of, Bf16* to, int threads) {
+    const Weight own = aligned<Bf16>(of);
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (int64_t which = 0; which < of.blocks; ++which)
+        for (int64_t tap = 0; tap < of.taps; ++tap)
+            for (int64_t in = 0; in < of.inputs; in += 2)
+                for (int64_t at = 0; at < of.block; at += LANES) {
+                    const float* const from = weight + of.at(which, tap) + in * of.block + at;
+                    const Floats second = in + 1 < of.inputs ? load(from + of.block) : Floats{};
+                    store_pairs(to + own.at(which, tap) + in * of.block + 2 * at, rounded(load(from)),
+                                rounded(second));
+                }
+    return to;
+}
+
+inline void set(float* to, float value) { *to = value; }
+inline void set(Bf16* to, float value) { store(to, all(value), 1); }
+
+// The transpose of LANES² numbers as factors.
+inline void transpose_factors(const float* from, int64_t from_row, float* to, int64_t to_row) {
+    transpose(from, from_row, to, to_row);
+}
+inline void transpose_factors(const float* from, int64_t from_row, Bf16* to, int64_t to_row) {
+    float rows[LANES * LANES];
+    transpose(from, from_row, rows, LANES);
+    for (int64_t row = 0; row < LANES; row += 2)
+        store_pairs(to + row * to_row, rounded(load(rows + row * LANES)), rounded(load(rows + (row + 1) * LANES)));
+}
+
+// The weight as factors, with inputs and outputs exchanged.
+template <class T>
+void exchange(const float* from, const Weight& of, T* to, const Weight& turned, int threads) {
     // Only where no input is padding: what follows the inputs is another parameter, or another image's.
-    const bool even = of.inputs == turned.outputs && outputs % LANES == 0;
+    const bool even = of.inputs == turned.outputs && turned.inputs % LANES == 0;
     const int64_t step = even ? LANES : 1;
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (int64_t tap = 0; tap < of.taps; ++tap)
-        for (int64_t out = 0; out < outputs; out += step) {
+        for (int64_t out = 0; out < turned.inputs; out += step) {
             const float* const columns = from + of.at(out / of.block, tap) + out % of.block;
             for (int64_t in = 0; in < turned.outputs; in += step) {
-                float* const rows = to + turned.at(in / turned.block, tap) + out * turned.block + in % turned.block;
+                T* const rows = to + turned.at(in / turned.block, tap) + out / TERMS<T> * TERMS<T> * turned.block +
+                                in % turned.block * TERMS<T> + out % TERMS<T>;
                 if (even)
-                    transpose(columns + in * of.block, of.block, rows, turned.block);
+                    transpose_factors(columns + in * of.block, of.block, rows, turned.block);
                 else
-                    *rows = in < of.inputs ? columns[in * of.block] : 0;
+                    set(rows, in < of.inputs ? columns[in * of.block] : 0);
             }
         }
 }
 
 // out = Σ over taps of x · weight. With ``apart`` each tap has its own place in ``out``, and nothing is summed.
-inline void multiply(const float* x, const Grid& from, const float* weight, const Weight& of, float* out,
-                     const Grid& to, int64_t rows, int64_t columns, bool apart, bool add, int threads) {
-    const int64_t strips = (rows + STRIP - 1) / STRIP, together = apart ? 1 : of.cached;
+template <class T, class Out>
+void multiply(const T* x, const Grid& from, const T* weight, const Weight& of, Out* out, const Grid& to, int64_t rows,
+              int64_t columns, bool apart, bool add, int threads) {
+    const int64_t strips = (rows + STRIP - 1) / STRIP, most = apart ? 1 : together<T>(of);
     for_parts(strips, of.blocks, threads, [&](int64_t strip, int64_t which) {
         const int64_t last = std::min(rows, (strip + 1) * STRIP);
-        for (int64_t first = 0; first < of.taps; first += together) {
-            const int64_t count = std::min(together, of.taps - first);
+        for (int64_t first = 0; first < of.taps; first += most) {
+            const int64_t count = std::min(most, of.taps - first);
             for (int64_t row = strip * STRIP; row < last; ++row)
                 for_tiles(columns, of.block, [&](int64_t begin, int64_t end) {
-                    Span spans[MOST_TAPS];
+                    Span<T> spans[MOST_TAPS];
                     for (int64_t tap = first; tap < first + count; ++tap)
                         spans[tap - first] = {x + row * from.row + begin * from.pixel + from.taps[tap],
                                               weight + of.at(which, tap)};
-                    tile_of(end - begin, of.block)(
-                        spans, count, of.inputs, from.pixel, 1, of.block,
+                    tile_of<T, Out>(end - begin, of.block)(
+                        spans, count, of.inputs / TERMS<T>, from.pixel, TERMS<T>, of.block * TERMS<T>,
                         out + row * to.row + begin * to.pixel + to.taps[first] + which * of.block, to.pixel,
                         add || (!apart && first));
                 });
@@ -160,9 +245,73 @@ struct Chunks {
     }
 };
 
+// Rows of pixels whose sum is the gradient of a weight, as factors: the numbers themselves, or pairs of two pixels.
+template <class T>
+class Lines;
+
+template <>
+class Lines<float> {
+  public:
+    const int64_t count, term;
+
+    Lines(int64_t, int64_t columns, int64_t, const Grid& grid) : count(columns), term(grid.pixel), row(grid.row) {}
+    void see(const float* first, int64_t) { from = first; }
+    const float* at(int64_t line) const { return from + line * row; }
+
+  private:
+    const int64_t row;
+    const float* from = nullptr;
+};
+
+template <>
+class Lines<Bf16> {
+  public:
+    const int64_t count, term;
+
+    // Keeps ``most`` lines, for what one tap sees of a row another one sees of the next.
+    Lines(int64_t most, int64_t columns, int64_t channels, const Grid& grid)
+        : count((columns + 1) / 2), term((channels + LANES - 1) / LANES * LANES * 2), columns(columns), grid(grid),
+          kept(most), pairs(new Bf16[most * count * term]) {}
+    void see(const Bf16* first, int64_t lines) {
+        seen.clear();
+        for (int64_t line = 0; line < lines; ++line) {
+            const Bf16* const from = first + line * grid.row;
+            const auto found = std::find_if(kept.begin(), kept.end(), [&](const Kept& own) { return own.from == from; });
+            const auto oldest = [](const Kept& a, const Kept& b) { return a.used < b.used; };
+            const auto place = found == kept.end() ? std::min_element(kept.begin(), kept.end(), oldest) : found;
+            Bf16* const to = &pairs[(place - kept.begin()) * count * term];
+            if (found == kept.end()) pair_up(from, to);
+            *place = {from, ++uses};
+            seen.push_back(to);
+        }
+    }
+    const Bf16* at(int64_t line) const { return seen[line]; }
+
+  private:
+    struct Kept {
+        const Bf16* from = nullptr;
+        int64_t used = 0;
+    };
+    const int64_t columns;
+    const Grid& grid;
+    std::vector<Kept> kept;
+    std::vector<const Bf16*> seen;
+    const std::unique_ptr<Bf16[]> pairs;
+    int64_t uses = 0;
+
+    void pair_up(const Bf16* pixel, Bf16* to) const {
+        for (int64_t pair = 0; pair < count; ++pair, pixel += 2 * grid.pixel, to += term)
+            for (int64_t channel = 0; 2 * channel < term; channel += LANES)
+                store_pairs(to + 2 * channel, bits(pixel + channel),
+                            2 * pair + 1 < columns ? bits(pixel + grid.pixel + channel) : Words{});
+    }
+    static Words bits(const Bf16* of) { return bits_of<Words>(load(of)) >> 16; }
+};
+
 // The gradient of a weight: Σ over pixels of x · grad for every tap. ``partial`` is room for rows / CHUNK weights.
-inline void correlate(const float* x, const Grid& from, const float* grad, const Grid& of_grad, float* to,
-                      const Weight& of, int64_t rows, int64_t columns, bool add, float* partial, int threads) {
+template <class T>
+void correlate(const T* x, const Grid& from, const T* grad, const Grid& of_grad, float* to, const Weight& of,
+               int64_t rows, int64_t columns, bool add, float* partial, int threads) {
     const int64_t chunks = (rows + CHUNK - 1) / CHUNK, step = std::min(std::max<int64_t>(1, NEAR / columns), CHUNK);
     const int64_t groups = groups_of(chunks, of.blocks, threads);
     const Chunks gradient{of, to, partial, chunks};
@@ -171,19 +320,23 @@ inline void correlate(const float* x, const Grid& from, const float* grad, const
         for (int64_t group = 0; group < groups; ++group) {
             float* const sums = gradient.sums(chunk);
             const int64_t last = std::min(rows, (chunk + 1) * CHUNK);
+            Lines<T> left(rows > 1 ? step * of.taps : step, columns, of.inputs, from);
+            Lines<T> right(step, columns, of.outputs, of_grad);
             for (int64_t begin = chunk * CHUNK; begin < last; begin += step)
-                for (int64_t which = of.blocks * group / groups; which < of.blocks * (group + 1) / groups; ++which)
-                    for (int64_t tap = 0; tap < of.taps; ++tap)
+                for (int64_t tap = 0; tap < of.taps; ++tap) {
+                    const int64_t count = std::min(step, last - begin);
+                    left.see(x + begin * from.row + from.taps[tap], count);
+                    right.see(grad + begin * of_grad.row + of_grad.taps[tap], count);
+                    for (int64_t which = of.blocks * group / groups; which < of.blocks * (group + 1) / groups; ++which)
                         for_tiles(of.inputs, of.block, [&](int64_t first, int64_t end) {
-                            Span spans[CHUNK];
-                            const int64_t count = std::min(step, last - begin);
+                            Span<T> spans[CHUNK];
                             for (int64_t i = 0; i < count; ++i)
-                                spans[i] = {x + (begin + i) * from.row + from.taps[tap] + first,
-                                            grad + (begin + i) * of_grad.row + of_grad.taps[tap] + which * of.block};
-                            tile_of(end - first, of.block)(spans, count, columns, 1, from.pixel, of_grad.pixel,
-                                                             sums + of.at(which, tap) + first * of.block, of.block,
-                                                             add || begin > chunk * CHUNK);
+                                spans[i] = {left.at(i) + first * TERMS<T>, right.at(i) + which * of.block * TERMS<T>};
+                            tile_of<T, float>(end - first, of.block)(
+                                spans, count, left.count, TERMS<T>, left.term, right.term,
+                                sums + of.at(which, tap) + first * of.block, of.block, add || begin > chunk * CHUNK);
                         });
+                }
         }
     gradient.add_up(threads);
 }
@@ -191,9 +344,10 @@ inline void correlate(const float* x, const Grid& from, const float* grad, const
 // The gradient of a padded tensor under a 3×3 convolution of this stride, by the transposed weight. ``grad`` has two
 // pixels of zeros before and after each row's ``columns``, and pixels of ``deep`` numbers; ``out`` is (padded_rows,
 // padded_columns, turned.outputs).
-inline void spread(const float* grad, int64_t rows, int64_t columns, int64_t deep, const float* weight,
-                   const Weight& turned, int stride, float* out, int64_t padded_rows, int64_t padded_columns,
-                   int threads) {
+template <class T>
+void spread(const T* grad, int64_t rows, int64_t columns, int64_t deep, const T* weight, const Weight& turned,
+            int stride, T* out, int64_t padded_rows, int64_t padded_columns, int threads) {
+    const int64_t most = together<T>(turned);
     const int64_t inputs = turned.inputs, outputs = turned.outputs, line = (columns + 4) * deep;
     for_parts((padded_rows + STRIP - 1) / STRIP, turned.blocks, threads, [&](int64_t strip, int64_t which) {
         const int64_t last = std::min(padded_rows, (strip + 1) * STRIP);
@@ -201,26 +355,27 @@ inline void spread(const float* grad, int64_t rows, int64_t columns, int64_t dee
             for (int64_t column = 0; column < padded_columns; ++column)
                 for (int64_t at = which * turned.block; at < (which + 1) * turned.block; at += LANES)
                     store(out + (row * padded_columns + column) * outputs + at, Floats{});
-        for (int64_t first = 0; first < turned.taps; first += turned.cached)
+        for (int64_t first = 0; first < turned.taps; first += most)
             for (int64_t row = strip * STRIP; row < last; ++row)
                 for (int64_t parity = 0; parity < stride; ++parity) {
-                    Span spans[MOST_TAPS];
+                    Span<T> spans[MOST_TAPS];
                     int64_t count = 0;
-                    for (int64_t tap = first; tap < std::min(first + turned.cached, turned.taps); ++tap) {
+                    for (int64_t tap = first; tap < std::min(first + most, turned.taps); ++tap) {
                         const int64_t up = row - tap / 3, shift = parity - tap % 3;
                         if (up < 0 || up % stride || up / stride >= rows || shift % stride) continue;
                         spans[count++] = {grad + up / stride * line + (2 + shift / stride) * deep,
                                           weight + turned.at(which, tap)};
                     }
                     if (!count) continue;
-                    float* const to = out + (row * padded_columns + parity) * outputs + which * turned.block;
+                    T* const to = out + (row * padded_columns + parity) * outputs + which * turned.block;
                     const int64_t pixels = (padded_columns - parity + stride - 1) / stride;
                     for_tiles(pixels, turned.block, [&](int64_t begin, int64_t end) {
-                        Span moved[MOST_TAPS];
+                        Span<T> moved[MOST_TAPS];
                         for (int64_t i = 0; i < count; ++i)
                             moved[i] = {spans[i].left + begin * deep, spans[i].right};
-                        tile_of(end - begin, turned.block)(moved, count, inputs, deep, 1, turned.block,
-                                                             to + begin * stride * outputs, stride * outputs, true);
+                        tile_of<T, T>(end - begin, turned.block)(
+                            moved, count, inputs / TERMS<T>, deep, TERMS<T>, turned.block * TERMS<T>,
+                            to + begin * stride * outputs, stride * outputs, true);
                     });
                 }
     });

@@ -34,13 +34,14 @@ struct Axis {
 };
 
 // to = Σ weight · from[line · distance] over the terms, for ``size`` numbers, whole vectors.
-inline void combine(const std::vector<Term>& terms, const float* from, int64_t distance, float* to, int64_t size) {
+template <class T, class Out>
+void combine(const std::vector<Term>& terms, const T* from, int64_t distance, Out* to, int64_t size) {
     const int64_t count = int64_t(terms.size());
     int64_t at = 0;
     for (; at + 4 * LANES <= size; at += 4 * LANES) {
         Floats sums[4] = {};
         for (int64_t i = 0; i < count; ++i) {
-            const float* line = from + terms[i].line * distance + at;
+            const T* line = from + terms[i].line * distance + at;
             for (int v = 0; v < 4; ++v) sums[v] += terms[i].weight * load(line + v * LANES);
         }
         for (int v = 0; v < 4; ++v) store(to + at + v * LANES, sums[v]);
@@ -61,8 +62,9 @@ inline Grid tapped(int64_t columns, int64_t channels) {
 }
 
 // The convolution of an upsampled tensor, from (low rows, low columns, inputs) to (rows, columns, outputs).
-inline void convolve_upsampled(const float* x, const Grid& from, const float* weight, const Weight& of,
-                               const Axis& vertical, const Axis& horizontal, float* out, int threads) {
+template <class T>
+void convolve_upsampled(const T* x, const Grid& from, const T* weight, const Weight& of, const Axis& vertical,
+                        const Axis& horizontal, T* out, int threads) {
     constexpr int64_t KEPT = 4;  // lines of products: two upsampled lines need three
     const int64_t channels = of.outputs, low = horizontal.low, third = 3 * low * channels, parts = threads;
     const Grid to = tapped(low, channels);
@@ -91,17 +93,18 @@ inline void convolve_upsampled(const float* x, const Grid& from, const float* we
 
 // Its gradients; that of x may take the place of x. ``turned`` is the transposed weight, and ``partial`` room for a
 // weight for each CHUNK of low-resolution rows.
-inline void convolve_upsampled_backward(const float* grad, const float* x, const Grid& from, const float* turned,
-                                        const Weight& back, const Weight& of, const Axis& vertical,
-                                        const Axis& horizontal, float* grad_x, float* grad_weight, float* partial,
-                                        int threads) {
+template <class T>
+void convolve_upsampled_backward(const T* grad, const T* x, const Grid& from, const T* turned, const Weight& back,
+                                 const Weight& of, const Axis& vertical, const Axis& horizontal, T* grad_x,
+                                 float* grad_weight, float* partial, int threads) {
     const int64_t channels = of.outputs, low = horizontal.low, third = 3 * low * channels;
     const int64_t length = horizontal.size * channels, chunks = (vertical.low + CHUNK - 1) / CHUNK;
     const Grid taps = tapped(low, channels);
     const Chunks gradient{of, grad_weight, partial, chunks};
 #pragma omp parallel for num_threads(threads)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        std::vector<float> products(3 * third), line(length);
+        std::vector<T> products(3 * third);
+        std::vector<float> line(length);
         float* const sums = gradient.sums(chunk);
         const int64_t begin = chunk * CHUNK, end = std::min(vertical.low, begin + CHUNK);
         for (int64_t row = begin; row < end; ++row) {

@@ -57,12 +57,20 @@ inline Floats load(const Bf16* from) {
 
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
 
-inline void store(Bf16* to, Floats values) {
+// The nearest bf16, in the lower half of each word.
+inline Words rounded(Floats values) {
     const Words bits = bits_of<Words>(values);
     const Words even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     // A NaN must not be rounded up to infinity or beyond.
-    const Words whole = values == values ? even : Words{} + 0x7fc0;
-    const Halves halves = __builtin_convertvector(whole, Halves);
+    return values == values ? even : Words{} + 0x7fc0;
+}
+
+inline void store(Bf16* to, Floats values) {
+#ifdef __AVX512BF16__
+    const auto halves = _mm512_cvtneps_pbh((__m512)values);
+#else
+    const Halves halves = __builtin_convertvector(rounded(values), Halves);
+#endif
     std::memcpy(to, &halves, sizeof halves);
 }
 

@@ -94,16 +94,17 @@ def test_the_record_has_every_fit_and_how_it_came_about(finished: Path) -> None:
     assert not list(finished.glob(".*"))
 
 
-def test_the_native_kernels_are_compared_likewise(native, tmp_path: Path) -> None:
-    command = [*COMMAND, "--against", "native", "--out", str(tmp_path)]
+@pytest.mark.parametrize("way", ["native", "native-bf16"])
+def test_the_native_kernels_are_compared_likewise(native, way: str, tmp_path: Path) -> None:
+    command = [*COMMAND, "--against", way, "--out", str(tmp_path)]
     with pytest.raises(SystemExit):
         precision.main([*command, "--only", "bf16"])
     precision.main(command)
-    ways = {name: Record(tmp_path / f"{name}.jsonl").fits for name in ("fp32", "native")}
+    ways = {name: Record(tmp_path / f"{name}.jsonl").fits for name in ("fp32", way)}
     own, seeds, _ = precision_report.differences(precision_report.collect(ways), "PSNR to the attacked image")
     # The fresh noise is another, so even the first iterations differ.
     assert 0 < own.mean() < 3 * seeds.mean()
-    assert "native differs from fp32 by more than two seeds" in (tmp_path / "report.md").read_text()
+    assert f"{way} differs from fp32 by more than two seeds" in (tmp_path / "report.md").read_text()
 
 
 def test_a_killed_run_resumes_with_the_same_numbers(

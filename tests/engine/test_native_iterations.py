@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from dipdefense import DIPConfig, DIPPurifier, reconstruct
+from dipdefense import DIPConfig, DIPPurifier, processor, reconstruct
 from dipdefense.checks import Request, check_backend, explain
 from dipdefense.engine import fitting as fitting_module
 from dipdefense.engine import trial
@@ -16,8 +16,9 @@ from dipdefense.evaluation.defences import deep_image_prior
 from dipdefense.native.iteration import Iteration
 from dipdefense.native.library import Kernels
 
-# In fp32 the kernels do whole iterations, but for networks with many skip channels; in bf16 what lies between torch's
-# convolutions. There one large image has its channels innermost; without skip branches there is no narrow convolution.
+# The kernels do whole iterations, in bf16 on some processors only and not of networks with many skip channels, or else
+# what lies between torch's convolutions. There one large image has its channels innermost; without skip branches there
+# is no narrow convolution.
 CASES = {
     "small images": ((3, 3, 35, 33), {}),
     "one small image": ((1, 1, 32, 32), {}),
@@ -27,11 +28,19 @@ CASES = {
     "one large image": ((1, 3, 161, 165), {"channels": 20}),
     "no skip branches": ((1, 4, 161, 160), {"skip_channels": 0}),
 }
+PAIRS = ("avx512_bf16",)
 
 
-@pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("operands", "features"),
+    [(torch.float32, ()), (torch.bfloat16, ()), (torch.bfloat16, PAIRS)],
+    ids=["fp32", "bf16 by torch's convolutions", "bf16"],
+)
 @pytest.mark.parametrize(("shape", "changes"), CASES.values(), ids=CASES)
-def test_it_does_what_torch_does(native: Kernels, tiny: DIPConfig, shape, changes, operands) -> None:
+def test_it_does_what_torch_does(
+    native: Kernels, tiny: DIPConfig, shape, changes, operands, features, monkeypatch
+) -> None:
+    monkeypatch.setattr(processor, "features", lambda: frozenset(features))
     config = dataclasses.replace(tiny, **changes)
     request = Request(torch.rand(shape), (8,), config, tuple(range(shape[0])), operands, "native")
     with surroundings(torch.device("cpu")):
@@ -65,27 +74,36 @@ def test_that_comparison_can_fail(native: Kernels, tiny: DIPConfig, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("operands", "skips", "kind"),
+    ("operands", "skips", "features", "kind"),
     [
-        (torch.float32, 16, Iteration),
-        (torch.float32, 17, BetweenConvolutions),
-        (torch.bfloat16, 4, BetweenConvolutions),
+        (torch.float32, 16, (), Iteration),
+        (torch.float32, 17, (), BetweenConvolutions),
+        (torch.bfloat16, 16, PAIRS, Iteration),
+        (torch.bfloat16, 17, PAIRS, BetweenConvolutions),
+        (torch.bfloat16, 4, (), BetweenConvolutions),
+        (torch.bfloat16, 4, (*PAIRS, "amx_bf16"), BetweenConvolutions),
     ],
 )
-def test_whole_iterations_are_in_fp32(native: Kernels, tiny: DIPConfig, operands, skips, kind) -> None:
+def test_whole_iterations_in_bf16_need_a_processor_that_multiplies_pairs(
+    native: Kernels, tiny: DIPConfig, operands, skips, features, kind, monkeypatch
+) -> None:
+    monkeypatch.setattr(processor, "features", lambda: frozenset(features))
     config = dataclasses.replace(tiny, skip_channels=skips)
     request = Request(torch.rand(1, 3, 32, 32), (8,), config, (0,), operands, "native")
     assert type(Fitting(request, "native").iterate) is kind
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_number_of_threads_changes_no_bit(native: Kernels, count: int) -> None:
+def test_the_number_of_threads_changes_no_bit(native: Kernels, count: int, precision, monkeypatch) -> None:
+    monkeypatch.setattr(processor, "features", lambda: frozenset(PAIRS))
     images, config = torch.rand(count, 3, 70, 38), DIPConfig(scales=3, channels=32)
     before, runs = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            runs.append(reconstruct(images, budgets=(3,), config=config, seed=0, backend="native"))
+            run = reconstruct(images, budgets=(3,), config=config, seed=0, precision=precision, backend="native")
+            runs.append(run)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(runs[0].images, runs[1].images)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense import processor
 from dipdefense.engine import compiled, ops
 from dipdefense.native import loading, proof
 from dipdefense.native.library import _SIGNATURES, Kernels
@@ -230,17 +231,21 @@ def test_a_wrong_kernel_is_found_out(native: Kernels, name: str, monkeypatch) ->
         proof.prove(native)
 
 
+@pytest.mark.parametrize(("operands", "factor"), [(torch.float32, 1.02), (torch.bfloat16, 1.3)], ids=str)
 @pytest.mark.parametrize("spoiled", ["outputs", "losses", "parameters"])
-def test_a_wrong_iteration_is_found_out(native: Kernels, spoiled: str, monkeypatch) -> None:
+def test_a_wrong_iteration_is_found_out(native: Kernels, spoiled: str, operands, factor: float, monkeypatch) -> None:
     run = native.iterate
+    monkeypatch.setattr(processor, "features", lambda: frozenset({"avx512_bf16"}))
 
-    def wrong(shape, parameters, moments, fixed, target, outputs, losses, *rest) -> None:
-        run(shape, parameters, moments, fixed, target, outputs, losses, *rest)
+    def wrong(shape, dtype, parameters, moments, fixed, target, outputs, losses, *rest) -> None:
+        run(shape, dtype, parameters, moments, fixed, target, outputs, losses, *rest)
         found = {"outputs": outputs, "losses": losses, "parameters": parameters}[spoiled]
-        found[-1].mul_(1.02)
+        if dtype == operands:
+            found[-1].mul_(factor)
 
+    proof.prove(native)
     monkeypatch.setattr(native, "iterate", wrong)
-    with pytest.raises(proof.WrongError, match="iteration"):
+    with pytest.raises(proof.WrongError, match=f"iteration in {operands}"):
         proof.prove(native)
 
 
