@@ -1,4 +1,4 @@
-"""bf16, or the native kernels in either precision, against fp32 by torch's operators.
+"""bf16, or the native kernels, against fp32 by torch's operators.
 
     python benchmarks/precision.py --setting compact-224 --data imagenet-sample/val
     python benchmarks/precision.py --setting architecture-1-32 --data cifar10-images.zip --weights cifar10-cnn.pt
