@@ -25,12 +25,11 @@ _MOST_SKIP_CHANNELS = 16
 def fits(config: DIPConfig, operands: torch.dtype) -> bool:
     """Whether these networks are fitted so, with operands of this dtype.
 
-    In bf16 only pairs of input channels, where the processor multiplies pairs (AVX-512 BF16) and has no tiles (AMX),
-    beside which these kernels have not been measured.
+    In bf16 only where the processor multiplies pairs of numbers (AVX-512 BF16) and has no tiles (AMX), beside which
+    these kernels have not been measured.
     """
+    pairs = "avx512_bf16" in processor.features() and "amx_bf16" not in processor.features()
     usual = not config.variants() and config.skip_channels <= _MOST_SKIP_CHANNELS
-    multiplied = "avx512_bf16" in processor.features() and "amx_bf16" not in processor.features()
-    pairs = multiplied and config.input_channels % 2 == 0
     return usual and (operands == torch.float32 or pairs)
 
 

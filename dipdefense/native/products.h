@@ -139,7 +139,7 @@ struct Weight {
     int64_t at(int64_t which, int64_t tap) const { return (which * taps + tap) * inputs * block; }
 };
 
-// The same with inputs for whole factors; the last one may be a zero, which meets a channel of padding.
+// The same with inputs for whole factors; the last one may be a zero, which meets a number of the next pixel.
 template <class T>
 Weight aligned(const Weight& of) {
     return {of.taps, (of.inputs + TERMS<T> - 1) / TERMS<T> * TERMS<T>, of.outputs};
