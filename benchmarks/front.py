@@ -35,15 +35,13 @@ from dipdefense.evaluation import (
     circumstances,
     command_line,
     deep_image_prior,
-    export,
     low_pass,
     measure,
     open_subject,
 )
 from dipdefense.evaluation.protocol import attack_named
-from dipdefense.evaluation.report import png
+from dipdefense.evaluation.report import png, write_files
 from dipdefense.evaluation.statistics import summarise
-from dipdefense.files import write_atomically
 from dipdefense.paper.labels import column_title
 from dipdefense.paper.tables import FACTORS
 from dipdefense.reconstruct import reconstruct
@@ -171,7 +169,6 @@ def measured(given: argparse.Namespace, setting: Setting, subject: Subject) -> d
             backend=given.backend, shape=subject.shape, batch=given.batch, device=given.device,
         )  # fmt: skip
         runs[name] = measure(setting, subject, conditions=conditions, defences=[way], exports=f"front-{name}.jsonl")
-        export(runs[name], setting.out / f"front-{name}.jsonl")
     return runs
 
 
@@ -187,10 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         times = timed([name for name in runs if name != LOW_PASS], given, subject.shape)
         found = points(runs, times)
         report = markdown(found, images=len(subject.ids), source=subject.source, classifier=subject.classifier.name)
-        write_atomically(given.out / "front-times.json", json.dumps({"circumstances": about, "seconds": times.rounds}))
-        write_atomically(given.out / "front.md", report)
-        write_atomically(given.out / "front.png", png(picture(found)))
-        print(report)
+        files: dict[str, str | bytes] = {
+            "front.md": report,
+            "front.png": png(picture(found)),
+            "front-times.json": json.dumps({"circumstances": about, "seconds": times.rounds}),
+        }
+        records = {f"front-{name}.jsonl": run for name, run in runs.items()}
+        command_line.finish(write_files(given.out, files, records), given.out / STORE, runs.values())
 
 
 if __name__ == "__main__":

@@ -149,12 +149,13 @@ def reconstruct(
         backend: "torch" for torch's operators; on a CPU, "native" for kernels compiled from C++ at the first use, for
             whole iterations or for what lies between torch's convolutions (:mod:`dipdefense.native`); on an NVIDIA GPU,
             "cudagraphs" for torch's operators replayed from a CUDA graph, or "triton" for hand-written kernels replayed
-            likewise. "auto" tries a GPU's backends once and takes the
-            fastest whose results are right (:mod:`dipdefense.engine.backends`); elsewhere it is "torch". None has
-            been run on a GPU yet. All have the same initial weights and fixed noise, but "native" and "triton"
-            generate the fresh noise in their own ways, and the same seed gives other reconstructions. Name the backend
-            where a seed must reproduce, and on a GPU call ``torch.use_deterministic_algorithms(True)`` too: otherwise
-            cuDNN may add up gradients in another order each time.
+            likewise. "auto" tries a GPU's backends once and takes the fastest whose results are right
+            (:mod:`dipdefense.engine.backends`); elsewhere it is "torch". None has been run on a GPU yet. All have the
+            same initial weights and fixed noise, but "native" and "triton" generate the fresh noise in their own ways
+            ("native" in bf16 in another where it does whole iterations), and the same seed gives other
+            reconstructions. Name the backend where a seed must reproduce, and on a GPU call
+            ``torch.use_deterministic_algorithms(True)`` too: otherwise cuDNN may add up gradients in another order
+            each time.
         stopping: "variance", "trend" or a rule of :mod:`dipdefense.stopping`, to end each image's fit on its own, at
             the last budget at the latest. The image leaves the batch, which changes nothing for the others. None, the
             default, is the paper's fixed budgets. With a rule, backend must be "torch" or "auto", which then is

@@ -1,8 +1,8 @@
 """C++ kernels for CPUs, compiled at run time and checked before they are used.
 
-In fp32, and in bf16 on processors that multiply pairs of its numbers (AVX-512 BF16), they do whole iterations
-(``iteration``): every image's noise, network, gradients and Adam, with no operator of torch in between. Elsewhere in
-bf16, and with more than 16 skip channels, they compute what lies between torch's convolutions:
+In fp32, and in bf16 on processors that multiply pairs of its numbers and have no tiles for it (AVX-512 BF16, not AMX),
+they do whole iterations (``iteration``): every image's noise, network, gradients and Adam, with no operator of torch in
+between. Elsewhere in bf16, and with more than 16 skip channels, they compute what lies between torch's convolutions:
 fresh noise, normalisation with LeakyReLU, the last layer with the loss, and a convolution of few channels.
 
 The first use compiles them, in eight seconds of an idle core, with the compiler that ``CXX`` names, or else g++, c++ or

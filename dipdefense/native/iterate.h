@@ -42,8 +42,7 @@ struct Scale {
     int64_t skip_weight, skip_scale, skip_shift, merge_skip_scale, up_skip_weight;
     int64_t down_weight, down_scale, down_shift, same_weight, same_scale, same_shift, merge_scale, up_weight, up_scale,
         up_shift, mix_weight, mix_scale, mix_shift;
-    // Tensors, and the forward pass's weights as factors where these are not the parameters.
-    int64_t skip_factors, down_factors, same_factors, up_factors, mix_factors;
+    // Tensors.
     int64_t input, reduced, activated, kept, deeper, normal, merged, mixed, output;
     int64_t skip_pixels, skip_planes, skip_activated, skip_normal;
     // Gradients.
@@ -59,7 +58,7 @@ class Network {
 
     explicit Network(const Shape& shape) : is(shape), channels(whole(shape.channels)), skips(shape.skip_channels) {
         Places own, tensors, numbers, statistics;
-        int64_t rows = is.height, columns = is.width, transposed = 0, partial = 0;
+        int64_t rows = is.height, columns = is.width, largest = 0, partial = 0;
         for (int64_t at = 0; at < is.scales; ++at) {
             const int64_t inputs = at ? is.channels : is.input_channels, low_rows = (rows + 1) / 2;
             const int64_t low_columns = (columns + 1) / 2;
@@ -93,12 +92,8 @@ class Network {
             for (int64_t* place : {&s.skip_moments, &s.merge_skip_moments, &s.down_moments, &s.same_moments,
                                    &s.merge_moments, &s.up_moments, &s.mix_moments})
                 *place = statistics.take(2 * std::max(channels, skips));
-            const std::pair<const Weight*, int64_t*> weights[] = {{&s.skip, &s.skip_factors},
-                {&s.down, &s.down_factors}, {&s.same, &s.same_factors}, {&s.up, &s.up_factors},
-                {&s.mix, &s.mix_factors}};
-            for (const auto& [weight, factors] : weights) {
-                *factors = tensors.take(TERMS<T> > 1 ? aligned<T>(*weight).size : 0);
-                transposed = std::max(transposed, weight->taps * whole(weight->inputs) * weight->outputs);
+            for (const Weight* weight : {&s.skip, &s.down, &s.same, &s.up, &s.mix}) {
+                largest = std::max(largest, weight->taps * whole(weight->inputs) * weight->outputs);
                 partial = std::max(partial, weight->size * ((rows + CHUNK - 1) / CHUNK));
             }
             partial = std::max(partial, s.mix.size * (pixels / (PIXELS * CHUNK_BLOCKS) + 1));
@@ -109,18 +104,18 @@ class Network {
         output_weight = own.take(is.image_channels * channels), output_bias = own.take(is.image_channels);
         parameters = own.used;
         noise = tensors.take(is.height * is.width * is.input_channels);
-        turned = tensors.take(transposed);
+        factors = tensors.take(largest);
         gradients = numbers.take(parameters), partials = numbers.take(partial);
         moments_at = numbers.take(2 * statistics.used), space_at = numbers.used;
         floats = numbers.used + tensors.used / TERMS<T>;
     }
 
     // ``parameter`` and the moments are the image's, likewise target, outputs and loss; ``fixed`` has the channels
-    // innermost. ``space`` was zero before the first iteration.
+    // innermost. ``room`` was zero before the first iteration.
     void iterate(float* parameter, float* first, float* second, const float* fixed, const float* target, float* outputs,
-                 float* loss, int64_t seed, int64_t iteration, float* numbers, int threads) const {
-        T* const space = reinterpret_cast<T*>(numbers + space_at);
-        const Run run{parameter, numbers, space, threads};
+                 float* loss, int64_t seed, int64_t iteration, float* room, int threads) const {
+        T* const space = reinterpret_cast<T*>(room + space_at);
+        const Run run{parameter, room, space, threads};
         perturb(fixed, space + noise, &seed, 1, is.height * is.width * is.input_channels, iteration,
                 float(is.input_deviation), threads);
         pad(space + noise, is.height, is.width, is.input_channels, space + all[0].input, threads);
@@ -130,7 +125,7 @@ class Network {
               run.grad(*this, output_weight), run.grad(*this, output_bias), loss, 1, is.image_channels, channels,
               s.rows * s.columns, true, threads);
         backward(run, 0);
-        adam(parameter, first, second, numbers + gradients, iteration, threads);
+        adam(parameter, first, second, room + gradients, iteration, threads);
     }
 
   private:
@@ -138,7 +133,7 @@ class Network {
     const int64_t channels, skips;  // channels with their padding
     std::vector<Scale> all;
     std::vector<Axis> vertical, horizontal;
-    int64_t output_weight, output_bias, noise, turned, gradients, partials, moments_at, space_at;
+    int64_t output_weight, output_bias, noise, factors, gradients, partials, moments_at, space_at;
 
     struct Run {
         float *parameter, *numbers;
@@ -148,8 +143,12 @@ class Network {
         double* statistics(const Network& of, int64_t place) const {
             return reinterpret_cast<double*>(numbers + of.moments_at) + place;
         }
-        const T* factors(int64_t weight, const Weight& of, int64_t place) const {
-            return as_factors(parameter + weight, of, space + place, threads);
+        // Until the next weight's.
+        Factors<T> factors(const Network& of, int64_t place, const Weight& weight) const {
+            return as_factors(parameter + place, weight, space + of.factors, threads);
+        }
+        Factors<T> exchanged(const Network& of, int64_t place, const Weight& weight, const Weight& to) const {
+            return exchange(parameter + place, weight, space + of.factors, to, threads);
         }
     };
 
@@ -243,14 +242,13 @@ class Network {
         const float* const own = run.parameter;
         const int threads = run.threads;
         const int64_t pixels = s.rows * s.columns, low = s.low_rows * s.low_columns;
-        multiply(space + s.input, padded(s.columns, s.inputs, 2), run.factors(s.down_weight, s.down, s.down_factors),
-                 aligned<T>(s.down), space + s.reduced, plain(s.low_columns, channels), s.low_rows, s.low_columns,
-                 false, false, threads);
+        multiply(space + s.input, padded(s.columns, s.inputs, 2), run.factors(*this, s.down_weight, s.down),
+                 space + s.reduced, plain(s.low_columns, channels), s.low_rows, s.low_columns, false, false, threads);
         activate(run, s.reduced, s.deeper, s.down_scale, s.down_shift, s.down_moments, low);
         pad(space + s.deeper, s.low_rows, s.low_columns, channels, space + s.activated, threads);
         multiply(space + s.activated, padded(s.low_columns, channels, 1),
-                 run.factors(s.same_weight, s.same, s.same_factors), aligned<T>(s.same), space + s.kept,
-                 plain(s.low_columns, channels), s.low_rows, s.low_columns, false, false, threads);
+                 run.factors(*this, s.same_weight, s.same), space + s.kept, plain(s.low_columns, channels), s.low_rows,
+                 s.low_columns, false, false, threads);
         activate(run, s.kept, s.deeper, s.same_scale, s.same_shift, s.same_moments, low);
         if (at + 1 < is.scales) {
             const Scale& next = all[at + 1];
@@ -260,12 +258,11 @@ class Network {
         normalise_upsampled(space + deeper(at), space + s.normal, own + s.merge_scale,
                             run.statistics(*this, s.merge_moments), maps(at), is.norm_eps, threads);
         convolve_upsampled(space + s.normal, plain(s.low_columns, channels),
-                           run.factors(s.up_weight, s.up, s.up_factors), aligned<T>(s.up), vertical[at],
-                           horizontal[at], space + s.merged, threads);
+                           run.factors(*this, s.up_weight, s.up), vertical[at], horizontal[at], space + s.merged,
+                           threads);
         if (skips) {
-            multiply(space + s.input, inner(s.columns, s.inputs), run.factors(s.skip_weight, s.skip, s.skip_factors),
-                     aligned<T>(s.skip), space + s.skip_pixels, plain(s.columns, s.skip.outputs), s.rows, s.columns,
-                     false, false, threads);
+            multiply(space + s.input, inner(s.columns, s.inputs), run.factors(*this, s.skip_weight, s.skip),
+                     space + s.skip_pixels, plain(s.columns, s.skip.outputs), s.rows, s.columns, false, false, threads);
 #pragma omp parallel for num_threads(threads)
             for (int64_t pixel = 0; pixel < pixels; ++pixel)
                 for (int64_t skip = 0; skip < skips; ++skip)
@@ -285,12 +282,12 @@ class Network {
             before.measure(block, space + s.merged + place);
         });
         before.finish(is.norm_eps, run.statistics(*this, s.up_moments));
-        const T* const mix = run.factors(s.mix_weight, s.mix, s.mix_factors);
+        const Factors<T> mix = run.factors(*this, s.mix_weight, s.mix);
         before.for_blocks(threads, [&](int64_t block, int64_t place) {
             std::vector<T> mixed_in(PIXELS * channels);
             before.apply(block, space + s.merged + place, mixed_in.data());
-            multiply(mixed_in.data(), plain(PIXELS, channels), mix, aligned<T>(s.mix), space + s.mixed + place,
-                     plain(PIXELS, channels), 1, before.count(block), false, false, 1);
+            multiply(mixed_in.data(), plain(PIXELS, channels), mix, space + s.mixed + place, plain(PIXELS, channels), 1,
+                     before.count(block), false, false, 1);
             after.measure(block, space + s.mixed + place);
         });
         after.finish(is.norm_eps, run.statistics(*this, s.mix_moments));
@@ -302,12 +299,6 @@ class Network {
     // Where a scale's upsampled tensor was before: the next scale's output, or its own at the last.
     int64_t deeper(int64_t at) const { return at + 1 < is.scales ? all[at + 1].output : all[at].deeper; }
 
-    const T* transposed(const Run& run, int64_t place, const Weight& of, const Weight& turned_to) const {
-        T* to = run.space + turned;
-        exchange(run.parameter + place, of, to, turned_to, run.threads);
-        return to;
-    }
-
     // From ``grad`` of this scale, which it overwrites, to ``grad_input``; at the first scale there is none.
     void backward(const Run& run, int64_t at) const {
         const Scale& s = all[at];
@@ -317,13 +308,12 @@ class Network {
         const int threads = run.threads;
         const int64_t pixels = s.rows * s.columns, low = s.low_rows * s.low_columns;
         const Grid low_grid = plain(s.low_columns, channels);
-        const Weight back_1 = aligned<T>({1, is.channels, channels});
-        const Weight back_9 = aligned<T>({9, is.channels, channels});
+        const Weight back_1{1, is.channels, channels}, back_9{9, is.channels, channels};
 
         // The same backwards: neither the gradient of the convolution's result nor the activated block is kept.
         Norm before = norm(run, s.up_scale, s.up_shift, pixels), after = norm(run, s.mix_scale, s.mix_shift, pixels);
         before.prepare(run.statistics(*this, s.up_moments)), after.prepare(run.statistics(*this, s.mix_moments));
-        const T* const mix = transposed(run, s.mix_weight, s.mix, back_1);
+        const Factors<T> mix = run.exchanged(*this, s.mix_weight, s.mix, back_1);
         const int64_t chunks = (before.blocks + CHUNK_BLOCKS - 1) / CHUNK_BLOCKS;
         const Chunks gradient{s.mix, run.grad(*this, s.mix_weight), partial, chunks};
         T* const merged = space + s.mixed;
@@ -343,7 +333,7 @@ class Network {
                 correlate(mixed_in.data(), local, pulled.data(), local, gradient.sums(chunk), s.mix, 1, count,
                           block > first, nullptr, 1);
                 // ``mixed`` is not read again; the gradient of the activated block takes its place.
-                multiply(pulled.data(), local, mix, back_1, merged + place, local, 1, count, false, false, 1);
+                multiply(pulled.data(), local, mix, merged + place, local, 1, count, false, false, 1);
                 before.pull(block, space + s.merged + place, merged + place);
             }
         }
@@ -371,9 +361,9 @@ class Network {
                       plain(s.columns, s.skip.outputs), run.grad(*this, s.skip_weight), s.skip, s.rows, s.columns,
                       false, partial, threads);
         }
-        convolve_upsampled_backward(merged, space + s.normal, low_grid, transposed(run, s.up_weight, s.up, back_9),
-                                    back_9, s.up, vertical[at], horizontal[at], space + s.normal,
-                                    run.grad(*this, s.up_weight), partial, threads);
+        convolve_upsampled_backward(merged, space + s.normal, low_grid,
+                                    run.exchanged(*this, s.up_weight, s.up, back_9), s.up, vertical[at],
+                                    horizontal[at], space + s.normal, run.grad(*this, s.up_weight), partial, threads);
         T* const from_deeper = at + 1 < is.scales ? space + all[at + 1].grad : grad_low;
         normalise_upsampled_backward(space + deeper(at), space + s.normal, from_deeper, own + s.merge_scale,
                                      run.statistics(*this, s.merge_moments), run.grad(*this, s.merge_scale), maps(at),
@@ -388,7 +378,7 @@ class Network {
                   run.grad(*this, s.same_weight), s.same, s.low_rows, s.low_columns, false, partial, threads);
         frame(pull, s.low_rows, s.low_columns, channels, space + s.framed, threads);
         spread(space + s.framed, s.low_rows, s.low_columns, channels,
-               transposed(run, s.same_weight, s.same, back_9), back_9, 1, space + s.grad_padded_low,
+               run.exchanged(*this, s.same_weight, s.same, back_9), 1, space + s.grad_padded_low,
                s.low_rows + 2, s.low_columns + 2, threads);
         fold(space + s.grad_padded_low, s.low_rows, s.low_columns, channels, grad_low, threads);
         activate_backward(run, s.reduced, grad_low, s.down_scale, s.down_shift, s.down_moments, low);
@@ -397,13 +387,13 @@ class Network {
         if (at == 0) return;
         frame(grad_low, s.low_rows, s.low_columns, channels, space + s.framed, threads);
         spread(space + s.framed, s.low_rows, s.low_columns, channels,
-               transposed(run, s.down_weight, s.down, back_9), back_9, 2, space + s.grad_padded,
+               run.exchanged(*this, s.down_weight, s.down, back_9), 2, space + s.grad_padded,
                s.rows + 2, s.columns + 2, threads);
         fold(space + s.grad_padded, s.rows, s.columns, channels, space + s.grad_input, threads);
         if (!skips) return;
-        const Weight back_skip = aligned<T>({1, skips, channels});
+        const Weight back_skip{1, skips, channels};
         multiply(space + s.skip_pixels, plain(s.columns, s.skip.outputs),
-                 transposed(run, s.skip_weight, s.skip, back_skip), back_skip, space + s.grad_input,
+                 run.exchanged(*this, s.skip_weight, s.skip, back_skip), space + s.grad_input,
                  plain(s.columns, channels), s.rows, s.columns, false, true, threads);
     }
 
@@ -428,8 +418,8 @@ class Network {
 // The next iteration of every image: side by side where there is one for each thread, else one after another.
 template <class T>
 void iterate(const Shape& shape, float* parameter, float* first, float* second, const float* fixed,
-                    const float* target, float* outputs, float* losses, const int64_t* seeds, int64_t images,
-                    int64_t iteration, float* space, int threads) {
+             const float* target, float* outputs, float* losses, const int64_t* seeds, int64_t images,
+             int64_t iteration, float* room, int threads) {
     const Network<T> network(shape);
     const int64_t pixels = shape.height * shape.width, out = pixels * shape.image_channels;
     const int outer = images >= threads ? threads : 1, inner = outer > 1 ? 1 : threads;
@@ -438,7 +428,7 @@ void iterate(const Shape& shape, float* parameter, float* first, float* second, 
             const int64_t own = image * network.parameters;
             network.iterate(parameter + own, first + own, second + own, fixed + image * pixels * shape.input_channels,
                             target + image * out, outputs + image * out, losses + image, seeds[image], iteration,
-                            space + worker * network.floats, inner);
+                            room + worker * network.floats, inner);
         }
     };
     // Not in a region of one thread: those inside it would start their threads anew each time.

@@ -25,7 +25,7 @@ constexpr int64_t STRIP = 8;          // rows of pixels that a thread takes at o
 constexpr int64_t NEAR = 128;         // pixels over which a weight's gradient is summed up before it is stored
 constexpr int64_t CHUNK = 32;         // rows of pixels that one thread adds up for a weight's gradient
 
-// Factors: an fp32, or a pair of bf16 that a sum has one after the other.
+// Factors: an fp32, or a pair of bf16 whose two products are added to the same sum.
 template <class T>
 constexpr int64_t TERMS = sizeof(float) / sizeof(T);
 
@@ -139,7 +139,8 @@ struct Weight {
     int64_t at(int64_t which, int64_t tap) const { return (which * taps + tap) * inputs * block; }
 };
 
-// The same with inputs for whole factors; the last one may be a zero, which meets a number of the next pixel.
+// The same with inputs for whole factors. The last one may be a zero, which meets the next pixel's first number, or what
+// is kept behind the last pixel: both are finite.
 template <class T>
 Weight aligned(const Weight& of) {
     return {of.taps, (of.inputs + TERMS<T> - 1) / TERMS<T> * TERMS<T>, of.outputs};
@@ -151,9 +152,15 @@ int64_t together(const Weight& of) {
     return TERMS<T> > 1 ? of.taps : std::max<int64_t>(1, std::min<int64_t>(of.taps, CACHED / (of.inputs * of.block)));
 }
 
+template <class T>
+struct Factors {
+    const T* values;
+    Weight of;
+};
+
 // The weight as factors: itself, or written to ``to``.
-inline const float* as_factors(const float* weight, const Weight&, float*, int) { return weight; }
-inline const Bf16* as_factors(const float* weight, const Weight& of, Bf16* to, int threads) {
+inline Factors<float> as_factors(const float* weight, const Weight& of, float*, int) { return {weight, of}; }
+inline Factors<Bf16> as_factors(const float* weight, const Weight& of, Bf16* to, int threads) {
     const Weight own = aligned<Bf16>(of);
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (int64_t which = 0; which < of.blocks; ++which)
@@ -165,7 +172,7 @@ inline const Bf16* as_factors(const float* weight, const Weight& of, Bf16* to, i
                     store_pairs(to + own.at(which, tap) + in * of.block + 2 * at, rounded(load(from)),
                                 rounded(second));
                 }
-    return to;
+    return {to, own};
 }
 
 inline void set(float* to, float value) { *to = value; }
@@ -182,9 +189,10 @@ inline void transpose_factors(const float* from, int64_t from_row, Bf16* to, int
         store_pairs(to + row * to_row, rounded(load(rows + row * LANES)), rounded(load(rows + (row + 1) * LANES)));
 }
 
-// The weight as factors, with inputs and outputs exchanged.
+// The weight as factors, written to ``to``, with inputs and outputs exchanged.
 template <class T>
-void exchange(const float* from, const Weight& of, T* to, const Weight& turned, int threads) {
+Factors<T> exchange(const float* from, const Weight& of, T* to, const Weight& exchanged, int threads) {
+    const Weight turned = aligned<T>(exchanged);
     // Only where no input is padding: what follows the inputs is another parameter, or another image's.
     const bool even = of.inputs == turned.outputs && turned.inputs % LANES == 0;
     const int64_t step = even ? LANES : 1;
@@ -201,12 +209,14 @@ void exchange(const float* from, const Weight& of, T* to, const Weight& turned, 
                     set(rows, in < of.inputs ? columns[in * of.block] : 0);
             }
         }
+    return {to, turned};
 }
 
 // out = Σ over taps of x · weight. With ``apart`` each tap has its own place in ``out``, and nothing is summed.
 template <class T, class Out>
-void multiply(const T* x, const Grid& from, const T* weight, const Weight& of, Out* out, const Grid& to, int64_t rows,
+void multiply(const T* x, const Grid& from, const Factors<T>& weight, Out* out, const Grid& to, int64_t rows,
               int64_t columns, bool apart, bool add, int threads) {
+    const Weight& of = weight.of;
     const int64_t strips = (rows + STRIP - 1) / STRIP, most = apart ? 1 : together<T>(of);
     for_parts(strips, of.blocks, threads, [&](int64_t strip, int64_t which) {
         const int64_t last = std::min(rows, (strip + 1) * STRIP);
@@ -217,7 +227,7 @@ void multiply(const T* x, const Grid& from, const T* weight, const Weight& of, O
                     Span<T> spans[MOST_TAPS];
                     for (int64_t tap = first; tap < first + count; ++tap)
                         spans[tap - first] = {x + row * from.row + begin * from.pixel + from.taps[tap],
-                                              weight + of.at(which, tap)};
+                                              weight.values + of.at(which, tap)};
                     tile_of<T, Out>(end - begin, of.block)(
                         spans, count, of.inputs / TERMS<T>, from.pixel, TERMS<T>, of.block * TERMS<T>,
                         out + row * to.row + begin * to.pixel + to.taps[first] + which * of.block, to.pixel,
@@ -271,7 +281,7 @@ class Lines<Bf16> {
     // Keeps ``most`` lines, for what one tap sees of a row another one sees of the next.
     Lines(int64_t most, int64_t columns, int64_t channels, const Grid& grid)
         : count((columns + 1) / 2), term((channels + LANES - 1) / LANES * LANES * 2), columns(columns), grid(grid),
-          kept(most), pairs(new Bf16[most * count * term]) {}
+          kept(most), pairs(new Bf16[most * count * term]) {}  // a vector would write zeros first
     void see(const Bf16* first, int64_t lines) {
         seen.clear();
         for (int64_t line = 0; line < lines; ++line) {
@@ -312,7 +322,7 @@ class Lines<Bf16> {
 template <class T>
 void correlate(const T* x, const Grid& from, const T* grad, const Grid& of_grad, float* to, const Weight& of,
                int64_t rows, int64_t columns, bool add, float* partial, int threads) {
-    const int64_t chunks = (rows + CHUNK - 1) / CHUNK, step = std::min(std::max<int64_t>(1, NEAR / columns), CHUNK);
+    const int64_t chunks = (rows + CHUNK - 1) / CHUNK, step = std::min({rows, CHUNK, std::max<int64_t>(1, NEAR / columns)});
     const int64_t groups = groups_of(chunks, of.blocks, threads);
     const Chunks gradient{of, to, partial, chunks};
 #pragma omp parallel for collapse(2) num_threads(threads)
@@ -345,8 +355,9 @@ void correlate(const T* x, const Grid& from, const T* grad, const Grid& of_grad,
 // pixels of zeros before and after each row's ``columns``, and pixels of ``deep`` numbers; ``out`` is (padded_rows,
 // padded_columns, turned.outputs).
 template <class T>
-void spread(const T* grad, int64_t rows, int64_t columns, int64_t deep, const T* weight, const Weight& turned,
-            int stride, T* out, int64_t padded_rows, int64_t padded_columns, int threads) {
+void spread(const T* grad, int64_t rows, int64_t columns, int64_t deep, const Factors<T>& weight, int stride, T* out,
+            int64_t padded_rows, int64_t padded_columns, int threads) {
+    const Weight& turned = weight.of;
     const int64_t most = together<T>(turned);
     const int64_t inputs = turned.inputs, outputs = turned.outputs, line = (columns + 4) * deep;
     for_parts((padded_rows + STRIP - 1) / STRIP, turned.blocks, threads, [&](int64_t strip, int64_t which) {
@@ -364,7 +375,7 @@ void spread(const T* grad, int64_t rows, int64_t columns, int64_t deep, const T*
                         const int64_t up = row - tap / 3, shift = parity - tap % 3;
                         if (up < 0 || up % stride || up / stride >= rows || shift % stride) continue;
                         spans[count++] = {grad + up / stride * line + (2 + shift / stride) * deep,
-                                          weight + turned.at(which, tap)};
+                                          weight.values + turned.at(which, tap)};
                     }
                     if (!count) continue;
                     T* const to = out + (row * padded_columns + parity) * outputs + which * turned.block;

@@ -27,11 +27,11 @@ _CONFIGS = tuple(
         scales=scales, channels=channels, skip_channels=skips, input_channels=inputs, norm_eps=0.1,
         leaky_slope=0.6, learning_rate=_RATE, adam_eps=1.0,
     )
-    for scales, channels, skips, inputs in ((2, 32, 4, 7), (1, 24, 2, 5), (1, 16, 0, 3), (1, 9, 3, 17))
+    for scales, channels, skips, inputs in ((2, 32, 4, 7), (1, 24, 2, 8), (1, 16, 0, 3), (1, 9, 3, 17))
 )  # fmt: skip
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 # Of the root mean square, for a whole iteration's output and weights' updates in bf16: rounding gives 0.1 at most, and
-# a missing tap 0.3. The other updates are sums in which rounding may leave nothing.
+# a missing tap 0.3. Scales' and shifts' gradients are sums that nearly cancel, of which rounding may leave nothing.
 _ROUNDED = 0.2
 
 
@@ -155,7 +155,8 @@ def _iterate(kernels: Kernels, config: DIPConfig, dtype: torch.dtype) -> None:
             continue
         for (name, mine), right in zip(own.items(), expected, strict=True):
             off = ((mine - right).norm() / right.norm()).item()
-            if not (off <= _ROUNDED or name.endswith(("scale", "shift", "bias"))):
+            cancelling = name.endswith(("scale", "shift"))
+            if not (mine.isfinite().all() and (cancelling or off <= _ROUNDED)):
                 raise WrongError(f"the iteration in {dtype} is off by {off:.1e} in the root mean square of its {name}")
 
 

@@ -63,10 +63,10 @@ inline Grid tapped(int64_t columns, int64_t channels) {
 
 // The convolution of an upsampled tensor, from (low rows, low columns, inputs) to (rows, columns, outputs).
 template <class T>
-void convolve_upsampled(const T* x, const Grid& from, const T* weight, const Weight& of, const Axis& vertical,
+void convolve_upsampled(const T* x, const Grid& from, const Factors<T>& weight, const Axis& vertical,
                         const Axis& horizontal, T* out, int threads) {
     constexpr int64_t KEPT = 4;  // lines of products: two upsampled lines need three
-    const int64_t channels = of.outputs, low = horizontal.low, third = 3 * low * channels, parts = threads;
+    const int64_t channels = weight.of.outputs, low = horizontal.low, third = 3 * low * channels, parts = threads;
     const Grid to = tapped(low, channels);
 #pragma omp parallel for num_threads(threads)
     for (int64_t part = 0; part < parts; ++part) {
@@ -76,7 +76,7 @@ void convolve_upsampled(const T* x, const Grid& from, const T* weight, const Wei
         int64_t made = std::max<int64_t>(begin - 1, 0);
         for (int64_t row = begin; row < end; ++row) {
             for (; made <= std::min(row + 1, vertical.low - 1); ++made)
-                multiply(x + made * from.row, from, weight, of, &products[made % KEPT * 3 * third], to, 1, low, true,
+                multiply(x + made * from.row, from, weight, &products[made % KEPT * 3 * third], to, 1, low, true,
                          false, 1);
             for (int64_t y = 2 * row; y < std::min(2 * row + 2, vertical.size); ++y) {
                 terms.clear();
@@ -94,7 +94,7 @@ void convolve_upsampled(const T* x, const Grid& from, const T* weight, const Wei
 // Its gradients; that of x may take the place of x. ``turned`` is the transposed weight, and ``partial`` room for a
 // weight for each CHUNK of low-resolution rows.
 template <class T>
-void convolve_upsampled_backward(const T* grad, const T* x, const Grid& from, const T* turned, const Weight& back,
+void convolve_upsampled_backward(const T* grad, const T* x, const Grid& from, const Factors<T>& turned,
                                  const Weight& of, const Axis& vertical, const Axis& horizontal, T* grad_x,
                                  float* grad_weight, float* partial, int threads) {
     const int64_t channels = of.outputs, low = horizontal.low, third = 3 * low * channels;
@@ -115,7 +115,7 @@ void convolve_upsampled_backward(const T* grad, const T* x, const Grid& from, co
                             channels);
             }
             correlate(x + row * from.row, from, products.data(), taps, sums, of, 1, low, row > begin, nullptr, 1);
-            multiply(products.data(), taps, turned, back, grad_x + row * from.row, from, 1, low, false, false, 1);
+            multiply(products.data(), taps, turned, grad_x + row * from.row, from, 1, low, false, false, 1);
         }
     }
     gradient.add_up(threads);

@@ -95,7 +95,8 @@ def test_the_record_has_every_fit_and_how_it_came_about(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["native", "native-bf16"])
-def test_the_native_kernels_are_compared_likewise(native, way: str, tmp_path: Path) -> None:
+def test_the_native_kernels_are_compared_likewise(native, way: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("dipdefense.processor.features", lambda: frozenset({"avx512_bf16"}))
     command = [*COMMAND, "--against", way, "--out", str(tmp_path)]
     with pytest.raises(SystemExit):
         precision.main([*command, "--only", "bf16"])

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import speed.timing
 from speed import benchmark, trials
 from speed.check import PUBLISHED, Contender, Errors, check
-from speed.contenders import GRAPHS, KERNELS, contenders, published_loop, untried
+from speed.contenders import GRAPHS, KERNELS, between_convolutions, contenders, published_loop, untried
 from speed.networks import Networks, PlainNet, grouped
 from speed.timing import Cell, Setting, Stopwatch, measure, speedups
 from speed.trials import must_learn, outcome, start
@@ -131,8 +131,11 @@ def test_right_contenders_pass_the_check(name: str, config: DIPConfig) -> None:
     assert errors.gradient < 1e-2
 
 
-def test_the_compiled_kernels_pass_it(native) -> None:
+@pytest.mark.parametrize("features", [(), ("avx512_bf16",)])
+def test_the_compiled_kernels_pass_it(native, features, monkeypatch) -> None:
+    monkeypatch.setattr("dipdefense.processor.features", lambda: frozenset(features))
     everyone = contenders(CPU)
+    assert (everyone["dipdefense, native, bf16"].build is between_convolutions) == (not features)
     errors = check(everyone["dipdefense, native, fp32"], DIPConfig(channels=5), scales=3, device=CPU, seed=0)
     assert errors.output < 1e-5
     assert errors.gradient < 1e-2

@@ -127,10 +127,15 @@ def test_more_threads_may_come_in_the_middle(native: Kernels, tiny: DIPConfig) -
 
 
 # 24 channels are whole vectors of eight or four, but not whole blocks of 16.
-@pytest.mark.parametrize("channels", [6, 24])
-def test_a_diverging_image_leaves_the_others_alone(native: Kernels, tiny: DIPConfig, channels: int) -> None:
-    config = dataclasses.replace(tiny, channels=channels)
-    request = Request(torch.rand(3, 3, 32, 32), (8,), config, (0, 1, 2), torch.float32, "native")
+@pytest.mark.parametrize("channels", [6, 7, 24])
+@pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16], ids=str)
+def test_a_diverging_image_leaves_the_others_alone(
+    native: Kernels, tiny: DIPConfig, channels: int, operands, monkeypatch
+) -> None:
+    monkeypatch.setattr(processor, "features", lambda: frozenset(PAIRS))
+    # The last pair of numbers is at the end of a tensor where the sides and the input channels are odd.
+    config = dataclasses.replace(tiny, channels=channels, input_channels=5, skip_channels=3)
+    request = Request(torch.rand(3, 3, 33, 35), (8,), config, (0, 1, 2), operands, "native")
     right, spoiled = Fitting(request, "native"), Fitting(request, "native")
     spoiled.target[1] = torch.nan
     for _ in range(5):
@@ -139,8 +144,9 @@ def test_a_diverging_image_leaves_the_others_alone(native: Kernels, tiny: DIPCon
     assert torch.equal(spoiled.outputs[[0, 2]], right.outputs[[0, 2]])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_image_alone_is_the_same_to_the_bit(native: Kernels, precision) -> None:
+@pytest.mark.parametrize(("precision", "features"), [("fp32", ()), ("bf16", ()), ("bf16", PAIRS)])
+def test_an_image_alone_is_the_same_to_the_bit(native: Kernels, precision, features, monkeypatch) -> None:
+    monkeypatch.setattr(processor, "features", lambda: frozenset(features))
     # Of this shape torch's convolutions are so too.
     images = torch.rand(3, 3, 32, 32)
     options = {"budgets": (12,), "config": DIPConfig.architecture_2(), "precision": precision, "backend": "native"}
