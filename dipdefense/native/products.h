@@ -310,10 +310,12 @@ class Lines<Bf16> {
     int64_t uses = 0;
 
     void pair_up(const Bf16* pixel, Bf16* to) const {
-        for (int64_t pair = 0; pair < count; ++pair, pixel += 2 * grid.pixel, to += term)
-            for (int64_t channel = 0; 2 * channel < term; channel += LANES)
-                store_pairs(to + 2 * channel, bits(pixel + channel),
-                            2 * pair + 1 < columns ? bits(pixel + grid.pixel + channel) : Words{});
+        const int64_t whole = columns / 2, next = grid.pixel, size = term;
+        for (int64_t pair = 0; pair < whole; ++pair, pixel += 2 * next, to += size)
+            for (int64_t at = 0; at < size; at += 2 * LANES)
+                store_pairs(to + at, bits(pixel + at / 2), bits(pixel + next + at / 2));
+        for (int64_t at = 0; whole < count && at < size; at += 2 * LANES)
+            store_pairs(to + at, bits(pixel + at / 2), Words{});
     }
     static Words bits(const Bf16* of) { return bits_of<Words>(load(of)) >> 16; }
 };

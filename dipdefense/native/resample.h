@@ -33,24 +33,24 @@ struct Axis {
     }
 };
 
+// NV vectors of ``combine``.
+template <int NV, class T, class Out>
+inline void combine_vectors(const std::vector<Term>& terms, const T* from, int64_t distance, Out* to) {
+    Floats sums[NV] = {};
+    for (const Term& term : terms) {
+        const T* line = from + term.line * distance;
+        for (int v = 0; v < NV; ++v) sums[v] += term.weight * load(line + v * LANES);
+    }
+    for (int v = 0; v < NV; ++v) store(to + v * LANES, sums[v]);
+}
+
 // to = Σ weight · from[line · distance] over the terms, for ``size`` numbers, whole vectors.
 template <class T, class Out>
 void combine(const std::vector<Term>& terms, const T* from, int64_t distance, Out* to, int64_t size) {
-    const int64_t count = int64_t(terms.size());
     int64_t at = 0;
-    for (; at + 4 * LANES <= size; at += 4 * LANES) {
-        Floats sums[4] = {};
-        for (int64_t i = 0; i < count; ++i) {
-            const T* line = from + terms[i].line * distance + at;
-            for (int v = 0; v < 4; ++v) sums[v] += terms[i].weight * load(line + v * LANES);
-        }
-        for (int v = 0; v < 4; ++v) store(to + at + v * LANES, sums[v]);
-    }
-    for (; at < size; at += LANES) {
-        Floats sum{};
-        for (int64_t i = 0; i < count; ++i) sum += terms[i].weight * load(from + terms[i].line * distance + at);
-        store(to + at, sum);
-    }
+    for (; at + 4 * LANES <= size; at += 4 * LANES) combine_vectors<4>(terms, from + at, distance, to + at);
+    if (at + 2 * LANES <= size) combine_vectors<2>(terms, from + at, distance, to + at), at += 2 * LANES;
+    if (at < size) combine_vectors<1>(terms, from + at, distance, to + at);
 }
 
 // Where the products of a low-resolution line with the nine taps are: (3, low columns, 3, channels), the vertical taps
