@@ -15,9 +15,10 @@ drift of the machine affects all of them. Ratios to the published loop are taken
 with the range of the rounds. A loop that fits images one after another takes the same time for each, so it is timed on
 a single image. Peak memory is torch's on a GPU; on a CPU it is the growth of the resident memory of a separate process.
 
-The floor is the larger of two times: the fewest known operations at the rate of a large matrix product, and the fewest
-bytes at the rate of a large copy, both measured in the same run. The quality part (by default only on a GPU) fits
-packaged images over the full budget with each loop, and compares loss curves, PSNR and a classifier's decisions.
+The floor is the larger of two times: the fewest known operations at the rate of a large matrix product (on a CPU, of a
+large convolution if that is faster), and the fewest bytes at the rate of a large copy, measured in the same run. The
+quality part (by default only on a GPU) fits packaged images over the full budget with each loop, and compares loss
+curves, PSNR and a classifier's decisions.
 
 Each run writes one JSON record and a plot of the same name to benchmarks/results/. The record is rewritten after each
 setting, the largest images first with ``--full``, and after each loop of the quality part, so a run that is cut off

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from dipdefense.config import DIPConfig
 
@@ -90,7 +91,7 @@ class Ceilings(NamedTuple):
     """The measured rates of the machine.
 
     Attributes:
-        flops: operations per second of a large matrix product.
+        flops: operations per second of a large matrix product, or on a CPU of a large convolution if that is faster.
         bytes: bytes per second of a large copy, read and written.
     """
 
@@ -106,7 +107,8 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, *, side: int, cop
     """Time a product of two random matrices and a copy of random numbers.
 
     Each rate is from the median of the repeats. On a GPU fp32 products use tf32 if convolutions may, which is torch's
-    default.
+    default. On a CPU a 3×3 convolution of many channels is timed too, and the higher rate counts: products in fp32 are
+    slow on AMD's processors.
 
     Args:
         device: the device to measure.
@@ -122,10 +124,16 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, *, side: int, cop
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
     try:
-        product = _median_seconds(lambda: left @ right, device, repeats)
+        rate = 2 * side**3 / _median_seconds(lambda: left @ right, device, repeats)
+        if device.type == "cpu":
+            channels = side // 8
+            shapes = (1, channels, 64, 64), (channels, channels, 3, 3)
+            image, weight = (torch.rand(shape).to(dtype) for shape in shapes)
+            seconds = _median_seconds(lambda: F.conv2d(image, weight, padding=1), device, repeats)
+            rate = max(rate, 2 * weight.numel() * 64 * 64 / seconds)
     finally:
         torch.set_float32_matmul_precision(before)
-    return Ceilings(2 * side**3 / product, 2 * copied / _median_seconds(lambda: target.copy_(source), device, repeats))
+    return Ceilings(rate, 2 * copied / _median_seconds(lambda: target.copy_(source), device, repeats))
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:

@@ -105,7 +105,8 @@ def _no_resonance(by_variant: dict[str, list[Judged]]) -> str:
     Contradicted if along one of the network's numbers both neighbours lose somewhere; confirmed if along each of them
     one of the two holds everywhere.
     """
-    pairs = list(zip(*[iter(by_variant.values())] * 2, strict=True))
+    neighbouring = list(by_variant.values())
+    pairs = list(zip(neighbouring[::2], neighbouring[1::2], strict=True))
     if any(all(any(map(lost, judged)) for judged in pair) for pair in pairs):
         return CONTRADICTED
     return CONFIRMED if all(any(all(map(held, judged)) for judged in pair) for pair in pairs) else UNDECIDED

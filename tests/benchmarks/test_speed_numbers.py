@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from speed import floor
 from speed.contenders import contenders, published_loop
 from speed.floor import Ceilings, flops, least_bytes
 from speed.memory import peak_in_fresh_process
@@ -78,6 +79,15 @@ def test_least_bytes_in_bf16(config: DIPConfig, side: int, activations: float) -
 def test_the_floor_is_the_larger_of_two_times() -> None:
     assert Ceilings(flops=100, bytes=10).least_seconds(200, 50) == 5
     assert Ceilings(flops=100, bytes=10).least_seconds(900, 50) == 9
+
+
+@pytest.mark.parametrize(("product", "convolution"), [(1.0, 0.1), (0.1, 1.0)])
+def test_a_cpus_ceiling_is_the_faster_of_a_product_and_a_convolution(product, convolution, monkeypatch) -> None:
+    seconds = iter([product, convolution, 2.0])
+    monkeypatch.setattr(floor, "_median_seconds", lambda work, *_: (work(), next(seconds))[1])
+    ceilings = floor.measure_ceilings(torch.device("cpu"), torch.float32, side=128, copied=1000)
+    assert ceilings.flops == max(2 * 128**3 / product, 2 * 9 * 16**2 * 64**2 / convolution)
+    assert ceilings.bytes == 1000
 
 
 def test_peak_memory_is_of_the_contender_alone() -> None:
