@@ -22,6 +22,7 @@ from dipdefense.arguments import choice, integer, several, shown
 from dipdefense.batches import ROUNDING, check_shape, check_tensor, clipped, scale_advice
 from dipdefense.config import MAX_ITERATIONS, Backend, DIPConfig
 from dipdefense.native import loading
+from dipdefense.native.iteration import fast_in_bf16
 from dipdefense.reduction import reduced
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -150,6 +151,8 @@ def explain(device: torch.device | str, *, precision: Precision = "auto", backen
         reason = "the CPU multiplies bf16 in tiles (amx_bf16)"
     else:
         reason = "the CPU has no bf16 tiles (amx_bf16), or ONEDNN_MAX_CPU_ISA excludes them"
+        if backend == "native" and fast_in_bf16():
+            reason += ', but "bf16" is faster for all but small networks (avx512_bf16)'
     if backend != "auto":
         ways = f"{backend}: asked for."
     elif device.type == "cuda" and torch.version.cuda is not None:

@@ -23,14 +23,17 @@ _MOST_SKIP_CHANNELS = 16
 
 
 def fits(config: DIPConfig, operands: torch.dtype) -> bool:
-    """Whether these networks are fitted so, with operands of this dtype.
-
-    In bf16 only where the processor multiplies pairs of numbers (AVX-512 BF16) and has no tiles (AMX), beside which
-    these kernels have not been measured.
-    """
-    pairs = "avx512_bf16" in processor.features() and "amx_bf16" not in processor.features()
+    """Whether these networks are fitted so, with operands of this dtype."""
     usual = not config.variants() and config.skip_channels <= _MOST_SKIP_CHANNELS
-    return usual and (operands == torch.float32 or pairs)
+    return usual and (operands == torch.float32 or fast_in_bf16())
+
+
+def fast_in_bf16() -> bool:
+    """Whether the processor multiplies pairs of bf16 (AVX-512 BF16).
+
+    One that has tiles (AMX) does not count: beside them these kernels have not been measured.
+    """
+    return "avx512_bf16" in processor.features() and "amx_bf16" not in processor.features()
 
 
 class Iteration:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -183,7 +184,7 @@ def test_it_learns(native: Kernels, tiny: DIPConfig) -> None:
     assert run.losses[-1].item() < run.losses[0].item() / 10
 
 
-def test_it_is_taken_where_it_is_asked_for_and_records_name_it(native: Kernels, tiny: DIPConfig) -> None:
+def test_it_is_taken_where_it_is_asked_for_and_records_name_it(native: Kernels, tiny: DIPConfig, monkeypatch) -> None:
     images = torch.rand(1, 3, 32, 32)
     assert DIPPurifier(2, config=tiny).backend_for(images) == "torch"
     assert DIPPurifier(2, config=tiny, backend="native").backend_for(images) == "native"
@@ -192,6 +193,10 @@ def test_it_is_taken_where_it_is_asked_for_and_records_name_it(native: Kernels, 
         "this machine do what torch's operators do."
     )
     assert explain("cpu", backend="native")["backend"] == "native: asked for."
+    hint = 'but "bf16" is faster for all but small networks (avx512_bf16).'
+    for features, backend, hinted in (((), "native", False), (PAIRS, "native", True), (PAIRS, "torch", False)):
+        monkeypatch.setattr(processor, "features", functools.partial(frozenset, features))
+        assert explain("cpu", backend=backend)["precision"].endswith(hint) == hinted
     made = deep_image_prior((2,), config=tiny, shape=(3, 32, 32), backend="native")
     assert made.settings["backend"] == "native"
 
