@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SOURCES = (
     "table2-baselines", "table2-squeezenet", "table2-reconstruction", "table2-compact", "table2-half-size",
-    "table2-squeezenet-half-size", "table2-paper-network", "table2-cifar10", "table2-cifar10-architecture-2",
+    "table2-squeezenet-half-size", "table2-paper-network", "table2-paper-network-bf16", "table2-cifar10",
+    "table2-cifar10-architecture-2",
 )  # fmt: skip
 CURVES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/figure1.jsonl")))
 BEGIN, END = "<!-- results: begin (written by benchmarks/readme.py) -->", "<!-- results: end -->"

@@ -26,6 +26,7 @@ CONFIGS = {
     "table2-compact": DIPConfig(scales=5, channels=32),
     "table2-half-size": DIPConfig(scales=5, channels=32, reduction=2),
     "table2-paper-network": DIPConfig.paper(),
+    "table2-paper-network-bf16": DIPConfig.paper(),
     "table2-reconstruction": DIPConfig(scales=5, channels=32),
     "table2-rounding": DIPConfig(scales=5, channels=32),
     "table2-squeezenet": DIPConfig(scales=5, channels=32),
@@ -47,7 +48,8 @@ class Named:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_with_the_same_settings_is_the_same_run(name: str) -> None:
     stored = read_export(RESULTS / name / "table2.jsonl").configuration
-    settings = deep_image_prior(PAPER_BUDGETS, config=CONFIGS[name], precision="fp32").settings
+    precision = "bf16" if name.endswith("bf16") else "fp32"
+    settings = deep_image_prior(PAPER_BUDGETS, config=CONFIGS[name], precision=precision).settings
     # The kernels of some records are switched off here.
     own = json.loads(json.dumps(dict(settings))) | {"backend": stored["backend"]}
     assert identity(stored | own) == identity(stored)
