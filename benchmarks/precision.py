@@ -25,7 +25,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from precision_report import as_markdown, collect, plot
@@ -89,11 +89,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--every", type=int, default=50, help="iterations between budgets (default: %(default)s)")
     add(
         "--against",
-        choices=["bf16", "native", "native-bf16"],
+        choices=list(WAYS)[1:],
         default="bf16",
         help="what fp32 is compared with (default: %(default)s)",
     )
-    add("--only", choices=get_args(Way), help="leave the other to another process")
+    add("--only", choices=list(WAYS), help="leave the other to another process")
     add("--report", action="store_true", help="fit nothing; report on the records there are")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
     add("--out", type=Path, help="default: benchmarks/results/precision-SETTING, native-… or native-bf16-SETTING")

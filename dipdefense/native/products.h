@@ -131,16 +131,16 @@ struct Grid {
     int64_t taps[MOST_TAPS] = {};
 };
 
-// A weight: (outputs / block, taps, inputs, block), in bf16 (outputs / block, taps, inputs / 2, block, 2); outputs are a
-// multiple of 16.
+// A weight: (outputs / block, taps, inputs, block), or in bf16 (outputs / block, taps, inputs / 2, block, 2); outputs are
+// a multiple of 16.
 struct Weight {
     int64_t taps, inputs, outputs;
     int64_t block = outputs % WIDE ? NARROW : WIDE, blocks = outputs / block, size = taps * inputs * outputs;
     int64_t at(int64_t which, int64_t tap) const { return (which * taps + tap) * inputs * block; }
 };
 
-// The same with inputs for whole factors. The last one may be a zero, which meets the next pixel's first number, or what
-// is kept behind the last pixel: both are finite.
+// The same with inputs for whole factors. The last one may be a zero, which meets the next pixel's first number, or the
+// rounding of the tensor's size behind its last pixel: both are finite.
 template <class T>
 Weight aligned(const Weight& of) {
     return {of.taps, (of.inputs + TERMS<T> - 1) / TERMS<T> * TERMS<T>, of.outputs};
@@ -286,8 +286,9 @@ class Lines<Bf16> {
         seen.clear();
         for (int64_t line = 0; line < lines; ++line) {
             const Bf16* const from = first + line * grid.row;
-            const auto found = std::find_if(kept.begin(), kept.end(), [&](const Kept& own) { return own.from == from; });
+            const auto same = [&](const Kept& own) { return own.from == from; };
             const auto oldest = [](const Kept& a, const Kept& b) { return a.used < b.used; };
+            const auto found = std::find_if(kept.begin(), kept.end(), same);
             const auto place = found == kept.end() ? std::min_element(kept.begin(), kept.end(), oldest) : found;
             Bf16* const to = &pairs[(place - kept.begin()) * count * term];
             if (found == kept.end()) pair_up(from, to);
@@ -324,7 +325,8 @@ class Lines<Bf16> {
 template <class T>
 void correlate(const T* x, const Grid& from, const T* grad, const Grid& of_grad, float* to, const Weight& of,
                int64_t rows, int64_t columns, bool add, float* partial, int threads) {
-    const int64_t chunks = (rows + CHUNK - 1) / CHUNK, step = std::min({rows, CHUNK, std::max<int64_t>(1, NEAR / columns)});
+    const int64_t chunks = (rows + CHUNK - 1) / CHUNK;
+    const int64_t step = std::min({rows, CHUNK, std::max<int64_t>(1, NEAR / columns)});
     const int64_t groups = groups_of(chunks, of.blocks, threads);
     const Chunks gradient{of, to, partial, chunks};
 #pragma omp parallel for collapse(2) num_threads(threads)
