@@ -194,8 +194,8 @@ def test_it_is_taken_where_it_is_asked_for_and_records_name_it(native: Kernels, 
     )
     assert explain("cpu", backend="native")["backend"] == "native: asked for."
     hint = 'but "bf16" is faster for all but small networks (avx512_bf16).'
-    for fast, backend, hinted in ((False, "native", False), (True, "native", True), (True, "torch", False)):
-        monkeypatch.setitem(explain.__globals__, "fast_in_bf16", functools.partial(bool, fast))
+    for features, backend, hinted in (((), "native", False), (PAIRS, "native", True), (PAIRS, "torch", False)):
+        monkeypatch.setattr(processor, "features", functools.partial(frozenset, features))
         assert explain("cpu", backend=backend)["precision"].endswith(hint) == hinted
     made = deep_image_prior((2,), config=tiny, shape=(3, 32, 32), backend="native")
     assert made.settings["backend"] == "native"
