@@ -5,11 +5,11 @@
     python benchmarks/front.py --data IMAGENET/val --images 20 --candidates half-size --longer 2
 
 Every candidate is fitted to the same images, clean and attacked (defence-unaware), and its outputs are classified every
-50 iterations, with `--longer` beyond the compact network's last. Beside them stand two filters without a network, which
-make the image smaller and larger again. The report compares the accuracy at each budget, the mean over the conditions,
-with the time; the front has the points that no other beats in both. Times are relative to the compact network's and are
-measured at the end, all candidates in turns in one process. Without options it uses packaged images at a reduced
-setting that is too small to decide anything. A killed run resumes.
+50 iterations, on smaller images with `--longer` beyond the compact network's last. Beside them stand two filters
+without a network, which make the image smaller and larger again. The report compares the accuracy at each budget, the
+mean over the conditions, with the time; the front has the points that no other beats in both. Times are relative to the
+compact network's and are measured at the end, all candidates in turns in one process. Without options it uses packaged
+images at a reduced setting that is too small to decide anything. A killed run resumes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from front_report import CONDITIONS, REFERENCE, Point, markdown, picture
 
+from dipdefense.checks import Precision
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation import (
     STORE,
@@ -88,6 +89,11 @@ class Times:
         return statistics.median(a / b for a, b in zip(own, reference, strict=True))
 
 
+def precision_of(name: str, given: argparse.Namespace) -> Precision:
+    """The candidate's precision: bf16 if `--bf16` names it, else `--precision`."""
+    return "bf16" if name in given.bf16 else given.precision
+
+
 def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int]) -> Times:
     """Fit every candidate in turns for a few iterations."""
     rounds: dict[str, list[float]] = {name: [] for name in names}
@@ -102,8 +108,8 @@ def timed(names: Sequence[str], given: argparse.Namespace, shape: Sequence[int])
                 marks.append(time.perf_counter())
 
             reconstruct(
-                images, budgets=(2 + TIMED,), config=CANDIDATES[name], seed=0, precision=given.precision,
-                backend=given.backend, on_iteration=mark,
+                images, budgets=(2 + TIMED,), config=CANDIDATES[name], seed=0,
+                precision=precision_of(name, given), backend=given.backend, on_iteration=mark,
             )  # fmt: skip
             rounds[name].append((marks[-1] - marks[2]) / TIMED)
     return Times(rounds)
@@ -132,7 +138,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--candidates", nargs="+", choices=CANDIDATES, metavar="NAME", help=", ".join(CANDIDATES))
     made.add_argument(
         "--longer", type=command_line.count, default=1, metavar="FACTOR",
-        help="all but the compact network continue, in the same steps, to FACTOR times the last budget (default: 1)",
+        help="candidates on smaller images continue, in the same steps, to FACTOR times the last budget (default: 1)",
+    )  # fmt: skip
+    made.add_argument(
+        "--bf16", nargs="+", choices=CANDIDATES, default=[], metavar="NAME",
+        help="candidates fitted in bf16, whatever --precision says (default: none)",
     )  # fmt: skip
 
     def defaults(given: argparse.Namespace) -> dict[str, Any]:
@@ -145,15 +155,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = command_line.parse(made, defaults, arguments)
     if len(given.seed) > 1:
         made.error(f"--seed takes one seed here; got {given.seed}")
+    unknown = [name for name in given.bf16 if name not in (REFERENCE, *given.candidates)]
+    if unknown:
+        made.error(f"--bf16 takes names of --candidates; got {', '.join(unknown)}")
     return given
 
 
 def budgets_of(name: str, given: argparse.Namespace) -> tuple[int, ...]:
-    """The candidate's budgets: those of `--budgets`, continued by `--longer`.
-
-    All but the compact network's continue, in the same steps, to `--longer` times the last.
-    """
-    rounds = 1 if name == REFERENCE else given.longer
+    """The candidate's budgets: those of `--budgets`, on smaller images continued to `--longer` times the last."""
+    rounds = given.longer if CANDIDATES[name].reduction > 1 else 1
     return tuple(budget + k * given.budgets[-1] for k in range(rounds) for budget in given.budgets)
 
 
@@ -165,7 +175,7 @@ def measured(given: argparse.Namespace, setting: Setting, subject: Subject) -> d
         budgets = FACTORS if name == LOW_PASS else budgets_of(name, given)
         print(f"{name}: {setting.images} images, to {budgets[-1]}", file=sys.stderr)
         way = low_pass(budgets) if name == LOW_PASS else deep_image_prior(
-            budgets, config=subject.fitted(CANDIDATES[name]), precision=given.precision,
+            budgets, config=subject.fitted(CANDIDATES[name]), precision=precision_of(name, given),
             backend=given.backend, shape=subject.shape, batch=given.batch, device=given.device,
         )  # fmt: skip
         runs[name] = measure(setting, subject, conditions=conditions, defences=[way], exports=f"front-{name}.jsonl")
@@ -183,7 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = measured(given, setting, subject)
         times = timed([name for name in runs if name != LOW_PASS], given, subject.shape)
         found = points(runs, times)
-        report = markdown(found, images=len(subject.ids), source=subject.source, classifier=subject.classifier.name)
+        report = markdown(
+            found, images=len(subject.ids), source=subject.source, classifier=subject.classifier.name, bf16=given.bf16
+        )
         files: dict[str, str | bytes] = {
             "front.md": report,
             "front.png": png(picture(found)),

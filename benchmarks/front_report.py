@@ -94,14 +94,15 @@ def fast(points: Sequence[Point]) -> list[Point]:
     return sorted(chosen.values(), key=lambda point: (-point.accuracy, point.time))
 
 
-def markdown(points: Sequence[Point], *, images: int, source: str, classifier: str) -> str:
-    """The report."""
+def markdown(points: Sequence[Point], *, images: int, source: str, classifier: str, bf16: Sequence[str] = ()) -> str:
+    """The report; ``bf16`` names the candidates that were fitted in bf16, others not."""
     whole = reference(points)
     about = (
         f"{classifier}, {images} images of {source} that it classifies correctly; accuracy is the mean over "
         f"{', '.join(condition_title(name) for name in CONDITIONS)}, with the Wilson 95 % interval of {images} images. "
         f"Time is in iterations of the compact network. The attacks are defence-unaware: this is not robustness. "
         "The low-pass filters have no network: they make the image smaller, by that factor, and larger again."
+        + (f" In bf16: {', '.join(bf16)}." if bf16 else "")
     )
     head = ["candidate", "iterations", "time", "accuracy, %"]
     return as_markdown(

@@ -70,9 +70,9 @@ def test_a_longer_run_is_compared_at_the_compact_networks_last_iteration_and_at_
     ]  # fmt: skip
 
 
-def test_longer_repeats_the_budgets_of_the_candidates_but_the_compact_network() -> None:
+def test_longer_repeats_the_budgets_on_smaller_images() -> None:
     given = script.parse(["--budgets", "100", "200", "--longer", "3", "--out", "unused"])
-    assert script.budgets_of("compact", given) == (100, 200)
+    assert script.budgets_of("compact", given) == script.budgets_of("no-skips", given) == (100, 200)
     assert script.budgets_of("half-size", given) == (100, 200, 300, 400, 500, 600)
     usual = script.parse(["--budgets", "100", "200", "--out", "unused"])
     assert script.budgets_of("half-size", usual) == (100, 200)
@@ -113,7 +113,7 @@ def test_the_time_is_without_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> Non
     ticks = itertools.cycle([0, 10, 20, 21, 22, 23, 24])
     monkeypatch.setattr(script, "reconstruct", reconstruct)
     monkeypatch.setattr(script, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    given = argparse.Namespace(batch=1, device="cpu", precision="fp32", backend="torch")
+    given = argparse.Namespace(batch=1, device="cpu", precision="fp32", backend="torch", bf16=[])
     assert script.timed(["compact"], given, (3, 8, 8)).rounds == {"compact": [1.0] * script.ROUNDS}
 
 
@@ -121,13 +121,38 @@ def test_every_candidate_is_measured_with_its_own_network(tmp_path: Path, monkey
     small = {"compact": CONFIG, "half-size": dataclasses.replace(CONFIG, reduction=2)}
     monkeypatch.setattr(script, "CANDIDATES", small)
     given = argparse.Namespace(
-        candidates=["half-size"], budgets=[1], longer=2, precision="fp32", backend="torch", batch=1, device="cpu"
-    )
+        candidates=["half-size"], budgets=[1], longer=2, precision="fp32", backend="torch", batch=1, device="cpu",
+        bf16=["half-size"],
+    )  # fmt: skip
     setting = Setting(out=tmp_path, images=1, seeds=(0, 1), progress=False)
     runs = script.measured(given, setting, tiny_subject(images=1))
     assert list(runs) == ["low-pass", *small]
     assert {name: DIPConfig.from_json(runs[name].configuration["dip"]) for name in small} == small
+    assert [runs[name].configuration["precision"] for name in small] == ["float32", "bfloat16"]
     assert [len(run.records) // len(CONDITIONS) for run in runs.values()] == [2, 2, 2 * 2]
+
+
+def test_candidates_in_bf16_are_timed_in_bf16_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def reconstruct(images, *, budgets, on_iteration, config, precision, **_) -> None:
+        seen.append((config.channels, precision))
+        for _ in range(budgets[-1]):
+            on_iteration()
+
+    monkeypatch.setattr(script, "reconstruct", reconstruct)
+    given = argparse.Namespace(batch=1, device="cpu", precision="fp32", backend="torch", bf16=["paper"])
+    script.timed(["compact", "paper"], given, (3, 8, 8))
+    assert set(seen) == {(32, "fp32"), (128, "bf16")}
+    text = markdown(POINTS, images=2, source="some", classifier="c", bf16=["slow"])
+    assert "In bf16: slow." in text
+    assert "In bf16" not in markdown(POINTS, images=2, source="some", classifier="c")
+
+
+def test_bf16_for_no_candidate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script.parse(["--candidates", "half-size", "--bf16", "compact", "paper"])
+    assert "--bf16 takes names of --candidates; got paper" in capsys.readouterr().err
 
 
 def test_several_seeds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
