@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,7 +70,7 @@ def built(load: Callable[[Path], T]) -> T:
         try:
             return load(_kept(made, key))
         except (OSError, AttributeError) as error:
-            raise UnavailableError(f"what {compiler} made cannot be loaded ({error})") from error
+            raise UnavailableError(f"what {shlex.join(compiler)} made cannot be loaded ({error})") from error
 
 
 def cache_folder() -> Path:
@@ -81,26 +82,30 @@ def cache_folder() -> Path:
     return (Path(given) if given else Path("~/.cache").expanduser()) / "dipdefense"
 
 
-def _compiler() -> Path:
-    """The compiler that ``CXX`` names, or the first that is found."""
+def _compiler() -> list[str]:
+    """The compiler's command: that of ``CXX``, as in "ccache g++", or the first that is found."""
     given = os.environ.get("CXX")
-    for name in (given,) if given else _COMPILERS:
+    try:
+        commands = [[given], shlex.split(given)] if given else [[name] for name in _COMPILERS]
+    except ValueError as error:
+        raise UnavailableError(f"CXX is no command: {given} ({error})") from error
+    for name, *arguments in filter(None, commands):
         if found := shutil.which(name):
             # Not what a link leads to: ccache's links tell it by their names which compiler to run.
-            return Path(found).absolute()
+            return [str(Path(found).absolute()), *arguments]
     raise UnavailableError(f"there is no C++ compiler ({given or ', '.join(_COMPILERS)})")
 
 
-def _key(compiler: Path) -> str:
+def _key(compiler: Sequence[str]) -> str:
     """A digest of everything that determines the library.
 
-    The compiler's own file stands for its version.
+    The files of the compiler's command stand for their versions.
     """
-    file = compiler.stat()
+    files = [Path(found).stat() for word in compiler if (found := shutil.which(word))]
     parts = (
-        *(source.read_bytes() for source in (SOURCE, *HEADERS)), compiler, file.st_size, file.st_mtime_ns, _OPTIONS,
-        torch.__version__, platform.machine(), platform.processor(), sorted(processor.features()),
-        sorted(processor.models()),
+        *(source.read_bytes() for source in (SOURCE, *HEADERS)), *compiler,
+        *((file.st_size, file.st_mtime_ns) for file in files), _OPTIONS, torch.__version__, platform.machine(),
+        platform.processor(), sorted(processor.features()), sorted(processor.models()),
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -115,16 +120,17 @@ def _cached(key: str) -> Iterator[Path]:
         return
 
 
-def _compiled(compiler: Path, to: Path) -> Path:
+def _compiled(compiler: Sequence[str], to: Path) -> Path:
+    told = shlex.join(compiler)
     try:
         done = subprocess.run(
-            [str(compiler), *_OPTIONS, str(SOURCE), "-o", str(to)], capture_output=True, text=True, timeout=_PATIENCE_S
+            [*compiler, *_OPTIONS, str(SOURCE), "-o", str(to)], capture_output=True, text=True, timeout=_PATIENCE_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"{compiler} does not run ({error})") from error
+        raise UnavailableError(f"{told} does not run ({error})") from error
     if done.returncode != 0:
         said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-        raise UnavailableError(f"{compiler} fails: {said}")
+        raise UnavailableError(f"{told} fails: {said}")
     return to
 
 

@@ -67,6 +67,32 @@ def test_a_compiler_that_goes_by_its_name_is_called_by_it(cache: Path, tmp_path:
     assert loading.loaded().reason == "the kernels compiled on this machine do what torch's operators do"
 
 
+def test_a_compiler_may_have_another_in_front_and_options(cache: Path, tmp_path: Path, monkeypatch) -> None:
+    front = tmp_path / "front"
+    front.write_text('#!/bin/sh\n[ "$2" = -m64 ] || exit 1\nexec "$@"\n')
+    front.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{front} {tmp_path / 'compiler'} -m64")
+    assert loading.loaded().kernels is not None
+    # The second program's version is in the key too.
+    key = build._key(build._compiler())
+    with (tmp_path / "compiler").open("a") as script:
+        script.write("# another version")
+    assert build._key(build._compiler()) != key
+
+
+def test_a_compiler_in_a_folder_with_a_space(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "of mine"
+    folder.mkdir()
+    compiler(folder, monkeypatch, "exit 0")
+    assert build._compiler() == [str(folder / "compiler")]
+
+
+def test_an_open_quote_is_no_compiler(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", 'g++ "-m64')
+    with pytest.raises(build.UnavailableError, match='CXX is no command: g\\+\\+ "-m64'):
+        build.built(Kernels)
+
+
 # The damaged file is another than the one that this process has mapped.
 def truncated(path: Path) -> None:
     beginning = path.read_bytes()[:5000]
