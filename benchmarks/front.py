@@ -162,7 +162,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def budgets_of(name: str, given: argparse.Namespace) -> tuple[int, ...]:
-    """The candidate's budgets: those of `--budgets`, on smaller images continued to `--longer` times the last."""
+    """The candidate's budgets: those of `--budgets`.
+
+    On smaller images they continue to `--longer` times the last.
+    """
     rounds = given.longer if CANDIDATES[name].reduction > 1 else 1
     return tuple(budget + k * given.budgets[-1] for k in range(rounds) for budget in given.budgets)
 
