@@ -83,7 +83,7 @@ def cache_folder() -> Path:
 
 
 def _compiler() -> list[str]:
-    """The compiler's command: that of ``CXX``, such as "ccache g++", or the first found."""
+    """The compiler's command: that of ``CXX`` ("ccache g++"), or the first found."""
     given = os.environ.get("CXX")
     try:
         commands = [[given], shlex.split(given)] if given else [[name] for name in _COMPILERS]
