@@ -13,6 +13,7 @@ from dipdefense.checks import Precision
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation.defences import Defence, Outcome, clock, deep_image_prior
 from dipdefense.reconstruct import Reconstruction, reconstruct
+from dipdefense.reduction import enlarged, reduced
 from dipdefense.stopping import Rule, Trend, Variance, Watch
 
 RULES: dict[str, Rule] = {
@@ -134,11 +135,16 @@ def one_fit(
     def by(rule: str) -> Defence:
         def stopped(classifier: nn.Module, images: Tensor, _: Sequence[int], seeds: Sequence[int]) -> Iterator[Outcome]:
             run, observation, seconds = fits(images, seeds)
-            ended = observation.iterations[rule] > 0
-            rows = ended.to(images.device)[:, None, None, None]
-            output = torch.where(rows, observation.chosen[rule].to(images.dtype), run.images[-1])
+            ended, chosen, target = observation.iterations[rule] > 0, observation.chosen[rule], images.float()
+            if config.reduction > 1:
+                target = reduced(images, config.fitted_size(*images.shape[2:]))
+            early = (chosen.float() - target).square().mean(dim=(1, 2, 3))
+            if config.reduction > 1:
+                chosen = enlarged(chosen, images.shape[2:])
+            here = ended.to(images.device)
+            output = torch.where(here[:, None, None, None], chosen.to(images.dtype), run.images[-1])
+            losses = torch.where(here, early, run.final_losses)
             iterations = torch.where(ended, observation.iterations[rule], last).tolist()
-            losses = (output.float() - images.float()).square().mean(dim=(1, 2, 3))
             # What the fit did after the rule had ended it is not the rule's.
             status = ["ok" if early else own for early, own in zip(ended.tolist(), run.status, strict=True)]
             yield Outcome(

@@ -37,11 +37,13 @@ def test_fixed_budgets_are_those_of_a_run_without_rules(tmp_path: Path) -> None:
     assert told(run(tmp_path / "one"), "dip") == told(fixed, "dip")
 
 
+@pytest.mark.parametrize("reduction", [1, 2])
 @pytest.mark.parametrize("name", RULES)
-def test_a_rule_has_the_outcomes_of_a_run_that_it_stops(name: str, tmp_path: Path) -> None:
-    rule = RULES[name]
-    stopped = tiny_measure(tmp_path / "alone", defences=[deep_image_prior((40,), config=CONFIG, stopping=rule)])
-    one = told(run(tmp_path / "one"), name)
+def test_a_rule_has_the_outcomes_of_a_run_that_it_stops(name: str, reduction: int, tmp_path: Path) -> None:
+    rule, config = RULES[name], dataclasses.replace(CONFIG, reduction=reduction)
+    stopped = tiny_measure(tmp_path / "alone", defences=[deep_image_prior((40,), config=config, stopping=rule)])
+    at_once = judged.one_fit(BUDGETS, config=config, rules=RULES)
+    one = told(tiny_measure(tmp_path / "one", defences=at_once), name)
     assert len({found[-1] for found in one.values()}) > 1
     for key, (prediction, confidence, loss, iterations) in told(stopped, "dip").items():
         assert one[key][0] == prediction
