@@ -50,7 +50,7 @@ def purified(defence: nn.Module, images: Tensor, *, seed: int) -> Tensor:
         seed: in [0, 2**63).
     """
     with sampled(seed, images.device):
-        output: Tensor = defence(images)
+        output: Tensor = defence(images.clone())  # which it may change in place
     return output
 
 

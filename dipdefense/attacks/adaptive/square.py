@@ -83,7 +83,7 @@ class Square(AdaptiveAttack):
         margins = []
         for sample in range(self.samples):
             with sampled(derived(task.seed, query, sample), images.device):
-                margins.append(-margin(task.logits(task.defence(images)), task.labels))
+                margins.append(-margin(task.logits(task.defence(images.clone())), task.labels))
         # AutoAttack multiplies by zero what it does not choose, and where a reconstruction diverged nothing is known.
         return torch.stack(margins).mean(dim=0).nan_to_num(_UNKNOWN)
 

@@ -18,7 +18,7 @@ from dipdefense.arguments import callback, choice, integer, several, shown
 from dipdefense.attacks.adaptive import Threat
 from dipdefense.attacks.adaptive.autoattack import check_autoattack
 from dipdefense.attacks.adaptive.checkpoint import fingerprint
-from dipdefense.attacks.adaptive.samples import purified
+from dipdefense.attacks.adaptive.samples import sampled
 from dipdefense.attacks.checking import check_attacked, check_labels_below, detached
 from dipdefense.checks import check_logits
 from dipdefense.datasets import LabelledImages
@@ -52,6 +52,7 @@ from dipdefense.purifier import DIPPurifier
 
 # Images that a defence is probed with, and timed on.
 _FEW = 4
+_WITHOUT_GRADIENT = {"square", "transfer"}
 
 
 def evaluate(
@@ -128,7 +129,7 @@ def evaluate(
     with _opened(folder) as (store, states), evaluated(classifier), evaluated(defence):
         # First of all: a defence may draw once, at its first call.
         probes = probe(defence, classifier, images[:_FEW], labels[:_FEW])
-        keeps_shape = purified(defence, images[:1], seed=seed).shape == images[:1].shape
+        keeps_shape = _keeps_shape(defence, images[:1], seed, level)
         targets = [Target(("none", 0), nn.Identity()), Target(_column(defence), defence, keeps_shape)]
         if not (probes.randomised or probes.samples):
             # All draws of a deterministic defence are one.
@@ -180,6 +181,24 @@ def _level(given: str | Level) -> Level:
     return given
 
 
+def _keeps_shape(defence: nn.Module, images: Tensor, seed: int, level: Level) -> bool:
+    """Whether the defence's output has the images' shape.
+
+    Raises:
+        ValueError: it has not, nor a gradient, and an attack or a control of the level needs one of the two.
+    """
+    with sampled(seed, images.device):
+        # A copy of a copy, since a defence may change its input in place.
+        output: Tensor = defence(images.clone().requires_grad_().clone())
+    kept = output.shape == images.shape
+    if not (kept or output.requires_grad) and {*level.attacks, *level.controls} - _WITHOUT_GRADIENT:
+        raise ValueError(
+            f"the defence makes images of shape {tuple(output.shape)} from {tuple(images.shape)} and has no gradient, "
+            f"which most attacks need; give a Level of {' and '.join(sorted(_WITHOUT_GRADIENT))} alone"
+        )
+    return kept
+
+
 def _with_own_gradient(level: Level, *, random: bool) -> Level:
     """The level with its BPDA once more, through the defence's own gradient.
 
@@ -223,8 +242,9 @@ def _identity(defence: nn.Module, classifier: nn.Module, images: Tensor, seed: i
     """
     fit: Mapping[str, Any] = {}
     if isinstance(defence, DIPPurifier):
+        config = replace(defence.config, scales=defence.config.scales_for(*images.shape[2:]))
         fit = deep_image_prior(
-            (defence.iters,), config=defence.config, precision=defence.precision, backend=defence.backend,
+            (defence.iters,), config=config, precision=defence.precision, backend=defence.backend,
             shape=images.shape[1:], batch=min(batch_size, len(images)), device=images.device, stopping=defence.stopping,
         ).settings  # fmt: skip
     return {

@@ -124,7 +124,7 @@ def _gradients(
     """
     variable = images.detach().clone().requires_grad_()
     with sampled(seed, images.device):
-        output = defence(variable)
+        output = defence(variable.clone())  # which it may change in place
         logits = classifier(output)
     none = torch.zeros_like(images)
     if not output.requires_grad or not logits.requires_grad:

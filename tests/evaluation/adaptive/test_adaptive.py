@@ -232,6 +232,47 @@ def test_the_report_names_the_network_and_how_it_was_fitted(report: AdaptiveRepo
     assert "backend: torch" in text
 
 
+def test_the_papers_network_is_not_called_another() -> None:
+    config = dataclasses.replace(CONFIG, scales=None)
+    text = " ".join(str(call(DIPPurifier(1, config=config), level=BARE)).split())
+    assert "scales 3 instead of 5" in text  # as many as images of 32×32 get
+    assert "None" not in text
+
+
+class Halved(nn.Module):
+    """Its outputs have half of the height and width, and no gradient; it counts its calls."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        with torch.no_grad():
+            return nn.functional.avg_pool2d(images, 2)
+
+
+def test_a_defence_without_shape_and_gradient_is_refused_before_any_attack() -> None:
+    defence, plans = Halved(), []
+    with pytest.raises(ValueError, match=r"makes images of shape \(1, 3, 16, 16\) from \(1, 3, 32, 32\) and has no"):
+        call(defence, level=BRIEF, tell=plans.append)
+    assert (defence.calls, plans) == (5 + 1, [])  # five probes, and a look at the shape
+    alone = Level(name="own", attacks={"transfer": {"steps": 1}}, draws=1)
+    assert call(defence, level=alone).judged("transfer", ("defence", 1), 16) is not None
+
+
+class InPlace(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mul_(0.5)
+
+
+def test_a_defence_may_change_its_input_in_place() -> None:
+    level = Level(name="own", attacks={"bpda": {"steps": 2}, "square": {"queries": 4}}, draws=1)
+    told, same_told = (
+        [(record.key, record.prediction, record.confidence) for record in call(defence, level=level).run.records]
+        for defence in (InPlace(), Dimmed(0.5))
+    )
+    assert told == same_told
+
+
 def test_an_attack_that_lacks_attacks_of_the_level_full_is_reduced(report: AdaptiveReport) -> None:
     attacks = report.run.configuration["adaptive"]["attacks"]
     for missing, reduced in (({}, False), ({"square": {}}, True), ({"trajectory": {}}, True)):
