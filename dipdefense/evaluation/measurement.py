@@ -163,10 +163,14 @@ def complete(
 def joined(runs: Sequence[Run]) -> Run:
     """Several measurements of one configuration, as one run.
 
-    All have the same images in the same order, or the first of them.
+    All have the same images in the same order, the first of them, or all but some that could no longer be read.
     """
-    every = (record for each in runs for record in each.records)
-    records = sorted(every, key=lambda record: (record.position, record.key))
+    every = [record for each in runs for record in each.records]
+    places: dict[tuple[str, str], int] = {}
+    for record in every:
+        places.setdefault((record.image, record.content), len(places))
+    placed = (replace(record, position=places[record.image, record.content]) for record in every)
+    records = sorted(placed, key=lambda record: (record.position, record.key))
     sessions = {number: told for each in runs for number, told in each.sessions.items()}
     skipped = tuple(dict.fromkeys(name for each in runs for name in each.skipped))
     return Run(runs[0].configuration, tuple(records), dict(sorted(sessions.items())), skipped)

@@ -3,8 +3,9 @@
 The images are cut into fixed batches of the run's order, and a batch with an outcome missing is run whole. So the same
 images always meet in the same batch, and a run that was killed and resumed has the numbers of one that was not: to the
 bit on a CPU, where sums are taken in a fixed order for a given number of threads. A file that has left the data set
-since shifts the batches of what is still missing, which changes roundings alone; what is stored stays. Another batch or
-more images make other batches too: an attack on a whole batch is then measured anew where it had not been finished.
+since shifts the batches of what is still missing, which changes roundings alone, but for an attack on a whole batch;
+what is stored stays. Another batch or more images make other batches too: an attack on a whole batch is then measured
+anew where it had not been finished.
 
 An outcome depends on the pixels and the seed, and the seed on no attack: two conditions that give a batch the same
 pixels, such as FGSM and one step of BI at ε = 1, are measured once and stored under both names.
@@ -309,7 +310,9 @@ def _mixed(store: Store, key: str, done: set[Key], todo: Sequence[Piece], experi
                 for place, seed, budgets in piece.work
                 for budget in budgets
             )
-            if missing and stored.get(attacked, set()) - {piece.positions}:
+            batches = stored.get(attacked, set())
+            # Of two batches where an export has restored what had been dropped.
+            if (missing and batches - {piece.positions}) or len(batches - {None}) > 1:
                 found.append(attacked)
     return found
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dipdefense.evaluation import Defence, Run, Setting, Store, StoreError, export, measure, read_export
 from dipdefense.evaluation.defences import Outcome, deep_image_prior
+from dipdefense.evaluation.measurement import joined
 from dipdefense.evaluation.protocol import attack_named, choose, read
 from dipdefense.evaluation.report import provenance
 from dipdefense.stopping import Variance
@@ -349,6 +350,19 @@ def test_a_file_that_turns_bad_during_the_run_is_left_out_and_the_rest_goes_on(t
     refused = "none of the chosen images can be read any more"
     with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match=refused):
         tiny_measure(tmp_path / "other", subject)
+
+
+def test_runs_are_joined_where_a_file_turns_bad_between_them(tmp_path: Path) -> None:
+    data = Files(tiny_classifier())
+    subject = tiny_subject(data)
+    first = tiny_measure(tmp_path, subject)
+    data.bad = {subject.ids[1]}
+    with pytest.warns(UserWarning, match="it is left out"):
+        second = tiny_measure(tmp_path, subject, seeds=(1,))
+    run = joined([first, second])
+    assert {(r.image, r.position) for r in run.records} == {(name, at) for at, name in enumerate(subject.ids)}
+    export(run, tmp_path / "table2.jsonl")
+    assert read_export(tmp_path / "table2.jsonl").records == run.records
 
 
 def test_the_digest_of_an_image_is_of_its_pixels_and_label() -> None:

@@ -162,6 +162,31 @@ def test_a_report_of_nothing_ends_in_one_line(
     assert out == ""
 
 
+class MortalStore(Store):
+    """It dies before the first outcome of the reconstruction under the transfer attack."""
+
+    def add(self, run: str, records: Iterable[Record]) -> None:
+        records = list(records)
+        if records[0].defence == "dip" and records[0].condition.startswith("transfer"):
+            raise KeyboardInterrupt
+        super().add(run, records)
+
+
+def test_what_an_export_restores_mixes_no_two_examples_of_one_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = tiny_setting(tmp_path, attackers=("transfer",), defences=("none", "dip"), budgets=(2,), batch=4, images=2)
+    write_report(AdaptiveReport(measure_adaptive(setting, tiny_subject(images=2))), tmp_path)
+    more = dataclasses.replace(setting, images=4, defences=("none", "randomisation", "dip"))
+    with monkeypatch.context() as patch:
+        patch.setattr(measurement, "Store", MortalStore)
+        with pytest.raises(KeyboardInterrupt):
+            measure_adaptive(more, tiny_subject(images=4))
+    resumed = measure_adaptive(more, tiny_subject(images=4))
+    at_once = measure_adaptive(dataclasses.replace(more, out=tmp_path / "other"), tiny_subject(images=4))
+    assert timeless(resumed) == timeless(at_once)
+
+
 def test_exported_records_are_resumed_from(whole: tuple[AdaptiveReport, Path], tmp_path: Path) -> None:
     write_report(whole[0], tmp_path)
     run = measure_adaptive(tiny_setting(tmp_path), tiny_subject(images=3))
