@@ -17,10 +17,9 @@ import argparse
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from dipdefense.evaluation import Run, read_export
-from dipdefense.evaluation.command_line import count
+from dipdefense.evaluation.command_line import count, existing_file
 from dipdefense.evaluation.power import images_needed, smoothed
 from dipdefense.evaluation.protocol import condition_title
 from dipdefense.evaluation.statistics import compare, leaning, mcnemar
@@ -38,10 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("record", type=Path, help="exported records with the reconstruction, table2.jsonl")
+    parser.add_argument("record", type=existing_file, help="exported records with the reconstruction, table2.jsonl")
     parser.add_argument("--images", type=count, help="plan from so many first images (default: all)")
     given = parser.parse_args()
-    run = read_export(given.record)
+    try:
+        run = read_export(given.record)
+    except ValueError as error:
+        parser.error(str(error))
     if all(record.defence != "dip" for record in run.records):
         parser.error(f"{given.record} has no outcomes of the reconstruction, which a plan needs")
     print("\n".join(plan(run, images=given.images)))

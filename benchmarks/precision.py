@@ -186,12 +186,11 @@ def measure(given: argparse.Namespace) -> None:
     }
     given.out.mkdir(parents=True, exist_ok=True)
     for way in (given.only,) if given.only else ("fp32", given.against):
-        record, session = Record(given.out / f"{way}.jsonl"), None
+        record = Record(given.out / f"{way}.jsonl")
+        session = record.open_session(configuration, circumstances(device))
         for seed in given.seeds:
             missing = [index for index, name in enumerate(clean.ids) if (seed, name) not in record.fits]
             for chunk in (missing[first : first + setting.batch] for first in range(0, len(missing), setting.batch)):
-                if session is None:
-                    session = record.open_session(configuration, circumstances(device))
                 fits = fit(
                     subset(clean, chunk), attacked[chunk], seed, classifier,
                     config=setting.config, budgets=configuration["budgets"], way=way,

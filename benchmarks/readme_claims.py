@@ -21,9 +21,12 @@ ITEMS = {
 VERDICTS = {CONFIRMED: (CONFIRMED, SAME), CONTRADICTED: (CONTRADICTED, LARGER, SMALLER), UNDECIDED: (UNDECIDED,)}
 """The columns of the table, and the verdicts that belong to each."""
 
+VERDICT = "|".join(verdict.upper() for each in VERDICTS.values() for verdict in each)
+"""A pattern of all of them, as the reports print them."""
+
 # The verdict, the claim, and the figures on the line below.
 _CLAIM = re.compile(
-    r"^- ([A-Z ,]+?)(?: in this setting|, architecture \d): (.*?) \((?:section|not in|the )[^\n]*\n([^\n]*)",
+    rf"^- ({VERDICT})(?: in this setting|, architecture \d)?: (.*?) \((?:section|not in|the )[^\n]*\n([^\n]*)",
     flags=re.MULTILINE,
 )
 _BEYOND_THE_PAPER = "random-target"

@@ -34,16 +34,17 @@ def examine(network: Network, *, size: int, iters: int, seconds: float, asked: M
         asked: the options "precision" and "backend" as given.
 
     Raises:
-        ValueError: the images are too small for the networks.
+        ValueError: the images are too small for the networks, or too large for the free memory.
     """
     network.config.scales_for(size, size)
+    several = room(network.purifier(1), (3, size, size), network.device, option="--size")
     begun = time.monotonic() - BEGIN
     reasons = explain(network.device, precision=asked["precision"], backend=asked["backend"])
     precisions: tuple[Precision, ...] = ("fp32",) if network.precision == "fp32" else ("fp32", "bf16")
     proofs = [prove(network.device, precision) for precision in precisions]
     alone = measure(network, side=size, iters=iters, images=1, budget=seconds)
     costs = [alone]
-    if (several := room(network.purifier(1), (3, size, size), network.device)) > 1:
+    if several > 1:
         costs.append(measure(network, side=size, iters=iters, images=several, budget=seconds))
     return {
         "versions": {"dipdefense": __version__, "python": platform.python_version()} | _versions(),

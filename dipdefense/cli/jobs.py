@@ -108,8 +108,8 @@ def reduced(image: Tensor, limit: int | None) -> Tensor:
     return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-def room(purifier: DIPPurifier, shape: Shape, device: torch.device) -> int:
-    """How many images of a shape are fitted at once.
+def room(purifier: DIPPurifier, shape: Shape, device: torch.device, *, option: str = "--max-side") -> int:
+    """How many images of a shape are fitted at once; ``option`` is the one that makes images smaller.
 
     Raises:
         ValueError: the images are too small for the networks, or too large for the free memory; the message gives the
@@ -118,7 +118,7 @@ def room(purifier: DIPPurifier, shape: Shape, device: torch.device) -> int:
     found = purifier.room_for(torch.zeros(1, 1, 1, 1, device=device).expand(1, *shape))
     if found.each > found.free:
         side = int(max(shape[1:]) * math.sqrt(0.8 * found.free / found.each)) // 32 * 32
-        fits = f"; give --max-side {side} or less" if side >= 64 else ""
+        fits = f"; give {option} {side} or less" if side >= 64 else ""
         raise ValueError(
             f"fitting its {shape[2]}×{shape[1]} pixels would take {found.each / 1e9:.1f} GB, and "
             f"{found.free / 1e9:.1f} GB are free{fits}"

@@ -242,8 +242,9 @@ def _counts(curves: Mapping[tuple[int, str], SetCurve], architecture: int) -> st
 
 
 def _subject(runs: Runs) -> str:
-    configuration = next(iter(runs.values())).configuration
-    return f"External classifier: {configuration['classifier']}. Images: {configuration['data']}, not chosen by it."
+    each = [run.configuration for run in runs.values()]
+    data = ", ".join(dict.fromkeys(own["data"] for own in each))
+    return f"External classifier: {each[0]['classifier']}. Images: {data}, not chosen by it."
 
 
 def _reduced(runs: Runs, curves: Mapping[tuple[int, str], SetCurve]) -> list[str]:

@@ -99,6 +99,8 @@ def parse_arguments(*, table: int, description: str, arguments: Sequence[str] | 
     add("--conditions", nargs="+", choices=CONDITIONS, metavar="CONDITION", help=f"of {', '.join(CONDITIONS)}")
     add("--defences", nargs="+", choices=DEFENCES, default=DEFENCES, help="default: %(default)s")
     given = command_line.parse(parser, partial(_defaults, table), arguments)
+    if given.engine != "ray" and (given.address, given.workers) != (None, None):
+        parser.error("--address and --workers are for --engine ray")
     return TableSetting(
         **command_line.subject_of(given),
         **command_line.reconstruction_of(given),

@@ -21,6 +21,12 @@ Confirmed, contradicted.
 - NOT DECIDABLE YET in this setting: It may hold (the numbers of Table 2)
 """
 
+AT_THE_PAPERS_SETTING = """# Report
+
+- CONFIRMED: It may hold (the numbers of Table 2)
+  - clean: 1 against 2: confirmed
+"""
+
 
 FIGURE_3 = """# Figure 3
 
@@ -32,12 +38,17 @@ FIGURE_3 = """# Figure 3
 
 
 def test_every_verdict_is_found(tmp_path: Path) -> None:
-    for folder, report, text in (("b", "table2.md", REPORT), ("a", "figure3.md", FIGURE_3)):
+    for folder, report, text in (
+        ("b", "table2.md", REPORT),
+        ("c", "table2.md", AT_THE_PAPERS_SETTING),
+        ("a", "figure3.md", FIGURE_3),
+    ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / report).write_text(text)
     assert list(readme_claims.claims(tmp_path)) == [
         ("Tables 1 and 2", "It holds (it does), says the paper", "confirmed", "b"),
         ("Tables 1 and 2", "It may hold", "not decidable yet", "b"),
+        ("Tables 1 and 2", "It may hold", "confirmed", "c"),
         ("Figure 3", "It is faster", "contradicted", "a"),
     ]
 
@@ -47,5 +58,9 @@ def test_the_records_reports_are_read_whole() -> None:
     text = "".join(path.read_text() for report in readme_claims.ITEMS for path in results.glob(f"*/{report}"))
     beyond = len(re.findall(r"^  - (?:against )?random-target,", text, flags=re.MULTILINE))
     assert beyond > 0
-    verdicts = len(re.findall(r"^- [A-Z ,]+(?: in this setting|, architecture \d): ", text, flags=re.MULTILINE))
+    verdicts = len(
+        re.findall(
+            rf"^- (?:{readme_claims.VERDICT})(?: in this setting|, architecture \d)?: ", text, flags=re.MULTILINE
+        )
+    )
     assert len(list(readme_claims.claims(results))) == verdicts - beyond

@@ -23,6 +23,16 @@ def test_a_record_without_the_reconstruction_is_refused(monkeypatch, capsys) -> 
     assert "has no outcomes of the reconstruction" in capsys.readouterr().err
 
 
+def test_a_record_that_cannot_be_read_is_refused_in_a_line(monkeypatch, tmp_path, capsys) -> None:
+    broken = tmp_path / "table2.jsonl"
+    broken.write_text("{")
+    for path, told in ((tmp_path / "none.jsonl", "none.jsonl"), (broken, "line 1: it is not JSON")):
+        monkeypatch.setattr(sys, "argv", ["plan.py", str(path)])
+        with pytest.raises(SystemExit):
+            main()
+        assert told in capsys.readouterr().err
+
+
 def test_a_split_of_all_images_can_be_planned_for() -> None:
     """Every image right in one way alone: one more than that there is not."""
     records = [

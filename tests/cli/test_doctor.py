@@ -39,6 +39,14 @@ def test_what_it_finds() -> None:
     assert 0 < found["costs"][1]["expected"] < found["costs"][1]["free"]
 
 
+def test_images_that_no_memory_holds_are_refused_before_any_fit(monkeypatch) -> None:
+    monkeypatch.setattr("dipdefense.cli.examination.measure", lambda *_, **__: pytest.fail("fitted"))
+    monkeypatch.setattr(DIPPurifier, "room_for", lambda *_: SimpleNamespace(each=2e9, free=1e9, at_once=0))
+    result = CliRunner().invoke(command, ["doctor", *FAST])
+    assert result.exit_code == 2
+    assert "would take 2.0 GB, and 1.0 GB are free; give --size 128 or less" in result.output
+
+
 def test_the_trial_of_backends_is_no_part_of_the_cost(monkeypatch) -> None:
     calls = []
 

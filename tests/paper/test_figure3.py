@@ -18,7 +18,7 @@ from dipdefense import classifiers
 from dipdefense.datasets import packaged_images
 from dipdefense.evaluation import bootstrap, read_export
 from dipdefense.files import read_image
-from dipdefense.paper import figure3, figure3_sets
+from dipdefense.paper import figure3, figure3_report, figure3_sets
 from dipdefense.paper.claims import CONFIRMED, CONTRADICTED, UNDECIDED
 from dipdefense.paper.figure3_claims import (
     SetCurve,
@@ -115,6 +115,8 @@ def test_released_sets_are_measured_as_they_are(
     run = read_export(out / "figure3-architecture-2-robust.jsonl")
     assert run.configuration["data"] == "d_robust_CIFAR"
     assert "made here" not in (out / "figure3.md").read_text()
+    other = {(2, "original"): replace(run, configuration=run.configuration | {"data": "photos.zip"})}
+    assert "Images: photos.zip, d_robust_CIFAR, not" in figure3_report._subject(other | {(2, "robust"): run})
     external = classifiers.load("cifar10-cnn", weights=weights / "cifar10-external.pt")
     for record in (record for record in run.records if record.defence == "none"):
         place = int(record.image)

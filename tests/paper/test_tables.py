@@ -64,6 +64,7 @@ def test_tables_show_attacks_beside_clean_images_and_table_2_all_of_the_papers(d
 
 
 REFUSED = {
+    "--workers 4": "--address and --workers are for --engine ray",
     "--budgets 500 100": "budgets must ascend",
     "--budgets 0": "argument --budgets: must be an integer from 1",
     "--conditions nothing": "invalid choice: 'nothing'",

@@ -67,8 +67,8 @@ def reproduce(description: str | None) -> None:
         with command_line.usage():
             if not run.records:
                 raise ValueError(f"{store} has nothing of this evaluation in full yet")
-        stored = _stored_probes(run, setting.out) if setting.report else {}
-        report = AdaptiveReport(run, stored or probed(setting, subject, against))
+        probes = _stored_probes(run, setting.out) if setting.report else probed(setting, subject, against)
+        report = AdaptiveReport(run, probes)
         command_line.finish(write_report(report, setting.out), store, [run])
 
 
@@ -114,6 +114,7 @@ def read_report(folder: Path) -> AdaptiveReport:
 
     Raises:
         ExportError: the records are not as they were written.
+        ValueError, TypeError: the probes are not, or another version's.
         OSError: a file is missing.
     """
     probes = json.loads((folder / f"{_NAME}-probes.json").read_text())

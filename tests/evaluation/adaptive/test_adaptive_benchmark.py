@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from measuring import CONFIG, timeless, tiny_subject
 
-from dipdefense.evaluation import STORE, Level, Record, Store, measurement
+from dipdefense.evaluation import STORE, Level, Record, Store, export, measurement
 from dipdefense.evaluation.adaptive.benchmark import AdaptiveSetting, measure_adaptive, opponents, parse_arguments
 from dipdefense.evaluation.adaptive.names import named
 from dipdefense.evaluation.adaptive.report import AdaptiveReport
@@ -273,6 +273,24 @@ def test_a_report_probes_no_defence_whose_report_is_there(
     monkeypatch.setattr("dipdefense.evaluation.adaptive.script.parse_arguments", lambda _: other)
     with pytest.raises((TypeError, SystemExit)):
         reproduce(None)
+
+
+def test_a_report_of_a_killed_run_measures_nothing(
+    whole: tuple[AdaptiveReport, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    export(whole[0].run, tmp_path / "adaptive.jsonl")
+    setting = tiny_setting(tmp_path, report=True)
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.parse_arguments", lambda _: setting)
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.open_subject", lambda _: tiny_subject(images=3))
+    monkeypatch.setattr("dipdefense.evaluation.adaptive.script.probe", lambda *_: pytest.fail("probed"))
+    with Store(tmp_path / STORE):
+        pass
+    reproduce(None)
+    assert "written:" in capsys.readouterr().out
+    assert "- NOT MEASURED: properties of the defence" in (tmp_path / "adaptive.txt").read_text()
 
 
 @pytest.mark.parametrize("broken", ["{", '{"dip-2": {"a property of another version": true}}'])
