@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,7 @@ from dipdefense.config import Backend
 from dipdefense.datasets import LabelledImages
 from dipdefense.evaluation import circumstances
 from dipdefense.evaluation.protocol import choose
+from dipdefense.evaluation.provenance import weights_digest
 from dipdefense.evaluation.subject import open_data
 from dipdefense.files import write_atomically
 from dipdefense.reconstruct import reconstruct
@@ -174,11 +174,10 @@ def measure(given: argparse.Namespace) -> None:
     classifier = classifiers.load(setting.classifier, weights=given.weights, device=device)
     clean = correct_images(given, classifier, device)
     attacked = fgsm(classifier, clean.images, clean.labels, epsilon=EPSILON)
-    state = b"".join(value.cpu().numpy().tobytes() for value in classifier.state_dict().values())
     configuration = {
         "setting": given.setting,
         "dip": json.loads(json.dumps(setting.config.to_json())),
-        "classifier": f"{classifier.name}, {hashlib.sha256(state).hexdigest()[:16]}",
+        "classifier": f"{classifier.name}, {weights_digest(classifier)}",
         "data": given.data.name if given.data else "packaged images",
         "attack": f"FGSM, ε = {EPSILON}/255, defence-unaware",
         "budgets": list(range(given.every, given.iterations + 1, given.every)),

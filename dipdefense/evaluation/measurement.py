@@ -16,7 +16,7 @@ from dipdefense.config import DIPConfig
 from dipdefense.evaluation.defences import Defence, deep_image_prior
 from dipdefense.evaluation.exports import ExportError, read_export
 from dipdefense.evaluation.protocol import Condition
-from dipdefense.evaluation.provenance import circumstances, digest
+from dipdefense.evaluation.provenance import circumstances, weights_digest
 from dipdefense.evaluation.records import Key, Run
 from dipdefense.evaluation.runner import Asked, Done, Experiment, Spread, everything, run
 from dipdefense.evaluation.store import Store
@@ -204,7 +204,7 @@ def _identity(setting: Setting, subject: Subject) -> dict[str, Any]:
     classifier = subject.classifier
     return {
         "classifier": classifier.name,
-        "weights": digest(value.cpu().numpy().tobytes() for value in classifier.state_dict().values()),
+        "weights": weights_digest(classifier),
         "preprocess": str(classifier.preprocess),
         "input": list(subject.shape),
         "data": subject.source,

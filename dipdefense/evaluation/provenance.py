@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import dipdefense
 from dipdefense.machine import hardware
@@ -50,6 +51,11 @@ def digest(parts: Iterable[bytes]) -> str:
     for part in parts:
         sha.update(part)
     return sha.hexdigest()[:16]
+
+
+def weights_digest(network: nn.Module) -> str:
+    """The ``digest`` of a network's weights."""
+    return digest(value.cpu().numpy().tobytes() for value in network.state_dict().values())
 
 
 def _script(path: Path) -> str:

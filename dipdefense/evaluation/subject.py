@@ -101,10 +101,6 @@ class Subject:
         """The ids of the chosen images, in order."""
         return tuple(self.data.ids[index] for index in self.chosen.indices)
 
-    def images(self) -> LabelledImages:
-        """The chosen images, in order, on the CPU."""
-        return self.data.stack(self.chosen.indices)
-
     def fitted(self, config: DIPConfig) -> DIPConfig:
         """The configuration with the number of scales that these images get.
 

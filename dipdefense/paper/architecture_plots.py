@@ -14,7 +14,7 @@ from dipdefense.evaluation.protocol import condition_title
 from dipdefense.paper.architecture_claims import MARGIN
 from dipdefense.paper.architecture_outcomes import Outcomes, contrast
 from dipdefense.paper.labels import subject
-from dipdefense.paper.plots import blank, caption, condition_style
+from dipdefense.paper.plots import below, blank, caption, condition_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def confidences(found: Sequence[Outcomes], warning: str) -> Figure:
     across = min(len(found), _ACROSS)
     rows = math.ceil(len(found) / across)
     figure = blank(max(8.0, 2.1 * across), 2.1 + 1.75 * rows)
-    panels = figure.add_subfigure(figure.add_gridspec()[0, 0])
+    panels = below(figure)
     grid = panels.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(found) :]:
         axes.remove()

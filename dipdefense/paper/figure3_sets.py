@@ -25,7 +25,7 @@ from dipdefense.evaluation import (
     undefended,
 )
 from dipdefense.evaluation.protocol import Chosen, Condition, Images, content_digest, derive_seed, seeded_order
-from dipdefense.evaluation.provenance import digest
+from dipdefense.evaluation.provenance import weights_digest
 from dipdefense.evaluation.report import reduced_setting
 from dipdefense.evaluation.subject import InMemory
 from dipdefense.paper.robust_sets import EPSILON, STEP, STEPS, TARGET_STEPS, FeaturesOf, TowardsLabels
@@ -223,7 +223,7 @@ def _made(name: str, setting: FigureSetting, data: Images) -> tuple[Condition | 
         return None, {}
     weights = setting.robust_network if name == "robust" else setting.standard_network
     network = classifiers.load(CLASSIFIER, weights=weights, device=setting.device)
-    told = {"network": digest(value.cpu().numpy().tobytes() for value in network.state_dict().values()), "step": STEP}
+    told = {"network": weights_digest(network), "step": STEP}
     if name == "random-target":
         return TowardsLabels(_fast(network), steps=TARGET_STEPS), {**told, "steps": TARGET_STEPS, "epsilon": EPSILON}
     return FeaturesOf(_fast(network), data, setting.seeds[0], setting.steps), {**told, "steps": setting.steps}

@@ -6,7 +6,7 @@ BPDA takes the classifier's gradient at the defence's output for the image's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import get_args
 
 from dipdefense.arguments import choice
 from dipdefense.attacks.adaptive.ascent import Rule
@@ -37,8 +37,6 @@ class BPDA(GradientAttack):
         '8.0'
     """
 
-    kind: ClassVar[str] = "bpda"
-
     backward: Backward = "auto"
 
     def __post_init__(self) -> None:
@@ -58,8 +56,6 @@ class OwnGradient(BPDA):
         ValueError: at the first step; the defence's output has no gradient.
     """
 
-    kind: ClassVar[str] = "own-gradient"
-
     backward: Backward = "own"
 
 
@@ -71,8 +67,6 @@ class BPDAEOT(BPDA):
     samples each, and steps of 0.007 at ε = 8/255. The samples come from K calls: repeated rows would break defences
     that look at a batch.
     """
-
-    kind: ClassVar[str] = "bpda-eot"
 
     steps: int = 200
     rule: Rule = "pgd"

@@ -71,12 +71,6 @@ class GradientAttack(AdaptiveAttack):
             expected = "a positive number of at most 2, a part of ε, or None"
             real("step_size", self.step_size, expected=expected, holds=lambda x: 0 < x <= 2)
 
-    @property
-    def name(self) -> str:
-        """As records have it, with "-targeted" or "-known-seed" behind it where it is."""
-        known = "-known-seed" if self.known is not None and self.kind != "known-seed" else ""
-        return self.kind + ("-targeted" if self.targeted else "") + known
-
     def purifications(self) -> int:
         """How often the defence is run on each image."""
         return self.restarts * (self.steps + 1) * self.samples

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from dipdefense.attacks.adaptive.bpda import BPDA
 
@@ -20,8 +19,6 @@ class KnownSeed(BPDA):
         known: the sample's seed (:func:`dipdefense.attacks.adaptive.samples.purified`). Every gradient-based attack
             takes it too.
     """
-
-    kind: ClassVar[str] = "known-seed"
 
     known: int | None = 0
 

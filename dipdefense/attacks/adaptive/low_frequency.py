@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,8 +31,6 @@ class LowFrequency(BPDA):
     Attributes:
         kept: the lowest frequencies that may be used, as a part of each axis, in (0, 1].
     """
-
-    kind: ClassVar[str] = "low-frequency"
 
     kept: float = 0.25
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +30,6 @@ class Square(AdaptiveAttack):
         queries: squares that are tried; 5,000 in AutoAttack.
         samples: random samples of the defence that a query averages over.
     """
-
-    kind: ClassVar[str] = "square"
 
     queries: int = 5000
     samples: int = 1

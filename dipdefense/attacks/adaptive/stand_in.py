@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,6 @@ class StandIn(GradientAttack):
     Raises:
         ValueError: at the call, the defence changes the image's shape.
     """
-
-    kind: ClassVar[str] = "stand-in"
 
     pairs: int = 4
     width: int = 24

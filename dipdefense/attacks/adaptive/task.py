@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,6 @@ _MOST = 1_000_000
 
 class Adaptive(Protocol):
     """An attacker who knows the defence."""
-
-    @property
-    def name(self) -> str:
-        """As records have it."""
 
     def purifications(self) -> int:
         """How often the defence is run on each image."""
@@ -115,13 +111,6 @@ class AdaptiveAttack(abc.ABC):
 
     The arguments are checked before it; after it the images are projected and the classifier's modes are restored.
     """
-
-    kind: ClassVar[str]
-
-    @property
-    def name(self) -> str:
-        """As records have it."""
-        return self.kind
 
     @abc.abstractmethod
     def purifications(self) -> int:

@@ -14,7 +14,7 @@ from dipdefense.attacks.l2 import unit
 
 Norm = Literal["Linf", "L2"]
 
-# A gradient of zero has no direction, and must not become one of NaN.
+# A perturbation of length zero is not divided by it.
 _TINY = 1e-12
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from dipdefense.attacks.adaptive.gradient_attack import GradientAttack
 from dipdefense.attacks.adaptive.gradients import Estimator, along_the_trajectory, check_trajectory
@@ -25,8 +24,6 @@ class Trajectory(GradientAttack):
         ValueError: at the call, the defence has no trajectory; :class:`dipdefense.DIPPurifier` has one, and so has any
             module with its ``iters`` and ``reconstruct``.
     """
-
-    kind: ClassVar[str] = "trajectory"
 
     steps: int = 1000
     points: int = 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,8 +26,6 @@ class Transfer(AdaptiveAttack):
         steps: of APGD, for each loss and restart; 100 is AutoAttack's, 1,000 that of Croce et al. 2022.
         restarts: random starts for each loss.
     """
-
-    kind: ClassVar[str] = "transfer"
 
     steps: int = 100
     restarts: int = 1

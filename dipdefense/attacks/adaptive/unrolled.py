@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -41,8 +40,6 @@ class Unrolled(GradientAttack):
         TypeError: at the call, the defence is no DIPPurifier.
         ValueError: at the call, its network is a variant of the original one.
     """
-
-    kind: ClassVar[str] = "unrolled"
 
     iterations: int = 50
     adam_eps: float | None = 1e-3

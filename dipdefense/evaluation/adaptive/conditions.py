@@ -137,6 +137,8 @@ def conditions(
         threat = Threat(epsilon=name.epsilon, norm=norm)
         found[str(name)] = Attacked(str(name), attack, target.purifier, threat, folder)
 
+    # Even where the run does without it, since the transfer attack knows no defence.
+    undefended = Target(("none", 0), nn.Identity())
     if not repeat:
         found["clean"] = None
     for epsilon in epsilons:
@@ -144,7 +146,7 @@ def conditions(
             noise = Attack("noise", epsilon)
             found[condition_name(noise)] = noise
         if not repeat and "transfer" in level.attacks:
-            add(ATTACKS["transfer"](**level.attacks["transfer"]), Named("transfer", epsilon, norm), targets[0])
+            add(ATTACKS["transfer"](**level.attacks["transfer"]), Named("transfer", epsilon, norm), undefended)
         for target in (target for target in targets if target.column != ("none", 0)):
             for name, attack in attacks_on(target, level):
                 add(attack, Named(name, epsilon, norm, target.name, repeat), target)

@@ -93,7 +93,7 @@ def test_bad_calls(attack, change: dict, error: type[Exception], message: str) -
         attack(*positional, **arguments)
 
 
-@pytest.mark.parametrize("attack", [Transfer(), Square()], ids=lambda attack: attack.name)
+@pytest.mark.parametrize("attack", [Transfer(), Square()], ids=lambda attack: type(attack).__name__)
 def test_a_missing_library_is_named(attack, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("pyautoattack", "pyautoattack.square", "pyautoattack.autopgd_base"):
         monkeypatch.setitem(sys.modules, module, None)

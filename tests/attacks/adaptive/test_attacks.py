@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dipdefense import DIPConfig, DIPPurifier
 from dipdefense.attacks.adaptive import ATTACKS, Adaptive, Checkpoint, Threat
+from dipdefense.attacks.adaptive.unrolled import Unrolled
 
 SMALL: dict[str, Callable[[], Adaptive]] = {
     "transfer": lambda: ATTACKS["transfer"](steps=4),
@@ -34,7 +35,7 @@ ALL = pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
 
 
 def defence_for(attack: Adaptive) -> nn.Module:
-    return DIPPurifier(iters=3, config=DIP) if attack.name == "unrolled" else Steps()
+    return DIPPurifier(iters=3, config=DIP) if isinstance(attack, Unrolled) else Steps()
 
 
 def attacked(attack: Adaptive, threat: Threat = THREATS["Linf"], **settings) -> Tensor:
@@ -102,7 +103,7 @@ def test_classifier_and_images_are_left_as_they_were(make) -> None:
 @ALL
 def test_purifications_are_what_is_run(make) -> None:
     attack, defence, (images, labels) = make(), Steps(), batch()
-    if attack.name == "unrolled":
+    if isinstance(attack, Unrolled):
         assert attack.purifications() == 0
         return
     attack(defence, network(), images, labels, threat=THREATS["Linf"], seed=0)
@@ -166,14 +167,12 @@ def test_a_killed_run_resumes_to_the_same_result(make, seed, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attacks_have_their_names_and_defaults(name: str) -> None:
-    attack = ATTACKS[name]()
-    assert attack.name == name
-    assert attack.purifications() >= 0
+def test_attacks_have_defaults(name: str) -> None:
+    assert ATTACKS[name]().purifications() >= 0
 
 
 def test_every_attack_is_tested() -> None:
-    assert {make().name for make in SMALL.values()} == set(ATTACKS)
+    assert {name.split()[0] for name in SMALL} == set(ATTACKS)
 
 
 def test_each_step_meets_a_fresh_sample() -> None:

@@ -559,6 +559,12 @@ def test_a_variant_of_the_network_is_not_unrolled() -> None:
     assert list(conditions(level, targets, epsilons=(8,))) == ["clean", "noise-8", "bpda-8@dip-2"]
 
 
+def test_the_transfer_attack_knows_no_defence_where_none_is_without() -> None:
+    level = Level(name="own", attacks={"transfer": {"steps": 1}}, draws=1)
+    found = conditions(level, [Target(("dip", 2), DIPPurifier(2, config=CONFIG))], epsilons=(8,))
+    assert isinstance(found["transfer-8"].purifier, nn.Identity)
+
+
 def test_every_attack_that_a_variant_admits_is_not_a_reduced_attack() -> None:
     level = Level(name="full", attacks={"bpda": {"steps": 1}, "unrolled": {"steps": 1, "iterations": 1}}, draws=1)
     asked_for = {"level": level, "epsilon": 8}
