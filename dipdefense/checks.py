@@ -141,6 +141,8 @@ def explain(device: torch.device | str, *, precision: Precision = "auto", backen
         'fp32: asked for.'
     """
     device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that this machine has, got {str(device)!r}")
     chosen = {torch.bfloat16: "bf16", torch.float32: "fp32"}[operand_dtype(precision, device)]
     check_backend(backend, device)
     if precision != "auto":

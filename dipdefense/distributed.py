@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dipdefense.arguments import flag, integer, real, shown
-from dipdefense.checks import Seed, resolve_seeds
+from dipdefense.checks import Seed, check_images, resolve_seeds
 from dipdefense.purifier import DIPPurifier, warn_of_divergence
 
 Item = TypeVar("Item")
@@ -101,7 +101,8 @@ def purify_dataset(
     """Purify many images of one size in the processes of a Ray cluster.
 
     Every image has the output that ``purifier`` computes for it in this process, bit for bit on CPUs of one kind with
-    the same backend. With ``backend="auto"`` each worker tries the backends by itself; name one where that matters.
+    the same backend, if its ``batch_size`` is ``batch``: a CPU may round an image alone in another way. With
+    ``backend="auto"`` each worker tries the backends by itself; name one where that matters.
 
     Args:
         purifier: the defence; its ``batch_size`` and ``progress`` are not used.
@@ -121,8 +122,8 @@ def purify_dataset(
         diverged are NaN, and a warning names them.
 
     Raises:
-        TypeError, ValueError, ImportError, ConnectionError, RuntimeError: see :func:`spread`. Errors in a batch of
-            images come from its worker.
+        TypeError, ValueError, ImportError, ConnectionError, RuntimeError: see :func:`spread`. Errors in a batch that a
+            function returns come from its worker.
 
     Example:
         >>> purifier = DIPPurifier(iters=500, seed=0)
@@ -136,7 +137,10 @@ def purify_dataset(
     if isinstance(images, Tensor):
         if count is not None:
             raise ValueError(f"count is for images that a function returns; the tensor has its own, got {count}")
+        check_images(images, purifier.config, out_of_range=purifier.out_of_range)
         read, total = _Rows(images.detach().cpu()), len(images)
+    elif not callable(images):
+        raise TypeError(f"images must be a torch.Tensor or a function from indices to one, got {shown(images)}")
     elif count is None:
         raise TypeError("count must be given where images is a function")
     else:

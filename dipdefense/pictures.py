@@ -200,7 +200,7 @@ def to_tensor(picture: Image.Image) -> Tensor:
     """A picture of 8 bits, or of floats in [0, 1], as (C, H, W) float32 in [0, 1]."""
     pixels = torch.from_numpy(np.array(picture))
     pixels = (pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]).contiguous()
-    return pixels if pixels.is_floating_point() else pixels / 255
+    return pixels if pixels.is_floating_point() else pixels.float() / 255
 
 
 def quantised(values: np.ndarray[Any, np.dtype[np.float32]], *, bits: int) -> np.ndarray[Any, Any]:

@@ -89,7 +89,7 @@ class DIPPurifier(nn.Module):
     """
 
     immaterial: ClassVar[tuple[str, ...]] = ("batch_size", "progress")
-    """The attributes that decide no output."""
+    """The attributes that decide no output but by rounding."""
 
     def __init__(
         self,

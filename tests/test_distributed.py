@@ -51,6 +51,12 @@ BAD = {
     "no batch": (lambda: purify_dataset(DIPPurifier(), IMAGES, batch=0), ValueError, "batch must be an integer"),
     "a count too many": (lambda: purify_dataset(DIPPurifier(), IMAGES, 5), ValueError, "count is for images that a"),
     "no count": (lambda: purify_dataset(DIPPurifier(), len), TypeError, "count must be given where images is"),
+    "an array": (
+        lambda: purify_dataset(DIPPurifier(), IMAGES.numpy(), 5),
+        TypeError,
+        "must be a torch.Tensor or a func",
+    ),
+    "a range": (lambda: purify_dataset(DIPPurifier(), IMAGES * 255), ValueError, r"images must lie in \[0, 1\]"),
     "seeds": (lambda: purify_dataset(DIPPurifier(), IMAGES, seed=[1]), ValueError, "got 1 seeds for 5 images"),
     "progress": (lambda: purify_dataset(DIPPurifier(), IMAGES, progress=1), TypeError, "progress must be True or"),
 }

@@ -308,3 +308,13 @@ def test_entries_of_archives(tmp_path: Path, method: int, attributes, message: s
             name = "b.png"
         with pytest.raises(UnreadableImage, match=rf"a\.zip/{name} cannot be read as an image: .*({message})"):
             files.read_entry(archive, name)
+
+
+def test_pixels_are_float32_whatever_the_default_dtype(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / "a.png")
+    torch.set_default_dtype(torch.float64)
+    try:
+        pixels = files.read_image(tmp_path / "a.png").pixels
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert pixels.dtype == torch.float32

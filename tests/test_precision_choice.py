@@ -83,3 +83,9 @@ def test_other_reasons_are_given() -> None:
     )
     with pytest.raises(ValueError, match="NVIDIA GPU"):
         explain(CPU, backend="cudagraphs")
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device must be one that this machine has, got 'cuda:0'"):
+        explain("cuda:0")

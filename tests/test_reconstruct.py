@@ -56,6 +56,7 @@ BATCHES = {
     "architecture 1, 32×32": (DIPConfig.architecture_1(), 32),
     "architecture 2, 32×32": (DIPConfig.architecture_2(), 32),
     "architecture 2, 64×64": (DIPConfig.architecture_2(), 64),
+    "architecture 2, 96×96": (DIPConfig.architecture_2(), 96),
 }
 
 

@@ -205,6 +205,25 @@ def test_half_precision_images_have_maps_of_their_dtype(
     assert method(classifier.bfloat16(), images.bfloat16()).dtype == torch.bfloat16
 
 
+class Steep(nn.Module):
+    """Every pixel's gradient is 1,000."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = 1000 * images.flatten(1).sum(dim=1, keepdim=True)
+        return torch.cat([score, torch.zeros_like(score)], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [(integrated_gradients, {"steps": 100}), (smoothgrad, {"samples": 100}), (mig_sg, {"steps": 100, "samples": 100})],
+)
+def test_sums_of_many_gradients_do_not_overflow_in_float16(method: Callable[..., Tensor], settings: dict) -> None:
+    maps = method(Steep(), torch.full((1, 1, 2, 2), 1 / 255, dtype=torch.float16), target=0, **settings)
+    expected = 1000.0 if method is smoothgrad else 1000 / 255 * (1.01 if method is mig_sg else 1)
+    assert maps.dtype == torch.float16
+    torch.testing.assert_close(maps.float(), torch.full((1, 1, 2, 2), expected), rtol=1e-2, atol=0)
+
+
 def test_a_mask_is_clipped_at_the_percentile_of_each_image() -> None:
     saliency = torch.zeros(2, 2, 10, 10)
     saliency[0, 0] = -torch.arange(100.0).reshape(10, 10)

@@ -121,7 +121,7 @@ def noise(images: Tensor, *, epsilon: float, seed: Seed = None) -> Tensor:
     clean = detached(images)
     # On the CPU, so that a seed means the same on every device.
     generators = [torch.Generator().manual_seed(seed) for seed in resolve_seeds(seed, len(images))]
-    signs = torch.empty(clean.shape, device="cpu")
+    signs = torch.empty(clean.shape, dtype=torch.float32, device="cpu")
     for sign, generator in zip(signs, generators, strict=True):
         sign.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
     return (clean + epsilon / 255 * signs.to(clean.device)).clamp(0, 1)

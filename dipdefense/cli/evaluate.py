@@ -84,6 +84,9 @@ def command(
             click.echo(report.to_json() if as_json else text)
     except (ending.Stopped, evaluation.StoreError) as stop:
         ending.end(ending.STOPPED, f"{stop}.")
+    except (RuntimeError, MemoryError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ending.end(ending.STOPPED, f"{reason}. The same command resumes; a smaller --batch-size begins anew.")
     if summary.ended:
         say(summary.ended)
     raise SystemExit(summary.exit_code)

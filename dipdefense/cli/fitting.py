@@ -67,7 +67,8 @@ class Fitter:
             try:
                 images.append((job, self._read(job)))
             except UnreadableImage as error:
-                found.append(Fitted(job, error.reason))
+                if jobs.unfinished([job]):
+                    found.append(Fitted(job, error.reason))
         if not jobs.unfinished([job for job, _ in images]):
             return found
         try:

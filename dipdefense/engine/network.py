@@ -55,7 +55,7 @@ class Networks(nn.Module):
         scales: how often the resolution is halved.
         generators: one per image, for its network's initial weights, distributed as torch's own layers':
             convolutions and the last one's bias uniform on ±1/sqrt(fan-in), normalisations at scale 1 and shift 0.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters; float64 is for comparisons with a reference.
     """
 
     def __init__(

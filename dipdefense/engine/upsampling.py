@@ -88,7 +88,11 @@ class ConvolveTransposed(torch.autograd.Function):
         ctx.save_for_backward(low, padded, weight)
         ctx.groups = groups
         spread = F.conv_transpose2d(padded, weight, stride=2, padding=1, groups=groups)
-        out = _depthwise(spread, _FILTER)[..., :height, :width]
+        out = _depthwise(spread, _FILTER)
+        if height % 2 or width % 2:
+            # A crop has gaps, for which one image's channels would be taken for innermost.
+            layout = torch.contiguous_format if low.is_contiguous() else torch.channels_last
+            out = out[..., :height, :width].contiguous(memory_format=layout)
         ctx.borders = rows, columns = _borders(unfold(low, groups), weight, height, width)
         images = unfold(out, groups)
         for end in (0, 1):

@@ -35,19 +35,19 @@ def summed(
     *,
     absolute: bool = False,
 ) -> Tensor:
-    """The sum of the (absolute) gradients at each image's points: (N, C, H, W)."""
+    """The sum of the (absolute) gradients at each image's points: (N, C, H, W), in float32 at least."""
     if not isinstance(classifier, nn.Module):
         raise TypeError(f"classifier must be a torch.nn.Module, got {shown(classifier)}")
     check_images(images)
     batch_size = integer("batch_size", batch_size, low=1, high=MOST)
     images, classes = images.detach(), _classes(target, len(images))
     baselines = torch.zeros_like(images) if baselines is None else baselines
+    # Thousands of gradients in bf16 would not add up, and in float16 their sum may be infinite.
+    sums = torch.zeros_like(images, dtype=torch.promote_types(images.dtype, torch.float32))
     if len(images) == 0:
-        return torch.zeros_like(images)
+        return sums
     with evaluated(classifier):
         targets = _targets(classifier, images, classes, batch_size)
-        # Thousands of gradients in bf16 would not add up.
-        sums = torch.zeros_like(images, dtype=torch.promote_types(images.dtype, torch.float32))
         pairs = enumerate(zip(images, baselines, strict=True))
         numbered = ((number, point) for number, (image, origin) in pairs for point in points(image, origin))
         while chunk := list(islice(numbered, batch_size)):
@@ -55,7 +55,7 @@ def summed(
             owners = torch.tensor(numbers, device=images.device)
             gradients = _gradients(classifier, torch.stack(stacked), targets[owners])
             sums.index_add_(0, owners, (gradients.abs() if absolute else gradients).to(sums.dtype))
-    return sums.to(images.dtype)
+    return sums
 
 
 def _gradients(classifier: nn.Module, points: Tensor, targets: Tensor) -> Tensor:

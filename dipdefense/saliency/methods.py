@@ -37,7 +37,7 @@ def gradient(classifier: nn.Module, images: Tensor, *, target: Target = None, ba
     def points(image: Tensor, _: Tensor) -> Iterator[Tensor]:
         yield image
 
-    return summed(classifier, images, target, batch_size, points)
+    return summed(classifier, images, target, batch_size, points).to(images.dtype)
 
 
 def integrated_gradients(
@@ -84,7 +84,8 @@ def integrated_gradients(
         for step in range(steps):
             yield origin + (step + 0.5) / steps * (image - origin)
 
-    return (images.detach() - origins) * summed(classifier, images, target, batch_size, points, origins) / steps
+    sums = summed(classifier, images, target, batch_size, points, origins)
+    return ((images.detach() - origins) * sums / steps).to(images.dtype)
 
 
 def smoothgrad(
@@ -119,7 +120,7 @@ def smoothgrad(
     def points(image: Tensor, _: Tensor) -> Iterator[Tensor]:
         yield from noisy(repeat(image, samples), noise_std, seed)
 
-    return summed(classifier, images, target, batch_size, points) / samples
+    return (summed(classifier, images, target, batch_size, points) / samples).to(images.dtype)
 
 
 def mig_sg(
@@ -168,4 +169,4 @@ def mig_sg(
         yield from noisy(path, noise_std, seed)
 
     total = summed(classifier, images, target, batch_size, points, origins, absolute=True)
-    return ((images.detach() - origins) / (steps * samples) * total).abs()
+    return ((images.detach() - origins).to(total) / (steps * samples) * total).abs().to(images.dtype)

@@ -466,3 +466,15 @@ def test_on_the_gpu(attack, images, labels) -> None:
     assert adversarial.device == images.device
     assert ((adversarial - expected).abs() > 1e-6).float().mean() < 0.02
     assert attack(network().cuda(), images.cuda(), labels.cuda(), epsilon=5).is_cuda
+
+
+def test_noise_is_the_same_whatever_the_default_dtype() -> None:
+    images = torch.rand(2, 3, 8, 8)
+    expected = noise(images, epsilon=8, seed=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = noise(images, epsilon=8, seed=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)

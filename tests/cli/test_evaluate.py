@@ -102,6 +102,16 @@ def test_a_full_disk_is_no_error_of_usage(tmp_path: Path, monkeypatch) -> None:
     assert "Usage" not in result.stderr
 
 
+def test_a_lack_of_memory_ends_it_in_a_line(tmp_path: Path, monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> AdaptiveReport:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(evaluation, "evaluate", fails)
+    result = evaluate(tmp_path / "out", "--images", 1)
+    assert result.exit_code == ending.STOPPED
+    assert "OutOfMemoryError: no memory. The same command resumes" in result.stderr
+
+
 def test_a_classifier_of_cifar10_gets_its_images(tmp_path: Path, given: dict) -> None:
     weights = ROOT / "benchmarks" / "weights" / "cifar10-external.pt"
     result = evaluate(tmp_path / "out", "--images", 2, "--classifier", "cifar10-cnn", "--weights", weights)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dipdefense import DIPConfig, DIPPurifier, files, reconstruct, stopping
-from dipdefense.cli import jobs, outputs, purifying
+from dipdefense.cli import fitting, jobs, outputs, purifying
 from dipdefense.cli.command import command
 from dipdefense.files import read_image
 from dipdefense.seeds import derive_seed
@@ -228,6 +228,21 @@ def test_a_finished_image_does_not_fail_for_lack_of_memory(tmp_path: Path, monke
     monkeypatch.setattr("dipdefense.engine.memory._free_bytes", lambda device: 2**26)
     found = told(purify(tmp_path / "in", tmp_path / "out", "--iters", 1, "--json"))
     assert (found["kept"], set(found["failed"])) == (1, {"another.png"})
+
+
+def test_a_finished_image_whose_original_has_gone_is_no_failure(tmp_path: Path, monkeypatch) -> None:
+    picture(tmp_path / "in" / "a.png")
+    assert purify(tmp_path / "in", tmp_path / "out", "--iters", 1).exit_code == 0
+    picture(tmp_path / "in" / "b.png", number=1)
+    inner = fitting.Fitter.__call__
+
+    def gone(self, batch, *given):
+        (tmp_path / "in" / "a.png").unlink()
+        return inner(self, batch, *given)
+
+    monkeypatch.setattr(fitting.Fitter, "__call__", gone)
+    result = purify(tmp_path / "in", tmp_path / "out", "--iters", 1, "--json")
+    assert (result.exit_code, told(result)["kept"], told(result)["failed"]) == (0, 1, {})
 
 
 def failing(monkeypatch, marked: float, error: Exception) -> None:

@@ -7,7 +7,7 @@ import torch
 from reference import ReferenceNet, reference_like
 
 from dipdefense import DIPConfig
-from dipdefense.engine import ops
+from dipdefense.engine import ops, upsampling
 from dipdefense.engine.network import SkipNets
 
 SMALL = DIPConfig(channels=8, skip_channels=4, input_channels=5)
@@ -164,3 +164,13 @@ def test_networks_start_as_torch_layers_do() -> None:
             assert 0 < parameter.abs().max() < 1 / 128**0.5
         else:
             assert torch.equal(parameter[0], reference[name])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("size", [(98, 100), (97, 99)], ids=str)
+def test_upsampled_convolution_keeps_the_layout(size: tuple[int, int], layout: torch.memory_format) -> None:
+    """At odd sides too, where it crops."""
+    low = torch.rand(1, 4, 49, 50).contiguous(memory_format=layout)
+    out = upsampling.convolve(low, torch.rand(1, 4, 3, 5, 3), *size)
+    assert out.shape == (1, 5, *size)
+    assert out.is_contiguous(memory_format=layout)

@@ -244,6 +244,7 @@ def test_another_number_of_images_is_another_trial(auto) -> None:
 def explain_a_gpu(monkeypatch) -> str:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return explain("cuda:0")["backend"]
 
 
