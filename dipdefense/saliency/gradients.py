@@ -43,11 +43,12 @@ def summed(
     images, classes = images.detach(), _classes(target, len(images))
     baselines = torch.zeros_like(images) if baselines is None else baselines
     # Thousands of gradients in bf16 would not add up, and in float16 their sum may be infinite.
-    sums = torch.zeros_like(images, dtype=torch.promote_types(images.dtype, torch.float32))
+    exact = torch.promote_types(images.dtype, torch.float32)
     if len(images) == 0:
-        return sums
+        return torch.zeros_like(images, dtype=exact)
     with evaluated(classifier):
         targets = _targets(classifier, images, classes, batch_size)
+        sums = torch.zeros_like(images, dtype=exact)
         pairs = enumerate(zip(images, baselines, strict=True))
         numbered = ((number, point) for number, (image, origin) in pairs for point in points(image, origin))
         while chunk := list(islice(numbered, batch_size)):
