@@ -109,7 +109,13 @@ def reduced(image: Tensor, limit: int | None) -> Tensor:
 
 
 def room(purifier: DIPPurifier, shape: Shape, device: torch.device, *, option: str = "--max-side") -> int:
-    """How many images of a shape are fitted at once; ``option`` is the one that makes images smaller.
+    """How many images of a shape are fitted at once.
+
+    Args:
+        purifier: which fits them.
+        shape: of an image.
+        device: where.
+        option: the command's option that makes images smaller, for the message.
 
     Raises:
         ValueError: the images are too small for the networks, or too large for the free memory; the message gives the

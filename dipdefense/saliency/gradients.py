@@ -35,7 +35,10 @@ def summed(
     *,
     absolute: bool = False,
 ) -> Tensor:
-    """The sum of the (absolute) gradients at each image's points: (N, C, H, W), in float32 at least."""
+    """The sum of the (absolute) gradients at each image's points: (N, C, H, W).
+
+    It is in float32 at least.
+    """
     if not isinstance(classifier, nn.Module):
         raise TypeError(f"classifier must be a torch.nn.Module, got {shown(classifier)}")
     check_images(images)
