@@ -67,7 +67,7 @@ class Fitter:
             try:
                 images.append((job, self._read(job)))
             except UnreadableImage as error:
-                if jobs.unfinished([job]):
+                if job.to_do:
                     found.append(Fitted(job, error.reason))
         if not jobs.unfinished([job for job, _ in images]):
             return found

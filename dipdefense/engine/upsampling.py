@@ -88,11 +88,8 @@ class ConvolveTransposed(torch.autograd.Function):
         ctx.save_for_backward(low, padded, weight)
         ctx.groups = groups
         spread = F.conv_transpose2d(padded, weight, stride=2, padding=1, groups=groups)
-        out = _depthwise(spread, _FILTER)
-        if height % 2 or width % 2:
-            # A crop has gaps, for which one image's channels would be taken for innermost.
-            layout = torch.contiguous_format if low.is_contiguous() else torch.channels_last
-            out = out[..., :height, :width].contiguous(memory_format=layout)
+        # A crop has gaps, for which one image's channels would be taken for innermost.
+        out = _in_format_of(low, _depthwise(spread, _FILTER)[..., :height, :width])
         ctx.borders = rows, columns = _borders(unfold(low, groups), weight, height, width)
         images = unfold(out, groups)
         for end in (0, 1):
@@ -129,8 +126,9 @@ class ConvolveTransposed(torch.autograd.Function):
 
 
 def _in_format_of(example: Tensor, x: Tensor) -> Tensor:
-    """``x`` with its channels innermost where the example's are."""
-    return x if example.is_contiguous() else x.contiguous(memory_format=torch.channels_last)
+    """``x`` without gaps, its channels innermost where the example's are."""
+    layout = torch.contiguous_format if example.is_contiguous() else torch.channels_last
+    return x.contiguous(memory_format=layout)
 
 
 def _depthwise(x: Tensor, taps: tuple[float, ...], *, padding: int = 0) -> Tensor:

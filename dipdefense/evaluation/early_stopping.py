@@ -13,7 +13,7 @@ from dipdefense.checks import Precision
 from dipdefense.config import DIPConfig
 from dipdefense.evaluation.defences import Defence, Outcome, clock, deep_image_prior
 from dipdefense.reconstruct import Reconstruction, reconstruct
-from dipdefense.reduction import enlarged, reduced
+from dipdefense.reduction import enlarged
 from dipdefense.stopping import Rule, Trend, Variance, Watch
 
 RULES: dict[str, Rule] = {
@@ -50,19 +50,21 @@ class Observation(Watch):
 
     Attributes:
         iterations: by rule, (N,) int64: the iteration with which the rule would have ended the fit; 0 for never.
-        chosen: by rule, (N, C, H, W): the output that it would have taken; of no meaning where it would not have.
+        taken: by rule, (N,) int64: the iteration whose output it would have taken; without meaning where it never ends.
+        chosen: by rule, (N, C, H, W): that output.
     """
 
     def __init__(self, images: Tensor, rule: Observed) -> None:
         super().__init__(images, rule)
         self._watches = {name: each.watch(images) for name, each in rule.rules.items()}
         self.iterations = {name: torch.zeros(len(images), dtype=torch.int64) for name in rule.rules}
+        self.taken = {name: torch.zeros(len(images), dtype=torch.int64) for name in rule.rules}
         self.chosen = {name: torch.zeros_like(images) for name in rule.rules}
 
     def _scores(self, iteration: int, outputs: Tensor) -> Tensor:
         for name, watch in self._watches.items():
             ending = watch(iteration, outputs) & (self.iterations[name] == 0)
-            self.iterations[name][ending] = iteration
+            self.iterations[name][ending], self.taken[name][ending] = iteration, watch.stopped[ending]
             rows = ending.to(outputs.device)
             self.chosen[name][rows] = watch.outputs[rows]
         # An infinite score is never the least so far, and so never ends a fit.
@@ -135,15 +137,13 @@ def one_fit(
     def by(rule: str) -> Defence:
         def stopped(classifier: nn.Module, images: Tensor, _: Sequence[int], seeds: Sequence[int]) -> Iterator[Outcome]:
             run, observation, seconds = fits(images, seeds)
-            ended, chosen, target = observation.iterations[rule] > 0, observation.chosen[rule], images.float()
-            if config.reduction > 1:
-                target = reduced(images, config.fitted_size(*images.shape[2:]))
-            early = (chosen.float() - target).square().mean(dim=(1, 2, 3))
+            ended, chosen = observation.iterations[rule] > 0, observation.chosen[rule]
             if config.reduction > 1:
                 chosen = enlarged(chosen, images.shape[2:])
-            here = ended.to(images.device)
-            output = torch.where(here[:, None, None, None], chosen.to(images.dtype), run.images[-1])
-            losses = torch.where(here, early, run.final_losses)
+            rows = ended.to(images.device)[:, None, None, None]
+            output = torch.where(rows, chosen.to(images.dtype), run.images[-1])
+            taken = torch.where(ended, observation.taken[rule], last).to(run.losses.device)
+            losses = run.losses.gather(0, taken[None] - 1)[0]
             iterations = torch.where(ended, observation.iterations[rule], last).tolist()
             # What the fit did after the rule had ended it is not the rule's.
             status = ["ok" if early else own for early, own in zip(ended.tolist(), run.status, strict=True)]
